@@ -1,0 +1,52 @@
+"""Names made from content: canonical JSON, sha256 digests, and the keyed order of samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import rfc8785
+import xxhash
+
+ORDER_SEED = 0x7265656C6D696C6C
+"""Seed of the order in which samples lie in a shard: the ASCII bytes of ``reelmill``."""
+
+SHORT = 12
+"""Hexadecimal digits of a digest that people see: ``clips@3fa9c1d20b7e``."""
+
+
+def sha256(data: bytes) -> str:
+    """The sha256 of ``data``, 64 hexadecimal digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def canonical(value: Mapping[str, Any]) -> bytes:
+    """``value`` as RFC 8785 canonical JSON.
+
+    Raises:
+        TypeError: a float is in it. Floats print differently from one writer to the next; a
+            document that is a name holds integers and strings.
+    """
+    _refuse_floats(value, "$")
+    return rfc8785.dumps(dict(value))
+
+
+def _refuse_floats(value: Any, where: str) -> None:
+    if isinstance(value, float):
+        raise TypeError(f"{where} is a float; a digest is taken of integers and strings only")
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            _refuse_floats(item, f"{where}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for place, item in enumerate(value):
+            _refuse_floats(item, f"{where}[{place}]")
+
+
+def order_hash(key: str, seed: int = ORDER_SEED) -> int:
+    """The place of a sample in the keyed order: xxh3-64 of its key, an unsigned 64-bit integer.
+
+    Every shard lies in this order, so the samples of one output shard of a shuffle are one
+    contiguous run of each input shard.
+    """
+    return xxhash.xxh3_64_intdigest(key.encode(), seed)
