@@ -1,0 +1,93 @@
+"""What a store needs of the place its bytes lie in, and the choice of one by address."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One object: its name below the store's root, its size in bytes, its age's start.
+
+    ``modified`` is in seconds since the epoch.
+    """
+
+    name: str
+    size: int
+    modified: float
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """Bytes ``[start, stop)`` of the object ``name``."""
+
+    name: str
+    start: int
+    stop: int
+
+
+class Backend(Protocol):
+    """Objects by name. Names are relative, ``/``-separated, and made by Reelmill alone.
+
+    Every method raises ``StoreError`` with one clear line when the place refuses or fails;
+    reading what is not there raises ``FileNotFoundError``.
+    """
+
+    url: str
+    is_local: bool
+    conditional: bool
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put a small object only if the name is free; ``False`` if another's bytes hold it."""
+
+    def put(self, name: str, data: bytes) -> None:
+        """Put bytes that may replace what is there (a blob: the same bytes; a heartbeat)."""
+
+    def put_file(self, name: str, path: Path) -> None:
+        """Take over a scratch file as an object; ``path`` is gone or useless afterwards."""
+
+    def read(self, name: str) -> bytes: ...
+
+    def read_ranges(self, ranges: list[Range]) -> list[bytes]:
+        """Each range's bytes, in the order asked, each exactly as long as asked."""
+
+    def stream(self, name: str) -> Iterator[bytes]:
+        """The object's bytes from first to last, in pieces of a few MiB."""
+
+    def size(self, name: str) -> int | None:
+        """Size in bytes, or ``None`` if there is no such object."""
+
+    def sizes(self, names: Iterable[str]) -> dict[str, int]:
+        """The sizes of those of ``names`` that exist."""
+
+    def list(self, prefix: str) -> Iterator[Entry]:
+        """Everything below the folder ``prefix`` (which ends with ``/``), sorted by name."""
+
+    def delete(self, name: str) -> None:
+        """Remove an object; one that is not there is no error."""
+
+    def locate(self, name: str) -> str:
+        """The address by which other programs open the object: a path or an URL."""
+
+    def scratch(self) -> Path:
+        """A folder for files on their way into the store."""
+
+    def sweep(self) -> None:
+        """Remove scratch files whose process is gone."""
+
+
+def open_backend(url: str) -> Backend:
+    """The backend for a folder (``./store``, ``file:///data/store``) or an fsspec URL."""
+    scheme, separator, rest = url.partition("://")
+    if not separator:
+        scheme, rest = "file", url
+    if scheme == "file":
+        from reelmill.store.local import LocalBackend
+
+        return LocalBackend(Path(rest))
+    from reelmill.store.remote import RemoteBackend
+
+    return RemoteBackend(url)

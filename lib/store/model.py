@@ -1,0 +1,218 @@
+"""The documents a store holds. All are JSON from strangers: validated on the way in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+
+from reelmill.digest import SHORT, canonical, sha256
+
+FORMAT = 1
+
+Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ShardID = Annotated[str, Field(pattern=r"^[0-9]{5,9}$")]
+DatasetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
+TagName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
+Suffix = Literal["tar", "parquet", "json"]
+Count = Annotated[int, Field(ge=0)]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def as_bytes(self) -> bytes:
+        """The document as canonical JSON: equal documents are equal bytes."""
+        return canonical(self.model_dump(mode="json"))
+
+
+class Blob(_Document):
+    """Immutable bytes: their sha256 and size in bytes."""
+
+    digest: Digest
+    size: Count
+
+
+class Shard(_Document):
+    """One shard of a version. ``tar`` is absent where every sample was rejected."""
+
+    id: ShardID
+    tar: Blob | None
+    index: Blob
+    samples: Count
+    rejects: Count
+
+    @property
+    def size(self) -> int:
+        """Bytes of the tar and the index together."""
+        return self.index.size + (self.tar.size if self.tar else 0)
+
+
+class Generation(_Document):
+    """The shards that entered with one growth of the source."""
+
+    shards: tuple[Shard, ...]
+
+
+class Manifest(_Document):
+    """What a version holds and nothing else; its digest is the version's name."""
+
+    format: Literal[1] = 1
+    fields: tuple[str, ...]
+    generations: tuple[Generation, ...]
+
+    @property
+    def shards(self) -> Iterator[Shard]:
+        return (shard for generation in self.generations for shard in generation.shards)
+
+    def totals(self) -> Totals:
+        shards = list(self.shards)
+        return Totals(
+            shards=len(shards),
+            samples=sum(shard.samples for shard in shards),
+            rejects=sum(shard.rejects for shard in shards),
+            bytes=sum(shard.size for shard in shards),
+        )
+
+
+class Totals(_Document):
+    """Counts over a version's shards; ``bytes`` is of tars and indexes."""
+
+    shards: Count
+    samples: Count
+    rejects: Count
+    bytes: Count
+
+
+class Action(_Document):
+    """One shard's work, written down: all that its bytes depend on, and nothing else.
+
+    ``inputs`` holds digests by role; ``slot`` says which output of several this is; ``tools``
+    names the builds that change bytes (an encoder's, a model's weights).
+    """
+
+    format: Literal[1] = 1
+    stage: str
+    version: int
+    params: dict[str, JsonValue]
+    inputs: dict[str, dict[str, Digest | None]]
+    slot: dict[str, int | str] = {}
+    tools: dict[str, str] = {}
+    salt: str = ""
+
+    @cached_property
+    def key(self) -> str:
+        """The action key: sha256 of the canonical JSON."""
+        return sha256(self.as_bytes())
+
+
+class Result(_Document):
+    """What an action made. An ingest makes a manifest, every other stage a shard."""
+
+    tar: Blob | None = None
+    index: Blob | None = None
+    manifest: Blob | None = None
+    samples: Count
+    rejects: Count
+    fields: tuple[str, ...] = ()
+    reasons: dict[str, int] = {}
+
+    def blob_names(self) -> dict[str, int]:
+        """Names and sizes of the blobs the result stands on."""
+        made: tuple[tuple[Blob | None, Suffix], ...] = (
+            (self.tar, "tar"),
+            (self.index, "parquet"),
+            (self.manifest, "json"),
+        )
+        return {blob_name(blob.digest, suffix): blob.size for blob, suffix in made if blob}
+
+    def shard(self, shard_id: str) -> Shard:
+        """The result as the entry of a manifest."""
+        if self.index is None:
+            raise ValueError("an ingest's result is not a shard")
+        return Shard(
+            id=shard_id,
+            tar=self.tar,
+            index=self.index,
+            samples=self.samples,
+            rejects=self.rejects,
+        )
+
+
+class ActionRecord(_Document):
+    """An action result as stored: the action, what it made, and how (never hashed)."""
+
+    format: Literal[1] = 1
+    action: Action
+    result: Result
+    how: dict[str, str | int]
+
+
+class LineageEntry(_Document):
+    """Which action made a shard of a version."""
+
+    shard: ShardID
+    action: Digest
+    result: Result
+
+
+class Lineage(_Document):
+    """How a version came about, shard by shard. A blob beside the manifest, named by the ref."""
+
+    format: Literal[1] = 1
+    shards: tuple[LineageEntry, ...]
+
+
+class Ref(_Document):
+    """One line of a dataset's log: a version was committed, or tags were put on one."""
+
+    format: Literal[1] = 1
+    event: Literal["commit", "tag"]
+    version: Digest
+    tags: tuple[TagName, ...]
+    time: str
+    run: str
+    stage: str
+    parents: dict[str, str] = {}
+    lineage: Digest | None = None
+    totals: Totals
+    action: Digest | None = None
+
+    @property
+    def short(self) -> str:
+        return self.version[:SHORT]
+
+
+class LeaseRecord(_Document):
+    """The heartbeat of a live run; times are seconds since the epoch."""
+
+    format: Literal[1] = 1
+    run: str
+    host: str
+    pid: int
+    started: int
+    beat: int
+
+
+class StoreRecord(_Document):
+    """``store.json``: what a reader must know before it reads anything else."""
+
+    format: Literal[1] = 1
+    digest: Literal["sha256"] = "sha256"
+
+
+def blob_name(digest: str, suffix: Suffix) -> str:
+    """Where a blob lies in the store."""
+    return f"blobs/sha256/{digest[:2]}/{digest}.{suffix}"
+
+
+def action_name(key: str) -> str:
+    """Where an action record lies in the store."""
+    return f"actions/sha256/{key[:2]}/{key}.json"
+
+
+def plain(model: BaseModel) -> dict[str, Any]:
+    """A stage's parameters as they enter an action: JSON values, defaults filled in."""
+    return model.model_dump(mode="json")

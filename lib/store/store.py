@@ -1,0 +1,321 @@
+"""The store: put blobs, remember actions, commit versions. Safe for any number of writers."""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from reelmill.digest import sha256
+from reelmill.errors import NotFoundError, StoreError
+from reelmill.store.backend import Backend, open_backend
+from reelmill.store.model import (
+    Action,
+    ActionRecord,
+    Blob,
+    Lineage,
+    Manifest,
+    Ref,
+    Result,
+    StoreRecord,
+    Suffix,
+    action_name,
+    blob_name,
+)
+
+M = TypeVar("M", bound=BaseModel)
+
+_READERS = 16
+_READ_ATTEMPTS = 3
+_SHORTEST_PREFIX = 4
+_DATASET = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+
+
+class Store:
+    """Blobs, action results and versions below one address.
+
+    Write order is the whole protocol: tar blob, index blob, action result, manifest, ref. What
+    is named by nothing yet is invisible, so a writer may die between any two steps.
+    """
+
+    def __init__(self, backend: Backend, *, shareable: bool = True) -> None:
+        self.backend = backend
+        self.url = backend.url
+        self.shareable = shareable
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False, probe: bool | None = None) -> Store:
+        """Open the store at ``url``: a folder, or an fsspec URL such as ``s3://bucket/prefix``.
+
+        Args:
+            create: make an empty store where there is none.
+            probe: try whether a put-if-absent holds there, which tells if several runs may write
+                to it at once; by default when ``create`` is set.
+
+        Raises:
+            StoreError: there is no store, it is of another format, or it cannot be written.
+        """
+        backend = open_backend(url)
+        record = StoreRecord()
+        try:
+            held = backend.read("store.json")
+        except FileNotFoundError:
+            if not create:
+                raise StoreError(
+                    f"there is no store at {backend.url}; 'reelmill build' makes one"
+                ) from None
+            backend.create("store.json", record.as_bytes())
+            held = backend.read("store.json")
+        except NotADirectoryError:
+            raise StoreError(f"{backend.url} is a file; a store is a folder") from None
+        try:
+            StoreRecord.model_validate_json(held)
+        except ValidationError:
+            raise StoreError(
+                f"{backend.url} is not a store of a format that this Reelmill reads; "
+                "upgrade Reelmill or choose another address"
+            ) from None
+        if create if probe is None else probe:
+            backend.sweep()
+            return cls(backend, shareable=backend.conditional and _probe(backend))
+        return cls(backend)
+
+    @staticmethod
+    def is_at(url: str) -> bool:
+        """Whether there is anything that says it is a store at ``url``."""
+        return open_backend(url).size("store.json") is not None
+
+    # Blobs
+
+    def put_blob(self, data: bytes, suffix: Suffix) -> Blob:
+        """Store ``data`` under its digest."""
+        blob = Blob(digest=sha256(data), size=len(data))
+        name = blob_name(blob.digest, suffix)
+        if self.backend.size(name) != blob.size:
+            self.backend.put(name, data)
+        return blob
+
+    def put_blob_file(self, path: Path, blob: Blob, suffix: Suffix) -> None:
+        """Take over a scratch file whose digest is known."""
+        name = blob_name(blob.digest, suffix)
+        if self.backend.size(name) == blob.size:
+            path.unlink()
+        else:
+            self.backend.put_file(name, path)
+
+    def read_blob(self, digest: str, suffix: Suffix) -> bytes:
+        """A small blob's bytes, checked against its digest.
+
+        Raises:
+            NotFoundError: the store does not hold it.
+            StoreError: the bytes do not match their name.
+        """
+        name = blob_name(digest, suffix)
+        for _ in range(_READ_ATTEMPTS):
+            try:
+                data = self.backend.read(name)
+            except FileNotFoundError:
+                raise NotFoundError(
+                    f"{self.backend.locate(name)} is gone; build again to make it anew"
+                ) from None
+            if sha256(data) == digest:
+                return data
+        raise StoreError(
+            f"{self.backend.locate(name)} is damaged: its bytes do not match its name; "
+            "remove it and build again"
+        )
+
+    def hash_blob(self, digest: str, suffix: Suffix) -> str | None:
+        """The sha256 of what lies under a blob's name now, or ``None`` if nothing does."""
+        actual = hashlib.sha256()
+        try:
+            for piece in self.backend.stream(blob_name(digest, suffix)):
+                actual.update(piece)
+        except FileNotFoundError:
+            return None
+        return actual.hexdigest()
+
+    # Actions
+
+    def recall(self, keys: Iterable[str]) -> dict[str, Result]:
+        """The results of those actions that were made and whose blobs are still there."""
+        wanted = list(dict.fromkeys(keys))
+        with ThreadPoolExecutor(_READERS) as pool:
+            records = pool.map(self.record, wanted) if len(wanted) > 1 else map(self.record, wanted)
+            found = {
+                key: record.result for key, record in zip(wanted, records, strict=True) if record
+            }
+        return self.intact(found)
+
+    def intact(self, results: dict[str, Result]) -> dict[str, Result]:
+        """Those of ``results`` whose blobs are all there, at their full sizes."""
+        names = {name for result in results.values() for name in result.blob_names()}
+        sizes = self.backend.sizes(names)
+        return {
+            key: result
+            for key, result in results.items()
+            if all(sizes.get(name) == size for name, size in result.blob_names().items())
+        }
+
+    def record(self, key: str) -> ActionRecord | None:
+        """An action's record, whether or not its blobs are still there."""
+        return self._document(action_name(key), ActionRecord)
+
+    def commit(self, action: Action, result: Result, how: dict[str, str | int]) -> Result:
+        """Make an action's result visible; the result that stands, which may be another run's.
+
+        The blobs must be in the store before. Whoever loses the race adopts the winner's result.
+        """
+        name = action_name(action.key)
+        # The nonce tells a put of ours that was answered by an error from one of another run.
+        record = ActionRecord(
+            action=action, result=result, how={**how, "nonce": secrets.token_hex(8)}
+        )
+        while not self.backend.create(name, record.as_bytes()):
+            winner = self.record(action.key)
+            if winner is None:
+                continue
+            if self.intact({"": winner.result}):
+                return winner.result
+            # A record without its blobs is what a collection leaves behind; ours replaces it.
+            self.backend.delete(name)
+        return result
+
+    def forget(self, key: str) -> None:
+        """Remove an action's record, so that the action will be executed again."""
+        self.backend.delete(action_name(key))
+
+    # Versions
+
+    def put_manifest(self, manifest: Manifest) -> str:
+        """Store a manifest; its digest, which names the version."""
+        return self.put_blob(manifest.as_bytes(), "json").digest
+
+    def manifest(self, version: str) -> Manifest:
+        """The manifest of a version, by its full digest."""
+        return _validated(self.read_blob(version, "json"), Manifest, version)
+
+    def lineage(self, digest: str) -> Lineage:
+        """The lineage blob that a ref names."""
+        return _validated(self.read_blob(digest, "json"), Lineage, digest)
+
+    def commit_ref(self, dataset: str, ref: Ref) -> Ref:
+        """Append a line to a dataset's log, unless its last line says the same already."""
+        while True:
+            log = self._ref_names(dataset)
+            number = int(log[-1].rpartition("/")[2].removesuffix(".json")) + 1 if log else 0
+            if log and ref.event == "commit":
+                last = self._document(log[-1], Ref)
+                if last and _says(last) == _says(ref):
+                    return last
+            if self.backend.create(f"refs/{dataset}/{number:020d}.json", ref.as_bytes()):
+                return ref
+
+    def datasets(self) -> list[str]:
+        """The names of all datasets that have a version."""
+        return sorted({entry.name.split("/")[1] for entry in self.backend.list("refs/")})
+
+    def log(self, dataset: str) -> list[Ref]:
+        """A dataset's log, oldest first; empty if there is no such dataset."""
+        with ThreadPoolExecutor(_READERS) as pool:
+            names = self._ref_names(dataset)
+            return [ref for ref in pool.map(lambda n: self._document(n, Ref), names) if ref]
+
+    def latest(self, dataset: str) -> Ref | None:
+        """The newest line of a dataset's log that carries the tag ``latest``."""
+        return self._tagged(dataset, "latest")
+
+    def resolve(self, spec: str) -> tuple[str, Ref]:
+        """What ``clips``, ``clips@latest``, ``clips@v1`` or ``clips@3fa9c1d2`` stands for.
+
+        Returns the dataset's name and the line of its log. A tag wins over a digest's prefix.
+
+        Raises:
+            NotFoundError: there is none, or the prefix fits several.
+        """
+        dataset, _, which = spec.partition("@")
+        names = self._ref_names(dataset) if _DATASET.fullmatch(dataset) else []
+        if not names:
+            known = ", ".join(self.datasets()) or "none yet"
+            raise NotFoundError(f"no dataset '{dataset}' in {self.url}; there are: {known}")
+        ref = self._tagged(dataset, which or "latest")
+        if ref:
+            return dataset, ref
+        fitting = {
+            ref.version: ref
+            for ref in self.log(dataset)
+            if len(which) >= _SHORTEST_PREFIX and ref.version.startswith(which)
+        }
+        if len(fitting) != 1:
+            what = f"{len(fitting)} versions begin with" if fitting else "no version or tag"
+            raise NotFoundError(
+                f"{what} '{which}' in dataset '{dataset}'; "
+                f"'reelmill ls {dataset}' lists its versions"
+            )
+        return dataset, next(iter(fitting.values()))
+
+    def _tagged(self, dataset: str, tag: str) -> Ref | None:
+        for name in reversed(self._ref_names(dataset)):
+            ref = self._document(name, Ref)
+            if ref and tag in ref.tags:
+                return ref
+        return None
+
+    def _ref_names(self, dataset: str) -> list[str]:
+        return [entry.name for entry in self.backend.list(f"refs/{dataset}/")]
+
+    def _document(self, name: str, model: type[M]) -> M | None:
+        for attempt in range(_READ_ATTEMPTS):
+            try:
+                return _validated(self.backend.read(name), model, self.backend.locate(name))
+            except FileNotFoundError:
+                return None
+            except StoreError:
+                if attempt == _READ_ATTEMPTS - 1:
+                    raise
+        return None
+
+
+def now() -> str:
+    """The present moment, ISO 8601 in UTC."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def refs_of(store: Store) -> Iterator[tuple[str, Ref]]:
+    """The latest line of each dataset's log."""
+    for dataset in store.datasets():
+        if ref := store.latest(dataset):
+            yield dataset, ref
+
+
+def _says(ref: Ref) -> tuple[object, ...]:
+    return ref.version, ref.tags, ref.lineage, ref.parents, ref.action
+
+
+def _validated(data: bytes, model: type[M], where: str) -> M:
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise StoreError(
+            f"{where} is not a valid {model.__name__.lower()}: {field}: {first['msg']}"
+        ) from None
+
+
+def _probe(backend: Backend) -> bool:
+    """Whether a second put-if-absent of one name is refused."""
+    name = f"leases/probe-{secrets.token_hex(8)}"
+    try:
+        first = backend.create(name, b"first")
+        second = backend.create(name, b"second")
+        return first and not second
+    finally:
+        backend.delete(name)
