@@ -1,0 +1,1 @@
+"""The shard format: a deterministic USTAR writer, the parquet index, reading by range."""

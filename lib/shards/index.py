@@ -1,0 +1,118 @@
+"""The parquet index of a shard: one row per sample and per reject."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+OK = "ok"
+REJECTED = "rejected"
+
+BASE = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+        pa.field("message", pa.string()),
+        # Where the sample's members lie in the tar, headers and padding included, and the
+        # xxh3-64 of those bytes; null for rejects and for tables of addresses, which have no tar.
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("xxh3", pa.uint64()),
+        pa.field(
+            "fields",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("name", pa.string(), nullable=False),
+                        pa.field("offset", pa.int64(), nullable=False),
+                        pa.field("size", pa.int64(), nullable=False),
+                    ]
+                )
+            ),
+        ),
+    ]
+)
+"""Columns that every index has. A field's offset and size are those of its data in the tar."""
+
+MAX_MESSAGE = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A field's data within a tar: offset and size in bytes."""
+
+    name: str
+    offset: int
+    size: int
+
+
+@dataclass(slots=True)
+class Row:
+    """One row of an index. ``columns`` holds the metadata of the stage."""
+
+    key: str
+    status: str = OK
+    reason: str | None = None
+    message: str | None = None
+    offset: int | None = None
+    size: int | None = None
+    xxh3: int | None = None
+    fields: Sequence[Member] = ()
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+def schema_with(columns: pa.Schema) -> pa.Schema:
+    """The base columns and a stage's own.
+
+    Raises:
+        ValueError: a stage's column has the name of a base column, or the name of another.
+    """
+    names = [*BASE.names, *columns.names]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"index columns defined twice: {', '.join(twice)}")
+    return pa.schema([*BASE, *columns])
+
+
+def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
+    """An index as parquet bytes; equal rows give equal bytes for one version of pyarrow."""
+    schema = schema_with(columns)
+    rows = list(rows)
+    arrays = {
+        "key": [row.key for row in rows],
+        "status": [row.status for row in rows],
+        "reason": [row.reason for row in rows],
+        "message": [row.message and row.message[:MAX_MESSAGE] for row in rows],
+        "offset": [row.offset for row in rows],
+        "size": [row.size for row in rows],
+        "xxh3": [row.xxh3 for row in rows],
+        "fields": [
+            [{"name": m.name, "offset": m.offset, "size": m.size} for m in row.fields]
+            if row.status == OK
+            else None
+            for row in rows
+        ],
+        **{name: [row.columns.get(name) for row in rows] for name in columns.names},
+    }
+    table = pa.table(
+        [pa.array(arrays[name], schema.field(name).type) for name in schema.names], schema=schema
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=65536)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """An index, or some columns of it, from parquet bytes."""
+    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+
+
+def members(fields: Sequence[Mapping[str, Any]] | None) -> tuple[Member, ...]:
+    """The ``fields`` cell of a row."""
+    return tuple(Member(f["name"], f["offset"], f["size"]) for f in fields or ())

@@ -1,0 +1,337 @@
+"""Writing a shard: samples in any order go in, one tar in the keyed order comes out."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import queue
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import xxhash
+
+from reelmill.digest import order_hash
+from reelmill.errors import ShardError
+from reelmill.shards import index, tar
+from reelmill.shards.index import Member, Row
+from reelmill.store.local import scratch_name
+from reelmill.store.model import Blob
+
+Data = bytes | memoryview | Path
+
+_BATCH = 1 << 20
+_PIECE = 4 << 20
+_MAX_IOV = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A sample as it lies in another tar, to be copied verbatim: bytes of an open file."""
+
+    descriptor: int
+    offset: int
+    size: int
+    fields: tuple[Member, ...]
+    xxh3: int
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """A finished shard in scratch: ``tar`` and its path are absent where there are no samples."""
+
+    path: Path | None
+    tar: Blob | None
+    index: bytes
+    samples: int
+    rejects: int
+    fields: tuple[str, ...]
+    reasons: dict[str, int]
+
+
+class ShardWriter:
+    """Collects the samples and rejects of one shard.
+
+    Samples are written as they come and hashed behind the writer's back. If they came in the
+    keyed order the file is the tar; if not, one more pass lays them in order. Either way the
+    bytes depend on the set of samples only. Memory does not grow with the shard.
+    """
+
+    def __init__(self, scratch: Path, columns: pa.Schema) -> None:
+        self._columns = columns
+        self._scratch = scratch
+        self._path = scratch_name(scratch)
+        self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._hasher: _Follower | None = _Follower(self._file)
+        self._pending: list[bytes | memoryview] = []
+        self._pending_size = 0
+        self._size = 0
+        self._rows: dict[str, tuple[int, Row]] = {}
+        self._rejects: list[Row] = []
+        self._last = (-1, "")
+
+    @property
+    def samples(self) -> int:
+        return len(self._rows)
+
+    @property
+    def rejects(self) -> int:
+        return len(self._rejects)
+
+    def add(self, key: str, fields: Mapping[str, Data], columns: Mapping[str, Any]) -> None:
+        """Add a sample; its fields are written sorted by name. A path is read, not removed.
+
+        Raises:
+            ShardError: the key is taken or unfit, a field is unfit, or there is no field.
+        """
+        names = sorted(fields)
+        if not names:
+            raise ShardError(f"sample {key!r} has no fields")
+        start = self._size
+        members = []
+        checksum = xxhash.xxh3_64()
+        for name in names:
+            data = fields[name]
+            size = data.stat().st_size if isinstance(data, Path) else len(data)
+            head = tar.header(tar.member_name(key, name), size)
+            members.append(Member(name, self._size + tar.BLOCK, size))
+            self._write(head, checksum)
+            if isinstance(data, Path):
+                self._copy_in(data, size, checksum)
+            else:
+                self._write(data, checksum)
+            self._write(bytes(tar.padding(size)), checksum)
+        self._enter(key, start, members, checksum.intdigest(), columns)
+
+    def add_span(self, key: str, span: Span, columns: Mapping[str, Any]) -> None:
+        """Add a sample by copying its bytes from another tar without looking at them."""
+        self._flush()
+        start = self._size
+        _copy_range(span.descriptor, span.offset, self._file, start, span.size)
+        self._size += span.size
+        self._follow()
+        shift = start - span.offset
+        members = [Member(m.name, m.offset + shift, m.size) for m in span.fields]
+        self._enter(key, start, members, span.xxh3, columns)
+
+    def reject(self, key: str, reason: str, message: str, columns: Mapping[str, Any]) -> None:
+        """Record that a sample was left out, and why."""
+        self._rejects.append(Row(key, index.REJECTED, reason, message, columns=columns))
+
+    def row(self, key: str, columns: Mapping[str, Any]) -> None:
+        """Add a row that has no members: an address of a table."""
+        self._take(key, Row(key, columns=columns))
+
+    def close(self) -> Written:
+        """Finish: the tar in scratch, its digest, and the index bytes."""
+        self._flush()
+        order = sorted(self._rows.values(), key=lambda entry: (entry[0], entry[1].key))
+        rows = [row for _, row in order]
+        blob = None
+        if self._size:
+            if self._hasher is None:
+                self._lay_in_order(rows)
+            self._append(tar.trailer(self._size))
+            self._flush()
+            assert self._hasher is not None
+            blob = Blob(digest=self._hasher.finish(self._size), size=self._size)
+        else:
+            assert self._hasher is not None
+            self._hasher.finish(0)
+        os.close(self._file)
+        self._file = -1
+        if blob is None:
+            self._path.unlink()
+        rejects = sorted(self._rejects, key=lambda row: row.key)
+        reasons: dict[str, int] = {}
+        for row in rejects:
+            reasons[str(row.reason)] = reasons.get(str(row.reason), 0) + 1
+        return Written(
+            path=self._path if blob else None,
+            tar=blob,
+            index=index.encode([*rows, *rejects], self._columns),
+            samples=len(rows),
+            rejects=len(rejects),
+            fields=tuple(sorted({m.name for row in rows for m in row.fields})),
+            reasons=dict(sorted(reasons.items())),
+        )
+
+    def abort(self) -> None:
+        """Leave nothing behind."""
+        if self._hasher is not None:
+            self._hasher.stop()
+            self._hasher = None
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+        self._path.unlink(missing_ok=True)
+
+    def _enter(
+        self,
+        key: str,
+        start: int,
+        members: list[Member],
+        checksum: int,
+        columns: Mapping[str, Any],
+    ) -> None:
+        row = Row(
+            key,
+            offset=start,
+            size=self._size - start,
+            xxh3=checksum,
+            fields=members,
+            columns=columns,
+        )
+        place = self._take(key, row)
+        if (place, key) < self._last and self._hasher is not None:
+            self._hasher.stop()
+            self._hasher = None
+        self._last = (place, key)
+
+    def _take(self, key: str, row: Row) -> int:
+        if key in self._rows:
+            raise ShardError(f"two samples of the shard have the key {key!r}")
+        place = order_hash(key)
+        self._rows[key] = (place, row)
+        return place
+
+    def _write(self, data: bytes | memoryview, checksum: xxhash.xxh3_64) -> None:
+        checksum.update(data)
+        self._append(data)
+
+    def _append(self, data: bytes | memoryview) -> None:
+        if not len(data):
+            return
+        self._pending.append(data)
+        self._pending_size += len(data)
+        self._size += len(data)
+        if self._pending_size >= _BATCH or len(self._pending) >= _MAX_IOV:
+            self._flush()
+
+    def _flush(self) -> None:
+        if not self._pending:
+            return
+        at = self._size - self._pending_size
+        done = os.pwritev(self._file, self._pending, at)
+        if done != self._pending_size:
+            rest = memoryview(b"".join(self._pending))[done:]
+            while rest:
+                done += (wrote := os.pwrite(self._file, rest, at + done))
+                rest = rest[wrote:]
+        self._pending = []
+        self._pending_size = 0
+        self._follow()
+
+    def _follow(self) -> None:
+        if self._hasher is not None:
+            self._hasher.reach(self._size)
+
+    def _copy_in(self, path: Path, size: int, checksum: xxhash.xxh3_64) -> None:
+        copied = 0
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(_PIECE):
+                self._write(piece, checksum)
+                copied += len(piece)
+        if copied != size:
+            raise ShardError(f"{path.name} changed while it was read")
+
+    def _lay_in_order(self, rows: Iterable[Row]) -> None:
+        """Copy the samples into a second file, in order, and go on with that one."""
+        path = scratch_name(self._scratch)
+        target = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        self._hasher = _Follower(target)
+        try:
+            at = 0
+            for row in rows:
+                assert row.offset is not None
+                assert row.size is not None
+                _copy_range(self._file, row.offset, target, at, row.size)
+                shift = at - row.offset
+                row.offset = at
+                row.fields = [Member(m.name, m.offset + shift, m.size) for m in row.fields]
+                at += row.size
+                self._hasher.reach(at)
+        except BaseException:
+            os.close(target)
+            path.unlink(missing_ok=True)
+            raise
+        os.close(self._file)
+        self._path.unlink()
+        self._file, self._path = target, path
+
+
+class _Follower:
+    """Hashes a growing file from a thread of its own, out of the page cache."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._hash = hashlib.sha256()
+        self._reached: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+        self._stopping = False
+        self._announced = 0
+        self._error: OSError | None = None
+        self._thread: threading.Thread | None = None
+
+    def reach(self, size: int) -> None:
+        """The file is final up to ``size`` bytes."""
+        # A wake-up per MiB is enough; a small shard never starts the thread at all.
+        if size - self._announced >= _BATCH:
+            self._announced = size
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="hash", daemon=True)
+                self._thread.start()
+            self._reached.put(size)
+
+    def finish(self, size: int) -> str:
+        """The sha256 of the file, which is final at ``size`` bytes."""
+        if self._thread is None:
+            self._advance(0, size)
+        else:
+            self._reached.put(size)
+            self._reached.put(None)
+            self._thread.join()
+        if self._error:
+            raise self._error
+        return self._hash.hexdigest()
+
+    def stop(self) -> None:
+        """Give up: the order turned out not to be final."""
+        self._stopping = True
+        if self._thread is not None:
+            self._reached.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        at = 0
+        try:
+            while (size := self._reached.get()) is not None:
+                at = self._advance(at, size)
+        except OSError as error:
+            self._error = error
+
+    def _advance(self, at: int, size: int) -> int:
+        while at < size and not self._stopping:
+            piece = os.pread(self._descriptor, min(_BATCH, size - at), at)
+            self._hash.update(piece)
+            at += len(piece)
+        return at
+
+
+def _copy_range(source: int, start: int, target: int, at: int, size: int) -> None:
+    """Copy ``size`` bytes between files, inside the kernel where it can."""
+    done = 0
+    while done < size:
+        try:
+            count = os.copy_file_range(source, target, size - done, start + done, at + done)
+        except (OSError, AttributeError):
+            count = 0
+        if count == 0:
+            # Other filesystems, old kernels, macOS: through memory. A short source ends here too.
+            piece = os.pread(source, min(_PIECE, size - done), start + done)
+            if not piece:
+                raise ShardError("a shard is shorter than its index says; run 'reelmill verify'")
+            count = os.pwrite(target, piece, at + done)
+        done += count
