@@ -1,0 +1,58 @@
+"""Stages: one file each, listed here by the word that a recipe uses for them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reelmill.tasks.contract import Stage
+
+BUILT_IN = {
+    "download": "reelmill.tasks.download:Download",
+    "split": "reelmill.tasks.split:Split",
+    "shuffle": "reelmill.tasks.shuffle:Shuffle",
+    "frames": "reelmill.tasks.frames:Frames",
+    "flow": "reelmill.tasks.flow:Flow",
+}
+"""``module:class`` of each stage; a module is imported when its stage is first used."""
+
+ENTRY_POINTS = "reelmill.stages"
+"""The entry point group by which an installed package adds stages of its own."""
+
+
+@functools.cache
+def _addresses() -> dict[str, str]:
+    plugins = {point.name: point.value for point in entry_points(group=ENTRY_POINTS)}
+    return {**plugins, **BUILT_IN}
+
+
+@functools.cache
+def get_stage(name: str) -> Stage[Any]:
+    """The stage of that name.
+
+    Raises:
+        KeyError: there is none.
+    """
+    module, _, attribute = _addresses()[name].partition(":")
+    found: type[Stage[Any]] = getattr(importlib.import_module(module), attribute)
+    return found()
+
+
+class Stages(Mapping[str, "Stage[Any]"]):
+    """All stages by name, each imported when it is asked for."""
+
+    def __getitem__(self, name: str) -> Stage[Any]:
+        return get_stage(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(_addresses()))
+
+    def __len__(self) -> int:
+        return len(_addresses())
+
+    def __contains__(self, name: object) -> bool:
+        return name in _addresses()

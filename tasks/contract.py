@@ -1,0 +1,238 @@
+"""What a stage is. A new one is a file beside this with a params model, a plan and a make."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Literal, TypeVar
+
+import pyarrow as pa
+import rfc8785
+from pydantic import BaseModel, ConfigDict
+
+from reelmill.digest import sha256
+from reelmill.errors import Rejected, StageError
+from reelmill.shards.reader import Sample as InputSample
+from reelmill.shards.reader import ShardReader
+from reelmill.shards.writer import Data, Span
+from reelmill.store import Store
+from reelmill.store.model import Action, Generation, Shard
+
+
+class Params(BaseModel):
+    """Base of all parameter models: frozen, and closed to names it does not know."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Runtime:
+    """Marks a parameter that cannot change a byte of the output: it stays out of action keys.
+
+    ``timeout: Annotated[Seconds, Runtime] = Decimal(30)``
+    """
+
+
+P = TypeVar("P", bound=Params)
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """A sample that a stage made. ``fields`` are bytes, or paths of files in the job's scratch.
+
+    ``columns`` are the values of the stage's own index columns.
+    """
+
+    key: str
+    fields: Mapping[str, Data]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """A sample taken over verbatim from an input tar."""
+
+    key: str
+    span: Span
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """A sample that was left out, and why; see ``reelmill.errors.Rejected``."""
+
+    key: str
+    reason: str
+    message: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+Output = Sample | Copied | Reject
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One shard that a stage will make: what its action key holds beside the parameters.
+
+    ``shards`` are the input shards by role, for the worker. A stage that reads a whole generation
+    names it in ``inputs`` by digest and hands its list over as ``generations``.
+    """
+
+    shard_id: str
+    inputs: Mapping[str, Mapping[str, str | None]]
+    shards: Mapping[str, Shard] = field(default_factory=dict)
+    generations: Mapping[str, bytes] = field(default_factory=dict)
+    slot: Mapping[str, int | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Job(Generic[P]):
+    """An action in a worker's hands."""
+
+    store: Store
+    action: Action
+    params: P
+    shards: Mapping[str, Shard]
+    scratch: Path
+
+    def reader(self, role: str) -> ShardReader:
+        """The input shard of a role."""
+        return ShardReader(self.store, self.shards[role])
+
+    def generation(self, role: str) -> Generation:
+        """The whole input generation of a role."""
+        digest = self.action.inputs[role]["shards"]
+        assert digest is not None
+        return Generation.model_validate_json(self.store.read_blob(digest, "json"))
+
+
+class Stage(abc.ABC, Generic[P]):
+    """A kind of work. ``plan`` is pure; ``make`` yields in any order, the frame does the rest.
+
+    Attributes:
+        name: the word for it in recipes.
+        version: raised by whoever changes what the stage writes for equal inputs.
+        params: the model of its parameters.
+        roles: names of its inputs; a recipe's ``from`` fills them.
+        scope: ``shard`` if an output shard reads the input shards of the same ID, ``generation``
+            if it reads all of them.
+        conserves: every input sample comes out as exactly one sample or reject.
+        columns: its own columns of the index.
+        resources: what a worker must have, as Dask resources.
+    """
+
+    name: ClassVar[str]
+    version: ClassVar[int] = 1
+    params: ClassVar[type[Params]]
+    roles: ClassVar[tuple[str, ...]] = ("source",)
+    scope: ClassVar[Literal["shard", "generation"]] = "shard"
+    conserves: ClassVar[bool] = False
+    columns: ClassVar[pa.Schema] = pa.schema([])
+    resources: ClassVar[Mapping[str, float]] = {}
+
+    def plan(self, params: P, inputs: Mapping[str, Sequence[Shard]], first: int) -> list[Slot]:
+        """The shards to make of these inputs; equal arguments give equal plans.
+
+        Args:
+            inputs: by role, input shards with equal IDs (``scope`` is ``shard``), or all of a
+                generation.
+            first: the number of the first shard, for a stage that numbers its own.
+        """
+        by_role = {role: {shard.id: shard for shard in shards} for role, shards in inputs.items()}
+        ids = sorted(set.intersection(*(set(shards) for shards in by_role.values())))
+        return [
+            Slot(
+                shard_id=shard_id,
+                inputs={role: digests(shards[shard_id]) for role, shards in by_role.items()},
+                shards={role: shards[shard_id] for role, shards in by_role.items()},
+            )
+            for shard_id in ids
+        ]
+
+    def tools(self, params: P) -> dict[str, str]:
+        """The builds whose output the bytes depend on: part of the action key."""
+        return {}
+
+    def may_pass(self, reason: str) -> bool:
+        """Whether a reject of this reason may turn out well another time (a host was down)."""
+        return False
+
+    def schema(self, job: Job[P]) -> pa.Schema:
+        """The stage's index columns, where they depend on its input."""
+        return self.columns
+
+    @abc.abstractmethod
+    def make(self, job: Job[P]) -> Iterator[Output]:
+        """Make one shard. Raise ``StageError`` for what is not the data's fault."""
+
+
+class SampleStage(Stage[P]):
+    """A stage that works sample by sample; one sample's trouble is its own.
+
+    Attributes:
+        reads: the input fields it needs, or ``None`` for all of them.
+    """
+
+    reads: ClassVar[tuple[str, ...] | None] = None
+
+    @abc.abstractmethod
+    def each(self, job: Job[P], sample: InputSample) -> Iterator[Output]:
+        """What one input sample becomes. Raise ``Rejected`` if it cannot be used."""
+
+    def make(self, job: Job[P]) -> Iterator[Output]:
+        for sample in job.reader(self.roles[0]).samples(self.reads):
+            made = 0
+            try:
+                for output in self.each(job, sample):
+                    made += 1
+                    yield output
+            except Rejected as rejected:
+                made += 1
+                yield Reject(sample.key, rejected.reason, rejected.message)
+            if not made:
+                raise StageError(
+                    f"stage {self.name} gave neither a sample nor a reject for {sample.key}; "
+                    "this is a fault in the stage"
+                )
+
+
+def digests(shard: Shard) -> dict[str, str | None]:
+    """A shard as an input of an action: its content, never its name."""
+    return {"tar": shard.tar.digest if shard.tar else None, "index": shard.index.digest}
+
+
+def key_params(params: Params) -> dict[str, Any]:
+    """The parameters that enter the action key, as JSON values with defaults filled in."""
+    runtime = {
+        name
+        for name, info in type(params).model_fields.items()
+        if any(mark is Runtime for mark in info.metadata)
+    }
+    return params.model_dump(mode="json", exclude=runtime)
+
+
+def action_of(
+    stage: Stage[Any], params: Params, slot: Slot, salt: str, tools: Mapping[str, str]
+) -> Action:
+    """The action that makes a slot."""
+    return Action(
+        stage=stage.name,
+        version=stage.version,
+        params=key_params(params),
+        inputs={role: dict(digest) for role, digest in slot.inputs.items()},
+        slot=dict(slot.slot),
+        tools=dict(tools),
+        salt=salt,
+    )
+
+
+def generation_input(shards: Sequence[Shard]) -> tuple[dict[str, str | None], bytes]:
+    """A whole generation as an input of an action: its digest, and the bytes it names."""
+    data = Generation(shards=tuple(shards)).as_bytes()
+    return {"shards": sha256(data)}, data
+
+
+def sample_json(value: Mapping[str, Any]) -> bytes:
+    """A sample's ``json`` field: RFC 8785 canonical, so that equal values are equal bytes."""
+    return rfc8785.dumps(dict(value))

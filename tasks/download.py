@@ -1,0 +1,172 @@
+"""Download: each address of a table becomes a checked video."""
+
+from __future__ import annotations
+
+import datetime
+import math
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from typing import Annotated, Any
+
+import pyarrow as pa
+from pydantic import Field
+
+from reelmill.errors import Rejected
+from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.media.probe import probe
+from reelmill.shards import index
+from reelmill.shards.reader import stage_columns
+from reelmill.tasks.contract import (
+    Job,
+    Output,
+    Params,
+    Reject,
+    Runtime,
+    Sample,
+    Stage,
+    sample_json,
+)
+from reelmill.tasks.media_fields import video_field
+from reelmill.units import Bytes, Seconds
+
+OWN = pa.schema(
+    [
+        pa.field("sha256", pa.string()),
+        pa.field("bytes", pa.int64()),
+        pa.field("container", pa.string()),
+        pa.field("codec", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("duration", pa.float64()),
+        pa.field("has_audio", pa.bool_()),
+    ]
+)
+"""What arrived: digest, bytes, pixels, frames per second, seconds."""
+
+_PREFIX = "table_"
+
+
+class DownloadParams(Params):
+    """What may be fetched, and how hard to try."""
+
+    max_bytes: Bytes = Field(4 << 30, description="the largest file that is taken")
+    allow_private: bool = Field(
+        False, description="let addresses point to this machine and private networks"
+    )
+    allow_files: bool = Field(False, description="let addresses be file: paths of the workers")
+    concurrency: Annotated[int, Field(ge=1, le=1024), Runtime] = Field(
+        16, description="files in flight for one shard"
+    )
+    timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
+        Decimal(300), description="for one file, all attempts together"
+    )
+    attempts: Annotated[int, Field(ge=1, le=100), Runtime] = Field(
+        4, description="tries for a failure that may pass"
+    )
+    user_agent: Annotated[str, Field(min_length=1, pattern=r"^[\x20-\x7e]+$"), Runtime] = Field(
+        "reelmill", description="how downloads introduce themselves"
+    )
+
+
+class Download(Stage[DownloadParams]):
+    """Every row is fetched, hashed and probed; one that is no video is a reject with its reason."""
+
+    name = "download"
+    params = DownloadParams
+    conserves = True
+
+    def schema(self, job: Job[DownloadParams]) -> pa.Schema:
+        table = job.reader("source").table.schema
+        return pa.schema([*OWN, *(f.with_name(_carried(f.name)) for f in table if _is_own(f.name))])
+
+    def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
+        params = job.params
+        rows = {row["key"]: row for row in job.reader("source").rows()}
+        policy = FetchPolicy(
+            concurrency=params.concurrency,
+            timeout_s=float(params.timeout),
+            attempts=params.attempts,
+            max_bytes=params.max_bytes,
+            allow_private=params.allow_private,
+            allow_file=params.allow_files,
+            user_agent=params.user_agent,
+        )
+        requests = ((key, row["url"]) for key, row in rows.items())
+        for key, outcome in fetch_iter(requests, policy, job.scratch):
+            row = {_carried(name): value for name, value in stage_columns(rows[key]).items()}
+            if isinstance(outcome, FetchFailure):
+                yield Reject(key, outcome.reason, outcome.message, row)
+                continue
+            with outcome as file:
+                try:
+                    yield _sample(key, file, row)
+                except Rejected as rejected:
+                    yield Reject(key, rejected.reason, rejected.message, row)
+
+    def may_pass(self, reason: str) -> bool:
+        return reason in _MAY_PASS or reason.startswith("http_5")
+
+
+_MAY_PASS = frozenset(
+    {"connect", "dns", "reset", "timeout", "tls", "truncated", "http_408", "http_425", "http_429"}
+)
+
+
+def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
+    info = probe(file.path or file.read())
+    found = {name: value for name, value in info.as_json().items() if value is not None}
+    described = {name: _plain(value) for name, value in row.items()}
+    about = {
+        "key": key,
+        **{name: value for name, value in described.items() if value not in (None, [])},
+        "sha256": file.sha256,
+        "bytes": file.size,
+        "video": found,
+    }
+    columns = {
+        **row,
+        "sha256": file.sha256,
+        "bytes": file.size,
+        "container": info.container,
+        "codec": info.codec,
+        "width": info.width,
+        "height": info.height,
+        "fps": float(info.fps),
+        "duration": float(info.duration),
+        "has_audio": info.has_audio,
+    }
+    fields = {
+        video_field(info.container, info.codec): file.path or file.read(),
+        "json": sample_json(about),
+    }
+    return Sample(key, fields, columns)
+
+
+def _is_own(name: str) -> bool:
+    return name not in index.BASE.names
+
+
+def _carried(name: str) -> str:
+    return f"{_PREFIX}{name}" if name in OWN.names else name
+
+
+def _plain(value: Any) -> Any:
+    """A table's value as JSON: exact decimals as text, moments in ISO 8601."""
+    match value:
+        case None | bool() | int() | str():
+            # Canonical JSON has no integers beyond what a double holds.
+            return value if not isinstance(value, int) or abs(value) < 2**53 else str(value)
+        case float():
+            return value if math.isfinite(value) else None
+        case Decimal():
+            return format(value.normalize(), "f")
+        case datetime.datetime() | datetime.date() | datetime.time():
+            return value.isoformat()
+        case bytes():
+            return value.hex()
+        case Mapping():
+            return {str(name): _plain(item) for name, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+    return str(value)

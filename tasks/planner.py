@@ -1,0 +1,305 @@
+"""The plan of a build, in pure code: which shards can be made now, and which datasets are done.
+
+Nothing here reads a store or knows of Prefect. A driver asks for what is ready, looks it up or
+has it made, and tells the planner; the answers decide the rest, since the key of an action holds
+the digests of what came before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any
+
+from reelmill.errors import RecipeError
+from reelmill.store.model import (
+    Action,
+    Generation,
+    Lineage,
+    LineageEntry,
+    Manifest,
+    Result,
+    Shard,
+)
+from reelmill.tasks.contract import Params, Slot, Stage, action_of
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A dataset of the build: its stage, and the datasets or sources that fill its roles."""
+
+    name: str
+    stage: Stage[Any]
+    params: Params
+    parents: Mapping[str, str]
+    salt: str = ""
+    max_rejects: Decimal = Decimal(1)
+
+
+@dataclass(frozen=True, slots=True)
+class Todo:
+    """One shard that can be made now."""
+
+    dataset: str
+    generation: int
+    slot: Slot
+    action: Action
+    depth: int
+
+    @property
+    def shard(self) -> str:
+        return self.slot.shard_id
+
+    @property
+    def label(self) -> str:
+        """What people see: ``split/clips/00012``."""
+        return f"{self.action.stage}/{self.dataset}/{self.shard}"
+
+
+@dataclass(slots=True)
+class _Growth:
+    """One generation of a dataset as it fills up."""
+
+    planned: dict[str, str] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    closed: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.closed and len(self.results) == len(self.planned)
+
+    def shards(self) -> list[Shard]:
+        return [self.results[shard_id].shard(shard_id) for shard_id in sorted(self.results)]
+
+
+@dataclass(slots=True)
+class _State:
+    node: Node
+    depth: int
+    growths: list[_Growth]
+    tools: dict[str, str]
+    failure: str | None = None
+    reported: bool = False
+
+
+class Planner:
+    """The state of one build.
+
+    Args:
+        nodes: the datasets, parents before children.
+        sources: the manifests of the tables that the build starts from.
+    """
+
+    def __init__(self, nodes: Sequence[Node], sources: Mapping[str, Manifest]) -> None:
+        self._given = sources
+        self._states: dict[str, _State] = {}
+        self._children: dict[str, list[str]] = {}
+        for node in nodes:
+            counts = {
+                len(self._given[parent].generations)
+                if parent in self._given
+                else len(self._states[parent].growths)
+                for parent in node.parents.values()
+            }
+            if len(counts) > 1:
+                raise RecipeError(
+                    f"{node.name}: its inputs grew differently ({min(counts)} and {max(counts)} "
+                    "generations); datasets are joined only if they come from the same source"
+                )
+            depth = 1 + max(
+                (self._states[p].depth for p in node.parents.values() if p in self._states),
+                default=-1,
+            )
+            growths = [_Growth() for _ in range(counts.pop())]
+            self._states[node.name] = _State(node, depth, growths, node.stage.tools(node.params))
+            for parent in dict.fromkeys(node.parents.values()):
+                self._children.setdefault(parent, []).append(node.name)
+
+    def start(self) -> list[Todo]:
+        """What can be made before anything else is."""
+        return [
+            todo
+            for name, state in self._states.items()
+            if all(parent in self._given for parent in state.node.parents.values())
+            for todo in self._advance(name)
+        ]
+
+    def done(self, todo: Todo, result: Result) -> list[Todo]:
+        """Take in a shard's result; what can be made now that could not before."""
+        growth = self._states[todo.dataset].growths[todo.generation]
+        growth.results[todo.shard] = result
+        return [
+            ready
+            for child in self._children.get(todo.dataset, ())
+            for ready in self._advance(child, todo)
+        ]
+
+    def failed(self, todo: Todo, message: str) -> None:
+        """Take in that a shard cannot be made; its dataset and what derives from it stay open."""
+        state = self._states[todo.dataset]
+        state.failure = state.failure or f"{todo.label}: {message}"
+
+    def finished(self) -> Iterator[tuple[str, Manifest, Lineage]]:
+        """Datasets that became complete since the last call, each with its version."""
+        for name, state in self._states.items():
+            if state.reported or state.failure or not all(g.complete for g in state.growths):
+                continue
+            if any(self._failed(parent) for parent in state.node.parents.values()):
+                continue
+            state.reported = True
+            state.failure = self._lost_samples(state) or self._too_many_rejects(state)
+            if state.failure is None:
+                yield name, self.manifest(name), self._lineage(state)
+
+    def problems(self) -> dict[str, str]:
+        """Why datasets could not be completed, by name."""
+        return {n: state.failure for n, state in self._states.items() if state.failure}
+
+    def expected(self, name: str) -> int | None:
+        """How many shards a dataset will have; ``None`` before its input is known."""
+        if name in self._given:
+            return sum(1 for _ in self._given[name].shards)
+        state = self._states[name]
+        if all(growth.closed for growth in state.growths):
+            return sum(len(growth.planned) for growth in state.growths)
+        if state.node.stage.scope == "shard":
+            counts = [self.expected(parent) for parent in state.node.parents.values()]
+            return None if None in counts else min(c for c in counts if c is not None)
+        return None
+
+    def results(self, name: str) -> Iterator[tuple[str, Result]]:
+        """The results of a dataset so far, by shard ID."""
+        for growth in self._states[name].growths:
+            yield from sorted(growth.results.items())
+
+    def passing(self) -> Iterator[str]:
+        """Keys of actions worth another try: in datasets with too many rejects, those whose
+        rejects have reasons that may pass."""
+        for state in self._states.values():
+            if not state.reported or state.failure is None:
+                continue
+            for growth in state.growths:
+                for shard_id, result in growth.results.items():
+                    if any(state.node.stage.may_pass(reason) for reason in result.reasons):
+                        yield growth.planned[shard_id]
+
+    def manifest(self, name: str) -> Manifest:
+        """The version that a complete dataset is."""
+        growths = self._states[name].growths
+        fields = {f for growth in growths for r in growth.results.values() for f in r.fields}
+        return Manifest(
+            fields=tuple(sorted(fields)),
+            generations=tuple(Generation(shards=tuple(g.shards())) for g in growths),
+        )
+
+    def _lineage(self, state: _State) -> Lineage:
+        return Lineage(
+            shards=tuple(
+                LineageEntry(shard=shard_id, action=growth.planned[shard_id], result=result)
+                for growth in state.growths
+                for shard_id, result in sorted(growth.results.items())
+            )
+        )
+
+    def _failed(self, name: str) -> bool:
+        state = self._states.get(name)
+        if state is None:
+            return False
+        return bool(state.failure) or any(self._failed(p) for p in state.node.parents.values())
+
+    def _lost_samples(self, state: _State) -> str | None:
+        stage = state.node.stage
+        if not stage.conserves:
+            return None
+        parent = state.node.parents[stage.roles[0]]
+        source = self._given[parent] if parent in self._given else self.manifest(parent)
+        taken = source.totals().samples
+        made = self.manifest(state.node.name).totals()
+        if taken == made.samples + made.rejects:
+            return None
+        return (
+            f"{taken} samples went in, {made.samples} and {made.rejects} rejects came out; "
+            "this is a fault in the stage, no version was committed"
+        )
+
+    def _too_many_rejects(self, state: _State) -> str | None:
+        totals = self.manifest(state.node.name).totals()
+        seen = totals.samples + totals.rejects
+        if not seen or Decimal(totals.rejects) <= state.node.max_rejects * seen:
+            return None
+        reasons: dict[str, int] = {}
+        for growth in state.growths:
+            for result in growth.results.values():
+                for reason, count in result.reasons.items():
+                    reasons[reason] = reasons.get(reason, 0) + count
+        worst = ", ".join(
+            f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda i: -i[1])
+        )
+        return (
+            f"{totals.rejects} of {seen} samples were rejected ({worst}), more than "
+            f"max_rejects ({state.node.max_rejects:%}) allows; no version was committed"
+        )
+
+    def _advance(self, name: str, cause: Todo | None = None) -> Iterator[Todo]:
+        state = self._states[name]
+        if state.node.stage.scope == "generation":
+            yield from self._plan_generations(state)
+        elif cause is not None:
+            yield from self._plan_shards(state, cause.generation, cause.shard)
+        else:
+            for number in range(len(state.growths)):
+                yield from self._plan_shards(state, number, None)
+
+    def _plan_shards(self, state: _State, number: int, shard_id: str | None) -> Iterator[Todo]:
+        parents = state.node.parents
+        if not state.growths[number].closed:
+            inputs = {r: self._available(p, number, shard_id) for r, p in parents.items()}
+            yield from self._take(state, number, inputs, 0)
+            if all(self._complete(parent, number) for parent in parents.values()):
+                yield from self._close(state, number)
+
+    def _plan_generations(self, state: _State) -> Iterator[Todo]:
+        parents = state.node.parents
+        for number, growth in enumerate(state.growths):
+            if growth.closed:
+                continue
+            # Shards are numbered through, so a generation waits for those before it to be planned.
+            if any(not earlier.closed for earlier in state.growths[:number]):
+                return
+            if not all(self._complete(parent, number) for parent in parents.values()):
+                return
+            inputs = {r: self._available(p, number, None) for r, p in parents.items()}
+            first = sum(len(earlier.planned) for earlier in state.growths[:number])
+            yield from self._take(state, number, inputs, first)
+            yield from self._close(state, number)
+
+    def _take(
+        self, state: _State, number: int, inputs: Mapping[str, Sequence[Shard]], first: int
+    ) -> Iterator[Todo]:
+        growth = state.growths[number]
+        node = state.node
+        for slot in node.stage.plan(node.params, inputs, first):
+            if slot.shard_id not in growth.planned:
+                action = action_of(node.stage, node.params, slot, node.salt, state.tools)
+                growth.planned[slot.shard_id] = action.key
+                yield Todo(node.name, number, slot, action, state.depth)
+
+    def _close(self, state: _State, number: int) -> Iterator[Todo]:
+        growth = state.growths[number]
+        growth.closed = True
+        if not growth.planned:
+            # No result of this generation will ever come to wake its children.
+            for child in self._children.get(state.node.name, ()):
+                yield from self._advance(child)
+
+    def _available(self, name: str, number: int, shard_id: str | None) -> list[Shard]:
+        if name in self._given:
+            shards = self._given[name].generations[number].shards
+            return [s for s in shards if shard_id is None or s.id == shard_id]
+        results = self._states[name].growths[number].results
+        ids = sorted(results) if shard_id is None else [shard_id]
+        return [results[i].shard(i) for i in ids if i in results]
+
+    def _complete(self, name: str, number: int) -> bool:
+        return name in self._given or self._states[name].growths[number].complete

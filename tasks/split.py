@@ -1,0 +1,201 @@
+"""Split: each video becomes clips, at scene cuts, at fixed lengths or at given spans."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from decimal import Decimal
+from fractions import Fraction
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field, model_validator
+
+from reelmill.errors import Rejected
+from reelmill.media import spans
+from reelmill.media.cut import Clip, CutFailure, copy_spans, encode_spans
+from reelmill.media.ffmpeg import encoder_id
+from reelmill.media.probe import VideoInfo, probe
+from reelmill.shards.reader import Sample as InputSample
+from reelmill.tasks.contract import (
+    Job,
+    Output,
+    Params,
+    Reject,
+    Runtime,
+    Sample,
+    SampleStage,
+    sample_json,
+)
+from reelmill.tasks.media_fields import VIDEO, video_of
+from reelmill.units import Number, Seconds
+
+
+class SplitParams(Params):
+    """Where to cut, and how."""
+
+    method: Literal["scenes", "fixed", "spans"] = Field(
+        "scenes", description="at scene cuts, every so many seconds, or at the table's spans"
+    )
+    cut: Literal["exact", "copy"] = Field(
+        "exact",
+        description="exact: to the frame, encoded anew; copy: at keyframes, as it is, fast",
+    )
+    seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None, description="length of a clip, for method 'fixed'"
+    )
+    stride: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None, description="from one clip's start to the next, for method 'fixed'"
+    )
+    min_seconds: Seconds = Field(Decimal(1), description="shorter clips are dropped")
+    max_seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None, description="longer clips are divided into equal parts"
+    )
+    detector: Literal["content", "adaptive", "threshold", "hash", "histogram"] = Field(
+        "content", description="PySceneDetect's detector, for method 'scenes'"
+    )
+    threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
+    min_scene: Seconds = Field(
+        Decimal("0.6"), description="the detector's shortest scene; shorter ones stay together"
+    )
+    audio: bool = Field(True, description="keep the sound")
+    crf: Annotated[int, Field(ge=0, le=51)] = Field(
+        18, description="x264's quality for exact cuts; smaller is better and larger files"
+    )
+    preset: Literal[
+        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
+    ] = Field("veryfast", description="x264's effort for exact cuts")
+    timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
+        Decimal(3600), description="for the cutting of one video"
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> SplitParams:
+        if self.method == "fixed" and self.seconds is None:
+            raise ValueError("method 'fixed' needs seconds, the length of a clip")
+        if self.method != "fixed" and (self.seconds or self.stride):
+            raise ValueError("seconds and stride are for method 'fixed'")
+        if self.max_seconds is not None and self.max_seconds < self.min_seconds:
+            raise ValueError("max_seconds is less than min_seconds")
+        return self
+
+
+class Split(SampleStage[SplitParams]):
+    """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
+
+    name = "split"
+    params = SplitParams
+    reads = (*VIDEO, "json")
+    columns = pa.schema(
+        [
+            pa.field("source", pa.string()),
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
+            pa.field("start_frame", pa.int64()),
+            pa.field("frames", pa.int64()),
+            pa.field("fps", pa.float64()),
+            pa.field("width", pa.int32()),
+            pa.field("height", pa.int32()),
+            pa.field("codec", pa.string()),
+            pa.field("has_audio", pa.bool_()),
+        ]
+    )
+
+    def tools(self, params: SplitParams) -> dict[str, str]:
+        tools = {"av": version("av")}
+        if params.cut == "exact":
+            tools["ffmpeg"] = encoder_id()
+        if params.method == "scenes":
+            tools["scenedetect"] = version("scenedetect-headless")
+            tools["opencv"] = version("opencv-python-headless")
+        return tools
+
+    def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
+        params = job.params
+        about = json.loads(sample.fields.get("json", b"{}"))
+        path = job.scratch / "source"
+        path.write_bytes(video_of(sample.fields))
+        info = probe(path, check=False)
+        wished = _spans(params, path, info, about)
+        if not wished:
+            raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
+        out = job.scratch / "clips"
+        out.mkdir()
+        if params.cut == "copy":
+            cut = copy_spans(path, wished, out)
+        else:
+            cut = encode_spans(
+                path,
+                wished,
+                out,
+                crf=params.crf,
+                preset=params.preset,
+                audio=params.audio,
+                timeout_s=float(params.timeout),
+            )
+        for number, clip in enumerate(cut):
+            key = f"{sample.key}_{number:03d}"
+            if isinstance(clip, CutFailure):
+                columns = {
+                    "source": sample.key,
+                    "start": float(clip.wished_start),
+                    "end": float(clip.wished_end),
+                }
+                yield Reject(key, clip.reason, clip.message, columns)
+            else:
+                yield _sample(key, sample.key, clip, about)
+                clip.path.unlink()
+        out.rmdir()
+        path.unlink()
+
+
+def _spans(
+    params: SplitParams, path: Any, info: VideoInfo, about: Mapping[str, Any]
+) -> list[spans.Span]:
+    start = info.start_pts * info.time_base
+    end = start + info.duration
+    if params.method == "scenes":
+        from reelmill.media.scenes import detect
+
+        found = detect(
+            path,
+            detector=params.detector,
+            threshold=None if params.threshold is None else float(params.threshold),
+            min_scene_seconds=float(params.min_scene),
+        )
+    elif params.method == "fixed":
+        assert params.seconds is not None
+        stride = None if params.stride is None else Fraction(params.stride)
+        found = spans.fixed(start, end, Fraction(params.seconds), stride=stride)
+    else:
+        asked = about.get("spans", [])
+        found = spans.given([(span["start"], span["end"]) for span in asked], start, end)
+    longest = None if params.max_seconds is None else Fraction(params.max_seconds)
+    return spans.bound(found, Fraction(params.min_seconds), longest)
+
+
+def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Sample:
+    columns = {
+        "source": source,
+        "start": round(float(clip.start), 6),
+        "end": round(float(clip.end), 6),
+        "start_frame": clip.start_frame,
+        "frames": clip.frames,
+        "fps": round(float(clip.fps), 6),
+        "width": clip.width,
+        "height": clip.height,
+        "codec": clip.codec,
+        "has_audio": clip.audio,
+    }
+    kept = {name: about[name] for name in ("url", "caption", "sha256") if name in about}
+    value = {
+        "key": key,
+        **columns,
+        "source": {"key": source, **kept},
+        "wished": {
+            "start": round(float(clip.wished_start), 6),
+            "end": round(float(clip.wished_end), 6),
+        },
+    }
+    return Sample(key, {"mp4": clip.path, "json": sample_json(value)}, columns)
