@@ -1,0 +1,246 @@
+"""The flow that builds a recipe: one flow run per build, one task run per shard.
+
+Task runs live in the flow's own process and wait for futures of the Dask workers, which do the
+work: a visible task run costs a few milliseconds so, and nothing of Prefect is pickled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import ContextVar
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from prefect import Task, flow, get_run_logger, task
+from prefect.artifacts import (
+    acreate_markdown_artifact,
+    acreate_progress_artifact,
+    aupdate_progress_artifact,
+)
+from prefect.cache_policies import NO_CACHE
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Failed
+
+from reelmill.errors import ReelmillError, StageError
+from reelmill.flows import drive
+from reelmill.flows.drive import Build, StoppedError, prepare
+from reelmill.flows.profile import check_resources, dask_client, load_profile
+from reelmill.flows.report import markdown_report
+from reelmill.recipe import load_recipe
+from reelmill.store import Store
+from reelmill.store.lease import lease
+from reelmill.tasks import Stages, get_stage
+from reelmill.tasks.frame import execute
+from reelmill.tasks.ingest import Source
+from reelmill.tasks.planner import Todo
+
+REFRESH_SECONDS = 5.0
+"""How often the progress shown in Prefect is brought up to date."""
+
+RETRIES = 1
+RETRY_SECONDS = 2
+
+Dispatch = Callable[[Todo, str], Awaitable[str]]
+Watch = Callable[[Build], contextlib.AbstractContextManager[None]]
+
+_dispatch: ContextVar[Dispatch] = ContextVar("dispatch")
+_watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+
+@contextlib.contextmanager
+def watched_by(watch: Watch) -> Iterator[None]:
+    """Let ``watch`` (a context manager that gets the build) follow the builds of the body."""
+    token = _watch.set(watch)
+    try:
+        yield
+    finally:
+        _watch.reset(token)
+
+
+@task(
+    name="shard",
+    task_run_name="{label}",
+    cache_policy=NO_CACHE,
+    persist_result=False,
+    retries=RETRIES,
+    retry_delay_seconds=RETRY_SECONDS,
+    log_prints=False,
+)
+async def make_shard(label: str, work: Callable[[], Awaitable[str]]) -> str:
+    """One shard: hand the order to a worker and wait for its result."""
+    return await work()
+
+
+@cache
+def _tagged(dataset: str, stage: str) -> Task[Any, Any]:
+    return make_shard.with_options(tags=[dataset, stage])
+
+
+def _run_name() -> str:
+    return drive.recipe_name(flow_run.parameters["recipe"])
+
+
+@flow(name="build", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
+async def build_flow(
+    recipe: str,
+    only: list[str] | None = None,
+    overrides: list[str] | None = None,
+    profile: str = "local",
+    workers: int | None = None,
+) -> Build | State[Any]:
+    """Make every shard of a recipe that does not exist yet, and commit the versions.
+
+    Args:
+        recipe: path of the recipe file.
+        only: datasets to build, with what they need; all of them if empty.
+        overrides: changed values, such as `clips.max_seconds=8`.
+        profile: where the workers are: a name, or the path of a YAML file.
+        workers: worker processes of a local cluster, instead of one per core.
+    """
+    logger = get_run_logger()
+    run = str(flow_run.id)
+    where = load_profile(profile, workers)
+    loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides or ())
+    store = await asyncio.to_thread(Store.open, loaded.store, create=True)
+    stop = asyncio.Event()
+    with lease(store, run), _stopping(stop):
+        build = await asyncio.to_thread(prepare, loaded, store, only=only or (), run=run)
+        logger.info(
+            "%d shards are there, %d are ready to be made",
+            sum(progress.have for progress in build.progress.values()),
+            len(build.missing),
+        )
+        watch = _watch.get()
+        outcome: State[Any] | None = None
+        async with _shown_in_prefect(build):
+            try:
+                with watch(build) if watch else contextlib.nullcontext():
+                    await _make(build, where, run, stop)
+            except StoppedError as error:
+                outcome = Cancelled(message=str(error), data=error)
+            except ReelmillError as error:
+                outcome = Failed(message=str(error), data=error)
+    return outcome or Completed(message=_summary(build), data=build)
+
+
+async def _make(build: Build, profile: Any, run: str, stop: asyncio.Event) -> None:
+    needs = [(name, get_stage(build.recipe.datasets[name].stage).resources) for name in build.names]
+    async with dask_client(profile, _most(build)) as client:
+        threads = await check_resources(client, needs)
+        logger = get_run_logger()
+        logger.info("%d worker threads; Dask's dashboard: %s", threads, client.dashboard_link)
+
+        async def submit(todo: Todo, order: str) -> str:
+            attempts = 0
+
+            async def work() -> str:
+                nonlocal attempts
+                attempts += 1
+                return await _on_worker(client, todo, order, f"{run}-{attempts}")
+
+            result: str = await _tagged(todo.dataset, todo.action.stage)(todo.label, work)
+            return result
+
+        await drive.drive(build, submit, window=profile.window or 2 * threads, run=run, stop=stop)
+
+
+async def _on_worker(client: Any, todo: Todo, order: str, attempt: str) -> str:
+    from distributed.scheduler import KilledWorker
+
+    resources = get_stage(todo.action.stage).resources
+    future = client.submit(
+        execute,
+        order,
+        key=f"{todo.label}-{todo.action.key[:12]}-{attempt}",
+        pure=False,
+        resources=dict(resources) or None,
+        priority=todo.depth,
+    )
+    try:
+        answer: str = await future
+    except KilledWorker as error:
+        raise StageError(
+            f"{todo.label}: {len(error.args) and error.allowed_failures + 1} workers died while "
+            "making it (out of memory, or a crash); nothing of it was committed"
+        ) from None
+    finally:
+        # An unreleased future keeps its result on a worker, and would have it made again if that
+        # worker died.
+        future.release()
+    return answer
+
+
+def _most(build: Build) -> int | None:
+    """Shards that can ever be in flight at once, where that is known: more workers would idle."""
+    expected = [progress.expected for progress in build.progress.values()]
+    known = [count for count in expected if count is not None]
+    return max(known) if len(known) == len(expected) else None
+
+
+@contextlib.contextmanager
+def _stopping(stop: asyncio.Event) -> Iterator[None]:
+    """The first SIGINT or SIGTERM asks the build to stop, the second one ends it at once."""
+    loop = asyncio.get_running_loop()
+    here = asyncio.current_task()
+
+    def ask() -> None:
+        if stop.is_set() and here is not None:
+            here.cancel()
+        stop.set()
+
+    handled = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Only the main thread may handle signals; elsewhere whoever runs the flow does.
+        with contextlib.suppress(RuntimeError, ValueError):
+            before = signal.getsignal(number)
+            loop.add_signal_handler(number, ask)
+            handled.append((number, before))
+    try:
+        yield
+    finally:
+        for number, before in handled:
+            loop.remove_signal_handler(number)
+            signal.signal(number, before)
+
+
+@contextlib.asynccontextmanager
+async def _shown_in_prefect(build: Build) -> AsyncIterator[None]:
+    """A progress artifact while the body runs, and a table of the datasets at its end."""
+    name = Path(build.recipe.store).name
+    shown = await acreate_progress_artifact(
+        progress=0.0, key="build", description=f"shards of {', '.join(build.names)} in {name}"
+    )
+    over = asyncio.Event()
+
+    async def refresh() -> None:
+        while not over.is_set():
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(over.wait(), REFRESH_SECONDS)
+            have, expected = share_done(build)
+            await aupdate_progress_artifact(shown, 100.0 * have / expected if expected else 100.0)
+
+    refreshing = asyncio.ensure_future(refresh())
+    try:
+        yield
+    finally:
+        over.set()
+        await refreshing
+        await acreate_markdown_artifact(markdown_report(build), key="datasets")
+
+
+def share_done(build: Build) -> tuple[int, int]:
+    """Shards that exist, and shards known to be wanted."""
+    progress = build.progress.values()
+    have = sum(p.have for p in progress)
+    return have, max(have, sum(p.expected or 0 for p in progress))
+
+
+def _summary(build: Build) -> str:
+    made = sum(progress.made for progress in build.progress.values())
+    reused = sum(progress.reused for progress in build.progress.values())
+    return f"{made} shards made, {reused} were there already"

@@ -1,0 +1,474 @@
+"""The command line. Everything heavy is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from reelmill import __version__
+from reelmill.errors import ReelmillError
+
+if TYPE_CHECKING:
+    from reelmill.dataset import Version
+    from reelmill.recipe import Recipe
+    from reelmill.store import Store
+
+app = typer.Typer(
+    name="reelmill",
+    help="Build video datasets: from a list of URLs to clips, frames and optical flow in "
+    "reproducible WebDataset shards.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+WIDE = 200
+"""Columns where there is no screen to fit into: a pipe or a file must not lose half a table."""
+
+out = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else WIDE)
+err = Console(
+    stderr=True, highlight=False, soft_wrap=True, width=None if sys.stderr.isatty() else WIDE
+)
+
+BUILDING = "Build"
+LOOKING = "Look"
+USING = "Use"
+
+RecipePath = Annotated[str, typer.Argument(metavar="RECIPE", help="Recipe: a YAML or Python file.")]
+Only = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--only", metavar="NAME", help="Only this dataset and what it needs (repeatable)."
+    ),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="NAME.KEY=VALUE", help="Change a value of the recipe (repeatable)."
+    ),
+]
+AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+Spec = Annotated[
+    str,
+    typer.Argument(metavar="DATASET[@VERSION|@TAG]", help="A dataset; its latest version if none."),
+]
+StoreURL = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        "-s",
+        metavar="URL",
+        envvar="REELMILL_STORE",
+        help="The store: a folder or s3://bucket/prefix. Without it, that of ./recipe.yaml.",
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(__version__)  # noqa: T201
+        raise typer.Exit
+
+
+@app.command(rich_help_panel=BUILDING)
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put it.")]) -> None:
+    """Write a commented starter recipe and a table of URLs to fill in."""
+    import importlib.resources
+
+    folder.mkdir(parents=True, exist_ok=True)
+    starters = importlib.resources.files("reelmill.configs")
+    for name in ("recipe.yaml", "urls.csv"):
+        target = folder / name
+        if target.exists():
+            raise ReelmillError(f"{target} exists already; choose another folder or remove it")
+    for name in ("recipe.yaml", "urls.csv"):
+        text = (starters / "starter" / name).read_text(encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
+    out.print(
+        f"Wrote {folder / 'recipe.yaml'} and {folder / 'urls.csv'}.\n"
+        f"Put your addresses into {folder / 'urls.csv'}, then run: "
+        f"reelmill build {folder / 'recipe.yaml'}"
+    )
+
+
+@app.command(rich_help_panel=BUILDING)
+def plan(
+    recipe: RecipePath, only: Only = None, overrides: Overrides = None, as_json: AsJSON = False
+) -> None:
+    """Show what a build would make, by dataset, and why each shard is not there yet."""
+    from reelmill.flows.drive import prepare
+    from reelmill.flows.explain import explain
+
+    loaded = _load(recipe, overrides)
+    with _planning_store(loaded.store) as store:
+        build = prepare(loaded, store, only=only or (), run="plan", write=False)
+        explained = explain(build)
+    if as_json:
+        _print_json(
+            [
+                {
+                    "dataset": one.name,
+                    "stage": one.stage,
+                    "shards": one.expected,
+                    "there": one.have,
+                    "to_make": one.ready,
+                    "waiting": one.waiting,
+                    "waits_for": one.waits_for,
+                    "reasons": dict(one.reasons),
+                }
+                for one in explained
+            ]
+        )
+        return
+    for grown in build.grown:
+        out.print(f"[bold]{grown.name}[/]  {_growth(grown)}")
+    for one in explained:
+        total = "?" if one.expected is None else one.expected
+        state = "[green]complete[/]" if one.have == one.expected else f"{one.have} of {total} there"
+        out.print(f"[bold]{one.name}[/]  {one.stage}: {state}")
+        for reason, count in one.reasons.most_common():
+            out.print(f"    {count} to make: {reason}", markup=False)
+        if one.waits_for and one.waiting != 0:
+            count = "some" if one.waiting is None else one.waiting
+            out.print(f"    {count} to make after {' and '.join(one.waits_for)}")
+    if build.is_complete:
+        out.print("All shards exist; a build would make nothing.")
+
+
+@app.command(rich_help_panel=BUILDING)
+def build(
+    recipe: RecipePath,
+    only: Only = None,
+    overrides: Overrides = None,
+    profile: Annotated[
+        str,
+        typer.Option("--profile", "-p", help="Where the workers are: local, address, or a file."),
+    ] = "local",
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, help="Local worker processes.")
+    ] = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", "-q", help="No progress, only results.")
+    ] = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Make every shard that does not exist yet, and commit the versions.
+
+    A build that was stopped goes on where it was: run the same command again.
+    """
+    from reelmill.flows.run import run_build
+
+    run_build(
+        recipe,
+        only=only or [],
+        overrides=overrides or [],
+        profile=profile,
+        workers=workers,
+        console=None if quiet or as_json else err,
+        report=_print_json if as_json else out,
+    )
+
+
+@app.command(name="ls", rich_help_panel=LOOKING)
+def list_datasets(
+    dataset: Annotated[str | None, typer.Argument(help="List this dataset's versions.")] = None,
+    store: StoreURL = None,
+    as_json: AsJSON = False,
+) -> None:
+    """List the datasets of a store, or the versions of one."""
+    from rich.table import Table
+
+    from reelmill.errors import NotFoundError
+    from reelmill.store.store import refs_of
+    from reelmill.units import format_bytes
+
+    opened = _store(store)
+    if dataset is None:
+        found = list(refs_of(opened))
+    else:
+        found = [(dataset, ref) for ref in reversed(opened.log(dataset))]
+        if not found:
+            raise NotFoundError(f"no dataset '{dataset}' in {opened.url}")
+    if as_json:
+        _print_json([{"dataset": name, **ref.model_dump(mode="json")} for name, ref in found])
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in (
+        "version",
+        "tags",
+        "stage",
+        "shards",
+        "samples",
+        "rejects",
+        "bytes",
+        "committed",
+    ):
+        right = heading in ("shards", "samples", "rejects", "bytes")
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for name, ref in found:
+        totals = ref.totals
+        table.add_row(
+            f"{name}@{ref.short}",
+            ", ".join(ref.tags),
+            ref.stage,
+            f"{totals.shards:,}",
+            f"{totals.samples:,}",
+            f"{totals.rejects:,}",
+            format_bytes(totals.bytes),
+            ref.time,
+        )
+    out.print(table)
+
+
+@app.command(rich_help_panel=LOOKING)
+def show(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None:
+    """Show one version: what it holds, where it came from, what was rejected and why."""
+    from collections import Counter
+
+    from reelmill.units import format_bytes
+
+    version = _version(store, dataset)
+    ref, manifest = version.ref, version.manifest
+    reasons = Counter(row["reason"] for row in version.rejects())
+    generations = [len(generation.shards) for generation in manifest.generations]
+    if as_json:
+        _print_json(
+            {
+                "dataset": version.name,
+                "ref": ref.model_dump(mode="json"),
+                "manifest": manifest.model_dump(mode="json"),
+                "rejects": dict(reasons),
+            }
+        )
+        return
+    totals = ref.totals
+    rows = {
+        "version": f"{version.name}@{version.digest}",
+        "tags": ", ".join(ref.tags),
+        "made by": f"{ref.stage}, committed {ref.time}",
+        "from": ", ".join(ref.parents.values()) or "a table",
+        "fields": ", ".join(manifest.fields) or "none: rows of a table",
+        "shards": f"{totals.shards:,} in {len(generations)} generation"
+        f"{'' if len(generations) == 1 else 's'}",
+        "samples": f"{totals.samples:,}",
+        "rejects": f"{totals.rejects:,}"
+        + "".join(f"\n  {count:,} {reason}" for reason, count in reasons.most_common()),
+        "bytes": format_bytes(totals.bytes),
+        "store": version.store.url,
+    }
+    for name, text in rows.items():
+        out.print(f"[bold]{name:<9}[/]", end="")
+        out.print(text, markup=False)
+
+
+@app.command(rich_help_panel=LOOKING)
+def verify(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None:
+    """Read a version back: every byte against its digest, every sample against its index."""
+    from rich.progress import track
+
+    from reelmill.shards.verify import verify_shard
+
+    version = _version(store, dataset)
+    shards = list(version.manifest.shards)
+    problems: list[dict[str, str]] = []
+    checking = track(
+        shards, f"checking {version}", console=err, transient=True, disable=not err.is_terminal
+    )
+    for shard in checking:
+        problems += [
+            {"shard": shard.id, "problem": problem}
+            for problem in verify_shard(version.store, shard)
+        ]
+    if as_json:
+        _print_json({"version": str(version), "shards": len(shards), "problems": problems})
+    else:
+        for problem in problems:
+            out.print(f"{version.name}/{problem['shard']}: {problem['problem']}", markup=False)
+    if problems:
+        damaged = len({problem["shard"] for problem in problems})
+        raise ReelmillError(
+            f"{damaged} of {len(shards)} shards of {version} are damaged; "
+            "build the recipe again to make them anew"
+        )
+    if not as_json:
+        totals = version.totals
+        out.print(
+            f"{version}: {totals.shards:,} shards, {totals.samples:,} samples, all bytes are right"
+        )
+
+
+@app.command(rich_help_panel=LOOKING)
+def preview(
+    dataset: Spec,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")],
+    count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples.")] = 24,
+    store: StoreURL = None,
+) -> None:
+    """Draw a contact sheet of some samples: clips, frames or optical flow."""
+    from reelmill.flows.preview import draw_sheet
+
+    data = draw_sheet(_version(store, dataset), count)
+    _write(output, data)
+    out.print(str(output), markup=False)
+
+
+@app.command(rich_help_panel=USING)
+def urls(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None:
+    """Print where each shard's tar lies, for webdataset or any reader of tars."""
+    found = _version(store, dataset).urls()
+    if as_json:
+        _print_json(found)
+    else:
+        for url in found:
+            print(url)  # noqa: T201
+
+
+@app.command(rich_help_panel=USING)
+def view(
+    dataset: Spec,
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or empty folder.")],
+    link: Annotated[
+        bool,
+        typer.Option(
+            "--link",
+            help="Hard-link the store's own files even as root, whom nothing keeps "
+            "from writing into them.",
+        ),
+    ] = False,
+    store: StoreURL = None,
+) -> None:
+    """Lay a version out as DIR/00000.tar, 00001.tar, … for tools that read a folder."""
+    from reelmill.flows.view import make_view
+
+    made = make_view(_version(store, dataset), folder, link=link)
+    out.print(made, markup=False)
+
+
+@app.command(rich_help_panel=USING)
+def tag(
+    dataset: Spec,
+    name: Annotated[str, typer.Argument(metavar="TAG", help="The tag, such as v1.")],
+    store: StoreURL = None,
+) -> None:
+    """Put a tag on a version; a tag that is on another one moves."""
+    import re
+
+    from reelmill.store.store import now
+
+    version = _version(store, dataset)
+    if name == "latest" or not re.fullmatch(r"[A-Za-z][A-Za-z0-9._-]{0,62}", name):
+        raise ReelmillError(
+            f"'{name}' cannot be a tag: letters, digits, '.', '_' and '-', beginning with a "
+            "letter; 'latest' moves by itself"
+        )
+    update = {"event": "tag", "tags": (name,), "time": now(), "run": "tag"}
+    version.store.commit_ref(version.name, version.ref.model_copy(update=update))
+    out.print(f"{version.name}@{name} is {version}", markup=False)
+
+
+@app.command(rich_help_panel=BUILDING)
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to build it.")] = Path(
+        "reelmill-demo"
+    ),
+    workers: Annotated[
+        int | None, typer.Option("--workers", "-w", min=1, help="Local worker processes.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option("--store", "-s", metavar="URL", help="Instead of DIR/store.")
+    ] = None,
+) -> None:
+    """Run the main job on a dozen generated videos, served on this machine."""
+    from reelmill.flows.demo import run_demo
+
+    run_demo(folder, workers=workers, store=store, out=out, err=err)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """The ``reelmill`` command: one line on standard error and a code other than 0 on failure."""
+    from reelmill.flows.exits import Interrupted
+
+    try:
+        app(args=arguments, standalone_mode=True)
+    except Interrupted as stopped:
+        err.print(str(stopped), markup=False)
+        sys.exit(stopped.code)
+    except ReelmillError as error:
+        err.print(f"[bold red]error:[/] {_escaped(str(error))}")
+        sys.exit(1)
+    except BrokenPipeError:
+        # The reader of our output went away (``| head``): the usual end of a pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    sys.exit(0)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _load(recipe: str, overrides: list[str] | None) -> Recipe:
+    from reelmill.recipe import load_recipe
+    from reelmill.tasks import Stages
+    from reelmill.tasks.ingest import Source
+
+    return load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides or ())
+
+
+def _planning_store(url: str) -> Any:
+    from reelmill.flows.run import planning_store
+
+    return planning_store(url)
+
+
+def _store(url: str | None) -> Store:
+    from reelmill.store import Store
+
+    if url is None:
+        if not Path("recipe.yaml").exists():
+            raise ReelmillError(
+                "which store? give --store or set REELMILL_STORE, or go to a folder with a "
+                "recipe.yaml"
+            )
+        url = _load("recipe.yaml", None).store
+    return Store.open(url)
+
+
+def _version(url: str | None, spec: str) -> Version:
+    from reelmill.dataset import open_version
+
+    return open_version(_store(url), spec)
+
+
+def _growth(grown: Any) -> str:
+    parts = [f"{grown.rows:,} rows"]
+    if grown.new:
+        parts.append(f"{grown.new:,} new")
+    if grown.gone:
+        parts.append(f"{grown.gone:,} of before are no longer in the table and are kept")
+    return ", ".join(parts)
+
+
+def _write(path: Path, data: bytes) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise ReelmillError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=2, default=str))  # noqa: T201

@@ -1,0 +1,395 @@
+"""Driving a build: what is there already, what is missing, and having it made. No Prefect here."""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import itertools
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reelmill import tables
+from reelmill.digest import SHORT
+from reelmill.errors import ReelmillError
+from reelmill.recipe import Recipe
+from reelmill.store import Store
+from reelmill.store.model import Lineage, Manifest, Ref, Result
+from reelmill.store.store import now
+from reelmill.tasks import get_stage
+from reelmill.tasks.contract import Params
+from reelmill.tasks.frame import Order
+from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action
+from reelmill.tasks.planner import Node, Planner, Todo
+
+LATEST = ("latest",)
+GRACE_SECONDS = 10.0
+"""How long a stopped build waits for the shards that are being made."""
+
+
+class BuildFailedError(ReelmillError):
+    """Shards or datasets that could not be made; what was made is kept."""
+
+
+class StoppedError(ReelmillError):
+    """The build was asked to stop; what was made is kept."""
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a dataset is. ``expected`` is unknown until its input is."""
+
+    name: str
+    stage: str
+    expected: int | None = None
+    made: int = 0
+    reused: int = 0
+    running: int = 0
+    failed: int = 0
+    samples: int = 0
+    rejects: int = 0
+    bytes: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)
+    version: str | None = None
+    started: float | None = None
+    ended: float | None = None
+
+    @property
+    def have(self) -> int:
+        return self.made + self.reused
+
+    @property
+    def seconds(self) -> float:
+        """From the first shard's start to the last one's end, or to now."""
+        if self.started is None:
+            return 0.0
+        return (self.ended or time.time()) - self.started
+
+    def take(self, result: Result) -> None:
+        """Count a shard's result in."""
+        self.samples += result.samples
+        self.rejects += result.rejects
+        self.bytes += sum(result.blob_names().values())
+        for reason, count in result.reasons.items():
+            self.reasons[reason] = self.reasons.get(reason, 0) + count
+
+
+@dataclass(frozen=True, slots=True)
+class Grown:
+    """What ingest found in a source's table."""
+
+    name: str
+    path: str
+    rows: int
+    new: int
+    gone: int
+
+
+@dataclass
+class Build:
+    """A build whose plan is made: what is known, and what is missing."""
+
+    recipe: Recipe
+    store: Store
+    names: list[str]
+    planner: Planner
+    sources: dict[str, str]
+    grown: list[Grown]
+    missing: list[Todo]
+    progress: dict[str, Progress]
+    versions: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every shard exists, so that only versions are left to commit."""
+        return not self.missing and not self.planner.problems()
+
+
+def prepare(
+    recipe: Recipe, store: Store, *, only: Sequence[str] = (), run: str, write: bool = True
+) -> Build:
+    """Ingest the tables and find out which shards are there already.
+
+    Args:
+        only: datasets to build, with what they need; all of them if empty.
+        write: put what ingest found into the store; a mere plan does not.
+
+    Raises:
+        ReelmillError: a table cannot be read, or the recipe does not fit the store.
+    """
+    names = recipe.select(only) if only else recipe.order()
+    wanted = {parent for name in names for parent in recipe.datasets[name].inputs.values()}
+    manifests: dict[str, Manifest] = {}
+    versions: dict[str, str] = {}
+    grown = []
+    for name in recipe.sources:
+        if name in wanted:
+            manifests[name], versions[name], growth = _ingest(recipe, store, name, run, write)
+            grown.append(growth)
+    nodes = [_node(recipe, name) for name in names]
+    planner = Planner(nodes, manifests)
+    progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
+    build = Build(recipe, store, names, planner, versions, grown, [], progress)
+    build.missing = _settle(build, planner.start(), _Memory(store, names))
+    return build
+
+
+def _node(recipe: Recipe, name: str) -> Node:
+    dataset = recipe.datasets[name]
+    assert isinstance(dataset.params, Params)
+    return Node(
+        name=name,
+        stage=get_stage(dataset.stage),
+        params=dataset.params,
+        parents=dataset.inputs,
+        salt=dataset.salt,
+        max_rejects=dataset.max_rejects,
+    )
+
+
+def _ingest(
+    recipe: Recipe, store: Store, name: str, run: str, write: bool
+) -> tuple[Manifest, str, Grown]:
+    source = recipe.sources[name]
+    assert isinstance(source, Source)
+    table, _ = tables.table_digest(source.path)
+    last = store.latest(name)
+    before = store.record(last.action) if last and last.action else None
+    if last and before:
+        # The same table again: whatever it grew from, there is nothing in it that is new.
+        same = ingest_action(source, table, before.action.inputs["base"]["manifest"])
+        if same.key == last.action:
+            manifest = store.manifest(last.version)
+            return manifest, last.version, Grown(name, source.path, last.totals.samples, 0, 0)
+    base = last.version if last else None
+    action = ingest_action(source, table, base)
+    started = time.time()
+    found = ingest(
+        source,
+        store.manifest(base) if base else None,
+        lambda digest: store.read_blob(digest, "parquet"),
+    )
+    growth = Grown(name, source.path, found.rows, found.new, found.gone)
+    if not write:
+        return found.manifest, "", growth
+    how: dict[str, str | int] = {"run": run, "started": int(started)}
+    made = commit_ingest(store, action, found, how)
+    assert made.manifest is not None
+    store.commit_ref(
+        name,
+        Ref(
+            event="commit",
+            version=made.manifest.digest,
+            tags=LATEST,
+            time=now(),
+            run=run,
+            stage="ingest",
+            totals=found.manifest.totals(),
+            action=action.key,
+        ),
+    )
+    return found.manifest, made.manifest.digest, growth
+
+
+class _Memory:
+    """Results of earlier builds. The lineage of the newest versions answers for most shards with
+    one read a dataset; the store's action records answer for the rest."""
+
+    def __init__(self, store: Store, names: Iterable[str]) -> None:
+        self._store = store
+        self._known: dict[str, Result] = {}
+        for name in names:
+            ref = store.latest(name)
+            if ref and ref.lineage:
+                try:
+                    lineage = store.lineage(ref.lineage)
+                except ReelmillError:
+                    continue
+                self._known.update({entry.action: entry.result for entry in lineage.shards})
+
+    def recall(self, todos: Sequence[Todo]) -> dict[str, Result]:
+        keys = [todo.action.key for todo in todos]
+        known = {key: self._known[key] for key in keys if key in self._known}
+        found = self._store.intact(known) if known else {}
+        rest = [key for key in keys if key not in known]
+        return {**found, **(self._store.recall(rest) if rest else {})}
+
+
+def _settle(build: Build, todos: Sequence[Todo], memory: _Memory) -> list[Todo]:
+    """Feed the planner with all that the store knows; what must be made."""
+    missing = []
+    while todos:
+        found = memory.recall(todos)
+        ready: list[Todo] = []
+        for todo in todos:
+            result = found.get(todo.action.key)
+            if result is None:
+                missing.append(todo)
+            else:
+                progress = build.progress[todo.dataset]
+                progress.reused += 1
+                progress.take(result)
+                ready += build.planner.done(todo, result)
+        todos = ready
+    for name, progress in build.progress.items():
+        progress.expected = build.planner.expected(name)
+    return missing
+
+
+def commit_versions(build: Build, run: str) -> list[str]:
+    """Commit every dataset that became complete; their names."""
+    committed = []
+    for name, manifest, lineage in build.planner.finished():
+        version = _commit(build, name, manifest, lineage, run)
+        build.versions[name] = version
+        progress = build.progress[name]
+        progress.version = version
+        progress.expected = progress.have
+        committed.append(name)
+    for key in build.planner.passing():
+        build.store.forget(key)
+    return committed
+
+
+def _commit(build: Build, name: str, manifest: Manifest, lineage: Lineage, run: str) -> str:
+    dataset = build.recipe.datasets[name]
+    known = {**build.sources, **build.versions}
+    version = build.store.put_manifest(manifest)
+    ref = Ref(
+        event="commit",
+        version=version,
+        tags=LATEST,
+        time=now(),
+        run=run,
+        stage=dataset.stage,
+        parents={
+            role: f"{parent}@{known[parent][:SHORT]}" for role, parent in dataset.inputs.items()
+        },
+        lineage=build.store.put_blob(lineage.as_bytes(), "json").digest,
+        totals=manifest.totals(),
+    )
+    build.store.commit_ref(name, ref)
+    return version
+
+
+Submit = Callable[[Todo, str], Awaitable[str]]
+"""Has an ``Order`` (JSON) executed somewhere; the ``Result`` (JSON)."""
+
+
+async def drive(
+    build: Build, submit: Submit, *, window: int, run: str, stop: asyncio.Event
+) -> None:
+    """Make what is missing, with at most ``window`` shards in flight, and commit the versions.
+
+    Shards that fail do not hold up the others. Shards deeper in the recipe go first, so that
+    chains finish instead of all starting.
+
+    Raises:
+        BuildFailedError: some shards or datasets could not be made.
+        StoppedError: ``stop`` was set.
+    """
+    memory = _Memory(build.store, ())
+    count = itertools.count()
+    queue: list[tuple[int, int, int, Todo]] = []
+    active: dict[asyncio.Task[str], Todo] = {}
+    attached: set[str] = set()
+
+    def enqueue(todos: Iterable[Todo]) -> None:
+        for todo in todos:
+            heapq.heappush(queue, (-todo.depth, todo.generation, next(count), todo))
+
+    def start(todo: Todo) -> None:
+        progress = build.progress[todo.dataset]
+        progress.started = progress.started or time.time()
+        progress.running += 1
+        order = order_of(build, todo, run)
+        active[asyncio.ensure_future(submit(todo, order))] = todo
+
+    enqueue(build.missing)
+    await asyncio.to_thread(commit_versions, build, run)
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        while (queue or active) and not stop.is_set():
+            while queue and len(active) < window:
+                todo = heapq.heappop(queue)[-1]
+                await asyncio.to_thread(_attach, build.store, todo, attached)
+                start(todo)
+            await asyncio.wait({stopped, *active}, return_when=asyncio.FIRST_COMPLETED)
+            for task in [task for task in active if task.done()]:
+                todo = active.pop(task)
+                ready = _take(build, todo, task)
+                enqueue(await asyncio.to_thread(_settle, build, ready, memory))
+                await asyncio.to_thread(commit_versions, build, run)
+        if stop.is_set() and active:
+            await _wind_down(build, active)
+    finally:
+        stopped.cancel()
+        for task in active:
+            task.cancel()
+        await asyncio.gather(*active, return_exceptions=True)
+        await asyncio.to_thread(commit_versions, build, run)
+    problems = build.planner.problems()
+    if stop.is_set() and len(build.versions) < len(build.names):
+        raise StoppedError(_kept(build, "stopped"))
+    if problems:
+        raise BuildFailedError("; ".join(problems.values()))
+
+
+async def _wind_down(build: Build, active: dict[asyncio.Task[str], Todo]) -> None:
+    done, _ = await asyncio.wait(active, timeout=GRACE_SECONDS)
+    for task in done:
+        _take(build, active.pop(task), task)
+
+
+def _take(build: Build, todo: Todo, task: asyncio.Task[str]) -> list[Todo]:
+    progress = build.progress[todo.dataset]
+    progress.running -= 1
+    progress.ended = time.time()
+    if task.cancelled() or (error := task.exception()):
+        progress.failed += 1
+        message = "cancelled" if task.cancelled() else _one_line(error)
+        build.planner.failed(todo, message)
+        return []
+    result = Result.model_validate_json(task.result())
+    progress.made += 1
+    progress.take(result)
+    return build.planner.done(todo, result)
+
+
+def _one_line(error: BaseException | None) -> str:
+    if isinstance(error, ReelmillError):
+        return str(error)
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def _attach(store: Store, todo: Todo, attached: set[str]) -> None:
+    for role, data in todo.slot.generations.items():
+        digest = todo.slot.inputs[role]["shards"]
+        if digest not in attached:
+            attached.add(store.put_blob(data, "json").digest)
+
+
+def order_of(build: Build, todo: Todo, run: str) -> Order | str:
+    """What a worker needs to make a shard."""
+    dataset = build.recipe.datasets[todo.dataset]
+    return Order(
+        store=build.store.url,
+        run=run,
+        dataset=todo.dataset,
+        shard=todo.shard,
+        action=todo.action,
+        params=dataset.params.model_dump(mode="json"),
+        shards=dict(todo.slot.shards),
+    ).model_dump_json()
+
+
+def _kept(build: Build, word: str) -> str:
+    have = sum(progress.have for progress in build.progress.values())
+    return f"{word}; {have} finished shards are kept"
+
+
+def recipe_name(path: str) -> str:
+    """What a recipe is called in run names: its file's name without the ending."""
+    return Path(path).stem

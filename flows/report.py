@@ -1,0 +1,85 @@
+"""What people read about a build: the table of datasets, in the terminal and in Prefect."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from rich.table import Table
+
+from reelmill.digest import SHORT
+from reelmill.flows.drive import Build, Progress
+from reelmill.units import format_bytes
+
+HEADINGS = ("dataset", "version", "shards", "made", "samples", "rejects", "bytes", "time")
+
+
+def rows(build: Build) -> list[tuple[str, ...]]:
+    """A row of text per dataset, in the order of ``HEADINGS``."""
+    return [_row(progress) for progress in build.progress.values()]
+
+
+def _row(progress: Progress) -> tuple[str, ...]:
+    expected = progress.expected
+    shards = str(progress.have) if progress.version else f"{progress.have} of {expected or '?'}"
+    version = f"{progress.name}@{progress.version[:SHORT]}" if progress.version else "incomplete"
+    return (
+        progress.name,
+        version,
+        shards,
+        str(progress.made),
+        f"{progress.samples:,}",
+        f"{progress.rejects:,}",
+        format_bytes(progress.bytes),
+        f"{progress.seconds:.1f} s" if progress.made else "-",
+    )
+
+
+def table(build: Build) -> Table:
+    """The datasets for the terminal."""
+    shown = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in HEADINGS:
+        left = heading in ("dataset", "version")
+        shown.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for row in rows(build):
+        shown.add_row(*row)
+    return shown
+
+
+def reject_lines(build: Build) -> list[str]:
+    """A line per dataset with rejects: how many, for which reasons."""
+    return [
+        f"{progress.name}: "
+        + ", ".join(
+            f"{count} {reason}"
+            for reason, count in sorted(progress.reasons.items(), key=lambda item: -item[1])
+        )
+        for progress in build.progress.values()
+        if progress.reasons
+    ]
+
+
+def markdown_report(build: Build) -> str:
+    """The datasets as a markdown table, with the reasons of rejects and of failures."""
+    lines = [
+        f"| {' | '.join(HEADINGS)} |",
+        "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2),
+        *(f"| {' | '.join(row)} |" for row in rows(build)),
+    ]
+    if rejected := reject_lines(build):
+        lines += ["", "**Rejects**", "", *(f"- {line}" for line in rejected)]
+    if problems := build.planner.problems():
+        lines += ["", "**Not built**", "", *(f"- {n}: {text}" for n, text in problems.items())]
+    return "\n".join(lines)
+
+
+def as_json(build: Build) -> dict[str, Any]:
+    """The outcome for scripts."""
+    return {
+        "store": build.store.url,
+        "datasets": {
+            name: {**asdict(progress), "have": progress.have}
+            for name, progress in build.progress.items()
+        },
+        "problems": build.planner.problems(),
+    }
