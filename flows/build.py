@@ -165,8 +165,8 @@ async def _on_worker(client: Any, todo: Todo, order: str, attempt: str) -> str:
         answer: str = await future
     except KilledWorker as error:
         raise StageError(
-            f"{todo.label}: {len(error.args) and error.allowed_failures + 1} workers died while "
-            "making it (out of memory, or a crash); nothing of it was committed"
+            f"{error.allowed_failures + 1} workers died while making it (out of memory, or a "
+            "crash); nothing of it was committed"
         ) from None
     finally:
         # An unreleased future keeps its result on a worker, and would have it made again if that

@@ -69,7 +69,7 @@ def markdown_report(build: Build) -> str:
     if rejected := reject_lines(build):
         lines += ["", "**Rejects**", "", *(f"- {line}" for line in rejected)]
     if problems := build.planner.problems():
-        lines += ["", "**Not built**", "", *(f"- {n}: {text}" for n, text in problems.items())]
+        lines += ["", "**Not built**", "", *(f"- {text}" for text in problems.values())]
     return "\n".join(lines)
 
 

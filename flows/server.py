@@ -54,12 +54,13 @@ def prefect_api() -> Iterator[str]:
             )
         yield configured
         return
-    with _own_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    with own_server() as url, temporary_settings({PREFECT_API_URL: url}):
         yield url
 
 
 @contextlib.contextmanager
-def _own_server() -> Iterator[str]:
+def own_server() -> Iterator[str]:
+    """Start a server on a free loopback port and stop it again; yields its API's address."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
     log = Path(os.environ.get("TMPDIR", "/tmp"), f"reelmill-server-{os.getuid()}-{port}.log")  # noqa: S108

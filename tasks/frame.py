@@ -66,7 +66,7 @@ def execute(order: str) -> str:
     try:
         written = _make(store, task)
     except (ReelmillError, OSError) as error:
-        raise StageError(f"{task.label}: {error}") from error
+        raise StageError(str(error)) from error
     result = _commit(store, task, written, started)
     _trace(task, started, _cpu_seconds() - cpu, result)
     return result.model_dump_json()

@@ -219,7 +219,7 @@ class Planner:
         if taken == made.samples + made.rejects:
             return None
         return (
-            f"{taken} samples went in, {made.samples} and {made.rejects} rejects came out; "
+            f"{state.node.name}: {taken} samples went in, {made.samples} and {made.rejects} rejects came out; "
             "this is a fault in the stage, no version was committed"
         )
 
@@ -237,7 +237,7 @@ class Planner:
             f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda i: -i[1])
         )
         return (
-            f"{totals.rejects} of {seen} samples were rejected ({worst}), more than "
+            f"{state.node.name}: {totals.rejects} of {seen} samples were rejected ({worst}), more than "
             f"max_rejects ({state.node.max_rejects:%}) allows; no version was committed"
         )
 

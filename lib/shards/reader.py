@@ -46,15 +46,17 @@ class ShardReader:
         """The index rows of one status: ``ok`` or ``rejected``."""
         return [row for row in self.table.to_pylist() if row["status"] == status]
 
-    def samples(self, fields: Collection[str] | None = None) -> Iterator[Sample]:
-        """Every sample in the tar's order, with all its fields or those named.
+    def samples(
+        self, fields: Collection[str] | None = None, keys: Collection[str] | None = None
+    ) -> Iterator[Sample]:
+        """Every sample, or those of some keys, in the tar's order, with all or some fields.
 
         Memory holds the samples of one read of at most 32 MiB, or one larger sample.
         """
         if self.shard.tar is None:
             return
         name = blob_name(self.shard.tar.digest, "tar")
-        rows = self.rows()
+        rows = [row for row in self.rows() if keys is None or row["key"] in keys]
         picked = [
             [m for m in index.members(row["fields"]) if fields is None or m.name in fields]
             for row in rows

@@ -211,10 +211,9 @@ class Store:
         while True:
             log = self._ref_names(dataset)
             number = int(log[-1].rpartition("/")[2].removesuffix(".json")) + 1 if log else 0
-            if log and ref.event == "commit":
-                last = self._document(log[-1], Ref)
-                if last and _says(last) == _says(ref):
-                    return last
+            last = self._last_commit(log)
+            if last and ref.event == "commit" and _says(last) == _says(ref):
+                return last
             if self.backend.create(f"refs/{dataset}/{number:020d}.json", ref.as_bytes()):
                 return ref
 
@@ -260,6 +259,13 @@ class Store:
                 f"'reelmill ls {dataset}' lists its versions"
             )
         return dataset, next(iter(fitting.values()))
+
+    def _last_commit(self, log: list[str]) -> Ref | None:
+        for name in reversed(log):
+            ref = self._document(name, Ref)
+            if ref and ref.event == "commit":
+                return ref
+        return None
 
     def _tagged(self, dataset: str, tag: str) -> Ref | None:
         for name in reversed(self._ref_names(dataset)):

@@ -1,0 +1,49 @@
+# Two targets are all a user needs: `make demo` and `make test`. Each sets up what it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# The strict editable install links every file, so that type checkers can follow it: a folder's
+# time changes when a file is added or removed, and the install is brought up to date.
+FOLDERS := $(shell find lib tasks flows configs -type d -not -name '__pycache__')
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	--config-settings editable_mode=strict
+
+.PHONY: demo test lint types bench format clean
+
+demo: $(VENV)/.user
+	$(BIN)/reelmill demo demo
+
+test: $(VENV)/.dev lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python -m tests.benchmarks
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Reelmill needs Python 3.11 or newer; try: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.user: pyproject.toml $(FOLDERS) | $(BIN)/python
+	@echo "Installing Reelmill into $(VENV) (a minute or two, once) ..."
+	$(INSTALL) --editable .
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml $(FOLDERS) | $(BIN)/python
+	@echo "Installing Reelmill and its test tools into $(VENV) (a minute or two, once) ..."
+	$(INSTALL) --editable '.[dev]'
+	@touch $@ $(VENV)/.user

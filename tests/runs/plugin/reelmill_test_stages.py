@@ -1,0 +1,42 @@
+"""Stages of a plugin that misbehave on request. Loaded through an entry point, as users' are."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+from reelmill.shards.reader import Sample as InputSample
+from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage
+
+
+class TroubleParams(Params):
+    kind: Annotated[Literal["none", "raise", "die", "once", "slow"], Runtime] = "none"
+    shard: Annotated[str, Runtime] = ""
+    marker: Annotated[str, Runtime] = ""
+    seconds: Annotated[float, Runtime] = 0.2
+
+
+class Trouble(SampleStage[TroubleParams]):
+    """Passes samples on; the one whose key begins with ``shard`` gets into trouble."""
+
+    name = "trouble"
+    params = TroubleParams
+    conserves = True
+
+    def each(self, job: Job[TroubleParams], sample: InputSample) -> Iterator[Output]:
+        params = job.params
+        if params.kind == "slow":
+            time.sleep(params.seconds)
+        elif sample.key.startswith(params.shard):
+            if params.kind == "raise":
+                raise RuntimeError("the moon is in the wrong phase")
+            if params.kind == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if params.kind == "once" and not Path(params.marker).exists():
+                Path(params.marker).touch()
+                raise OSError(5, "a passing fault")
+        yield Sample(sample.key, dict(sample.fields))

@@ -1,0 +1,100 @@
+"""A recipe in a folder, and the ways to build it that tests compare."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from reelmill.flows.drive import Build, drive, prepare
+from reelmill.recipe import load_recipe
+from reelmill.store import Store
+from reelmill.tasks import Stages
+from reelmill.tasks.frame import TRACE, execute
+from reelmill.tasks.ingest import Source
+
+COMMAND = Path(sysconfig.get_path("scripts"), "reelmill")
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+@dataclass(frozen=True)
+class Project:
+    """A folder with a recipe, its table and its store, and ways to build it."""
+
+    folder: Path
+    prefect_url: str
+
+    @property
+    def recipe(self) -> Path:
+        return self.folder / "recipe.yaml"
+
+    @property
+    def trace(self) -> Path:
+        return self.folder / "trace.jsonl"
+
+    @property
+    def environ(self) -> dict[str, str]:
+        return {
+            **os.environ,
+            TRACE: str(self.trace),
+            "PREFECT_API_URL": self.prefect_url,
+            "PYTHONPATH": str(PLUGIN),
+        }
+
+    def write(self, recipe: str, table: Sequence[str] | None = None) -> None:
+        self.recipe.write_text(recipe)
+        if table is not None:
+            (self.folder / "urls.csv").write_text("\n".join(["url", *table]) + "\n")
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, COMMAND, *arguments],
+            cwd=self.folder,
+            env=self.environ,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    def run(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        process = self.start(*arguments)
+        out, err = process.communicate(timeout=280)
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def build(self, *arguments: str) -> dict[str, str]:
+        """Build with the command; the versions."""
+        done = self.run("build", str(self.recipe), "--json", *arguments)
+        assert done.returncode == 0, done.stderr
+        datasets = json.loads(done.stdout)["datasets"]
+        return {name: progress["version"] for name, progress in datasets.items()}
+
+    def build_here(self, *overrides: str, only: Sequence[str] = ()) -> Build:
+        """Build in this process: the same planner, driver and frame, no Prefect and no Dask."""
+        loaded = load_recipe(self.recipe, stages=Stages(), source_model=Source, overrides=overrides)
+        store = Store.open(loaded.store, create=True)
+        build = prepare(loaded, store, only=only, run="here")
+
+        async def submit(todo: object, order: str) -> str:
+            return await asyncio.to_thread(execute, order)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv(TRACE, str(self.trace))
+            asyncio.run(drive(build, submit, window=2, run="here", stop=asyncio.Event()))
+        return build
+
+    def executed(self) -> Counter[str]:
+        """How often each action was executed, by label, since the last call."""
+        if not self.trace.exists():
+            return Counter()
+        lines = [json.loads(line) for line in self.trace.read_text().splitlines()]
+        self.trace.unlink()
+        return Counter(line["label"] for line in lines)

@@ -1,0 +1,291 @@
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from reelmill.digest import sha256
+from reelmill.errors import RecipeError
+from reelmill.store.model import Blob, Generation, Manifest, Result, Shard
+from reelmill.tasks import get_stage
+from reelmill.tasks.contract import Job, Output, Params, Stage, key_params
+from reelmill.tasks.download import DownloadParams
+from reelmill.tasks.planner import Node, Planner, Todo
+from reelmill.tasks.shuffle import ShuffleParams
+
+
+class Narrow(Stage[Params]):
+    name = "narrow"
+    params = Params
+
+    def make(self, job: Job[Params]) -> Iterator[Output]:
+        raise NotImplementedError
+
+
+class Second(Narrow):
+    name = "second"
+    roles = ("left", "right")
+
+
+class Flaky(Narrow):
+    name = "flaky"
+
+    def may_pass(self, reason: str) -> bool:
+        return reason == "timeout"
+
+
+def blob(text: str) -> Blob:
+    return Blob(digest=sha256(text.encode()), size=len(text))
+
+
+def table(*generations: int, samples: int = 10) -> Manifest:
+    numbers = iter(range(100_000))
+    return Manifest(
+        fields=(),
+        generations=tuple(
+            Generation(
+                shards=tuple(
+                    Shard(
+                        id=f"{(n := next(numbers)):05d}",
+                        tar=None,
+                        index=blob(f"row {n}"),
+                        samples=samples,
+                        rejects=0,
+                    )
+                    for _ in range(count)
+                )
+            )
+            for count in generations
+        ),
+    )
+
+
+def made(todo: Todo, samples: int = 10, **more: object) -> Result:
+    """A result that depends on the action alone, as every stage's does."""
+    if todo.action.stage == "shuffle" and samples == 10:
+        generation = Generation.model_validate_json(todo.slot.generations["source"])
+        total = sum(shard.samples for shard in generation.shards)
+        output, outputs = int(todo.slot.slot["output"]), int(todo.slot.slot["outputs"])
+        samples = total * (output + 1) // outputs - total * output // outputs
+    tar = blob(todo.action.key) if samples else None
+    values = {"tar": tar, "index": blob(f"index of {todo.action.key}"), "rejects": 0, **more}
+    return Result(samples=samples, fields=("mp4",), **values)
+
+
+def nodes(*, samples_per_shard: int = 25) -> list[Node]:
+    return [
+        Node("videos", Narrow(), Params(), {"source": "urls"}),
+        Node("clips", Narrow(), Params(), {"source": "videos"}),
+        Node(
+            "shuffled",
+            get_stage("shuffle"),
+            ShuffleParams(samples_per_shard=samples_per_shard),
+            {"source": "clips"},
+        ),
+        Node("frames", Narrow(), Params(), {"source": "shuffled"}),
+    ]
+
+
+def finish(
+    planner: Planner, pick: Callable[[list[Todo]], int] = lambda todos: 0
+) -> tuple[list[Todo], dict[str, str]]:
+    """Make everything, in an order of the caller's; all that was made, and the versions."""
+    waiting, order, versions = planner.start(), [], {}
+    while waiting:
+        todo = waiting.pop(pick(waiting))
+        order.append(todo)
+        waiting += planner.done(todo, made(todo))
+        versions |= {name: sha256(m.as_bytes()) for name, m, _ in planner.finished()}
+    return order, versions
+
+
+def test_a_chain_of_narrow_stages_has_no_barrier() -> None:
+    planner = Planner(nodes(), {"urls": table(3)})
+    first, *_ = planner.start()
+    ready = planner.done(first, made(first))
+    assert [todo.label for todo in ready] == [f"narrow/clips/{first.shard}"]
+
+
+def test_a_shuffle_waits_for_its_whole_generation_and_for_no_other() -> None:
+    planner = Planner(nodes(), {"urls": table(2, 2)})
+    started = planner.start()
+    waiting = [todo for todo in started if todo.generation == 0]
+    seen = []
+    while waiting:
+        todo = waiting.pop(0)
+        seen.append(todo)
+        if todo.dataset == "shuffled":
+            continue
+        waiting += planner.done(todo, made(todo))
+    assert [todo.label for todo in seen if todo.dataset == "shuffled"] == ["shuffle/shuffled/00000"]
+    assert planner.expected("shuffled") is None
+
+
+def test_shuffled_shards_of_later_generations_are_numbered_on() -> None:
+    order, _ = finish(Planner(nodes(samples_per_shard=7), {"urls": table(2, 1)}))
+    shuffled = {t.shard: t.generation for t in order if t.dataset == "shuffled"}
+    assert shuffled == {"00000": 0, "00001": 0, "00002": 0, "00003": 1, "00004": 1}
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    generations=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    size=st.integers(1, 40),
+    seed=st.integers(0, 2**32),
+)
+def test_any_order_of_completion_gives_the_same_versions(
+    generations: list[int], size: int, seed: int
+) -> None:
+    chance = random.Random(seed)
+    _, in_order = finish(Planner(nodes(samples_per_shard=size), {"urls": table(*generations)}))
+    order, shuffled = finish(
+        Planner(nodes(samples_per_shard=size), {"urls": table(*generations)}),
+        lambda todos: chance.randrange(len(todos)),
+    )
+    assert shuffled == in_order
+    assert set(in_order) == {"videos", "clips", "shuffled", "frames"}
+    assert len({todo.label for todo in order}) == len(order), "a shard was planned twice"
+
+
+def test_growth_plans_the_same_actions_for_old_shards() -> None:
+    before, _ = finish(Planner(nodes(), {"urls": table(3)}))
+    after, _ = finish(Planner(nodes(), {"urls": table(3, 1)}))
+    old = {todo.action.key for todo in before}
+    new = [todo.label for todo in after if todo.action.key not in old]
+    assert sorted(new) == [
+        "narrow/clips/00003",
+        "narrow/frames/00002",
+        "narrow/videos/00003",
+        "shuffle/shuffled/00002",
+    ]
+
+
+def test_equal_bytes_from_a_changed_producer_stop_the_change() -> None:
+    class Newer(Narrow):
+        version = 2
+
+    def keys(stage: Stage[Params]) -> dict[str, str]:
+        chain = nodes()
+        chain[0] = Node("videos", stage, Params(), {"source": "urls"})
+        planner = Planner(chain, {"urls": table(2)})
+        waiting, found = planner.start(), {}
+        while waiting:
+            todo = waiting.pop(0)
+            found[todo.label] = todo.action.key
+            same = Result(samples=10, rejects=0, tar=blob(todo.label), index=blob(todo.label))
+            waiting += planner.done(todo, same)
+        return found
+
+    old, new = keys(Narrow()), keys(Newer())
+    changed = [label for label in old if old[label] != new[label]]
+    assert changed == ["narrow/videos/00000", "narrow/videos/00001"]
+
+
+def test_names_and_shard_ids_are_no_part_of_a_key() -> None:
+    def first_key(name: str) -> str:
+        node = Node(name, Narrow(), Params(), {"source": "urls"})
+        return Planner([node], {"urls": table(1)}).start()[0].action.key
+
+    assert first_key("videos") == first_key("films")
+
+
+def test_parameters_that_change_no_byte_are_no_part_of_a_key() -> None:
+    patient = DownloadParams(timeout=Decimal(900), attempts=9, concurrency=64, user_agent="x")
+    assert key_params(patient) == key_params(DownloadParams())
+    assert key_params(DownloadParams(max_bytes=5)) != key_params(DownloadParams())
+
+
+def test_an_empty_shard_of_a_narrow_stage_still_gets_its_children() -> None:
+    planner = Planner(nodes(), {"urls": table(1)})
+    (first,) = planner.start()
+    (child,) = planner.done(first, made(first, samples=0, rejects=10))
+    assert child.label == "narrow/clips/00000"
+    assert planner.done(child, made(child, samples=0)) == []
+    assert planner.expected("shuffled") == 0
+    names = [name for name, _, _ in planner.finished()]
+    assert names == ["videos", "clips", "shuffled", "frames"]
+
+
+def test_a_failed_shard_keeps_its_dataset_and_its_descendants_open() -> None:
+    planner = Planner(nodes(), {"urls": table(2)})
+    good, bad = planner.start()
+    planner.failed(bad, "no luck")
+    (child,) = planner.done(good, made(good))
+    planner.done(child, made(child))
+    assert list(planner.finished()) == []
+    assert planner.problems() == {"videos": f"{bad.label}: no luck"}
+
+
+def test_too_many_rejects_commit_no_version_and_name_the_reasons() -> None:
+    node = Node("videos", Narrow(), Params(), {"source": "urls"}, max_rejects=Decimal("0.5"))
+    planner = Planner([node], {"urls": table(1)})
+    (todo,) = planner.start()
+    planner.done(todo, made(todo, samples=4, rejects=6, reasons={"http_404": 5, "dns": 1}))
+    assert list(planner.finished()) == []
+    (problem,) = planner.problems().values()
+    assert problem.startswith(
+        "videos: 6 of 10 samples were rejected (http_404 5, dns 1), more than"
+    )
+    assert "(50%)" in problem
+
+
+def test_only_rejects_that_may_pass_are_worth_another_try() -> None:
+    def forgotten(reasons: dict[str, int]) -> list[str]:
+        node = Node("videos", Flaky(), Params(), {"source": "urls"}, max_rejects=Decimal(0))
+        planner = Planner([node], {"urls": table(1)})
+        (todo,) = planner.start()
+        planner.done(todo, made(todo, samples=9, rejects=1, reasons=reasons))
+        list(planner.finished())
+        return list(planner.passing())
+
+    assert len(forgotten({"timeout": 1})) == 1
+    assert forgotten({"http_404": 1}) == []
+
+
+def test_samples_lost_in_a_shuffle_are_found() -> None:
+    planner = Planner(nodes()[2:3], {"clips": table(2)})
+    (todo,) = planner.start()
+    planner.done(todo, made(todo, samples=19))
+    assert list(planner.finished()) == []
+    assert "20 samples went in, 19" in planner.problems()["shuffled"]
+
+
+def test_a_stage_of_two_roles_waits_for_both() -> None:
+    chain = [
+        Node("a", Narrow(), Params(), {"source": "urls"}),
+        Node("b", Narrow(), Params(), {"source": "a"}),
+        Node("c", Second(), Params(), {"left": "a", "right": "b"}),
+    ]
+    order, versions = finish(Planner(chain, {"urls": table(2)}))
+    assert sorted(todo.label for todo in order if todo.dataset == "c") == [
+        "second/c/00000",
+        "second/c/00001",
+    ]
+    assert "c" in versions
+
+
+def test_inputs_that_grew_differently_cannot_be_joined() -> None:
+    node = Node("c", Second(), Params(), {"left": "x", "right": "y"})
+    with pytest.raises(RecipeError, match="grew differently"):
+        Planner([node], {"x": table(1), "y": table(1, 1)})
+
+
+def test_planning_ten_thousand_shards_is_linear_in_their_number() -> None:
+    calls = 0
+
+    class Counted(Narrow):
+        def plan(self, params, inputs, first):  # type: ignore[no-untyped-def]
+            nonlocal calls
+            calls += sum(len(shards) for shards in inputs.values())
+            return super().plan(params, inputs, first)
+
+    chain = [
+        Node("a", Counted(), Params(), {"source": "urls"}),
+        Node("b", Counted(), Params(), {"source": "a"}),
+    ]
+    finish(Planner(chain, {"urls": table(10_000)}), lambda todos: len(todos) - 1)
+    assert calls == 20_000
