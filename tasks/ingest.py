@@ -157,8 +157,11 @@ def _entries(source: Source) -> tuple[pa.Schema, list[_Entry]]:
     columns = {ours: theirs for ours, theirs in named.items() if theirs}
     merged: dict[tuple[str, str | None], _Entry] = {}
     extras: pa.Schema | None = None
-    batches = tables.select(
-        tables.open_table(source.path, format=source.format), list(columns.values())
+    texts = [column for column in (source.url, source.caption) if column]
+    batches = tables.require(
+        source.path,
+        tables.open_table(source.path, format=source.format, strings=texts),
+        list(columns.values()),
     )
     for batch in batches:
         if extras is None:

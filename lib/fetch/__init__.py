@@ -1,0 +1,1 @@
+"""Fetching of media from HTTP(S), object stores and disks."""
