@@ -46,7 +46,7 @@ def draw_sheet(version: Version, count: int) -> bytes:
         (_row(sample) for sample in _spread(version, count)),
         title=str(version),
         subtitle=subtitle,
-        flow_legend=bool(flows),
+        legend=bool(flows),
     )
 
 
@@ -78,10 +78,13 @@ def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     flows = sorted(field for field in sample.fields if ".flow." in field)
     if not shown and not flows:
         return _of_clip(video_of(sample.fields)), []
-    stills = [(decode_image(sample.fields[field]), "") for _, field in shown]
-    moves = [(_flow_of(field, sample.fields[field]), "flow") for field in flows]
-    pairs = [p for pair in zip_longest(stills, moves) for p in pair if p] if moves else stills
-    return [picture for picture, _ in pairs], [label for _, label in pairs] if moves else []
+    stills = [(decode_image(sample.fields[field]), f"{number}") for number, field in shown]
+    moves = [
+        (_flow_of(field, sample.fields[field]), f"{int(field[:6])} to {int(field[:6]) + 1}")
+        for field in flows
+    ]
+    pairs = [pair for both in zip_longest(stills, moves) for pair in both if pair]
+    return [picture for picture, _ in pairs], [label for _, label in pairs]
 
 
 def _flow_of(field: str, data: bytes) -> RGB:

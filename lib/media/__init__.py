@@ -1,0 +1,1 @@
+"""Video: probing, scene cuts, cutting clips, frames and optical flow."""

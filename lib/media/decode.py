@@ -1,0 +1,205 @@
+"""Decoding video with PyAV: upright RGB pictures with integer timestamps, one thread."""
+
+from __future__ import annotations
+
+import heapq
+import threading
+from collections import deque
+from collections.abc import Generator, Iterator
+from typing import Any, Self, cast
+
+import av
+import numpy as np
+from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+
+from reelmill.errors import Rejected
+from reelmill.media.probe import Source, open_media, video_stream
+
+# How far ahead timestamps are sorted: enough for x264's usual pyramid of three B-frames.
+_LOOKAHEAD = 4
+
+# ACCURATE_RND and BITEXACT keep swscale off the paths whose rounding depends on the CPU;
+# FULL_CHR_H_INT gives every output pixel its own chroma.
+_INTERPOLATION = (
+    Interpolation.BICUBIC
+    | Interpolation.FULL_CHR_H_INT
+    | Interpolation.ACCURATE_RND
+    | Interpolation.BITEXACT
+)
+
+# AVCOL_SPC_UNSPECIFIED and AVCOL_SPC_RESERVED.
+_NO_MATRIX = (2, 3)
+
+
+class Resize(BaseModel):
+    """A target size: exactly one of ``size``, ``min_side`` and ``max_side``, in pixels.
+
+    ``size`` is (width, height), taken as is. The other two name the shorter or the longer side
+    and keep the aspect ratio; they only ever shrink, unless ``upscale``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    size: tuple[PositiveInt, PositiveInt] | None = None
+    min_side: PositiveInt | None = None
+    max_side: PositiveInt | None = None
+    upscale: bool = False
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        if sum(x is not None for x in (self.size, self.min_side, self.max_side)) != 1:
+            raise ValueError("give exactly one of size, min_side and max_side")
+        return self
+
+
+def resized(width: int, height: int, resize: Resize | None) -> tuple[int, int]:
+    """(width, height) that ``resize`` makes of a ``width`` × ``height`` picture.
+
+    Where the aspect ratio is kept, the named side gets exactly its number and the other one the
+    nearest even number, for 4:2:0 chroma; a picture that needs no scaling keeps its own size,
+    odd or not.
+    """
+    if resize is None:
+        return width, height
+    if resize.size is not None:
+        return resize.size
+    shorter, longer = sorted((width, height))
+    side, other = (shorter, longer) if resize.min_side is not None else (longer, shorter)
+    target = cast(int, resize.min_side or resize.max_side)
+    if side == target or (side < target and not resize.upscale):
+        return width, height
+    if width == height:
+        return target, target
+    scaled = max(2, 2 * ((other * target + side) // (2 * side)))
+    return (target, scaled) if width == side else (scaled, target)
+
+
+def frames(source: Source) -> Generator[av.VideoFrame, None, None]:
+    """Frames of the best video stream, as decoded, in presentation order.
+
+    Every frame has an integer ``pts`` in units of its ``time_base`` (seconds), strictly
+    increasing: missing timestamps are filled in, and those a muxer wrote in coding order are put
+    right. Damaged packets are skipped; a container that breaks off ends the stream. The same
+    bytes give the same frames. Dropping or closing the generator closes the container.
+
+    Raises, on the first ``next``: Rejected ``undecodable`` where no frame can be had, or as
+    :func:`~reelmill.media.probe.open_media` does; OSError where ``source`` cannot be read.
+    """
+    with open_media(source) as container:
+        stream = video_stream(container)
+        rate = stream.average_rate
+        step = max(1, round(1 / (rate * stream.time_base))) if rate else 1
+        empty = True
+        for frame in _in_order(_decoded(container, stream), step):
+            empty = False
+            yield frame
+    if empty:
+        raise Rejected("undecodable", "no frame of the video can be decoded")
+
+
+def upright_size(frame: av.VideoFrame) -> tuple[int, int]:
+    """(width, height) of ``frame`` in pixels after its display rotation."""
+    return (frame.height, frame.width) if _quarter_turns(frame) % 2 else (frame.width, frame.height)
+
+
+def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Upright uint8 RGB of shape (H, W, 3), full range, C-contiguous.
+
+    Scaled to ``size`` (width, height; of the upright picture) and converted in one swscale pass
+    whose result does not depend on the CPU. The matrix and range are the stream's; untagged
+    video is BT.601 limited range at any size, as in FFmpeg, so that a downscaled copy keeps its
+    colours. Turns of 90° in the display matrix are applied. Transfer and primaries are not
+    converted: HDR is not tone mapped.
+
+    Raises: Rejected ``undecodable`` for a pixel format or colour matrix that swscale lacks.
+    """
+    turns = _quarter_turns(frame)
+    width, height = size or upright_size(frame)
+    if turns % 2:
+        width, height = height, width
+    try:
+        rgb = _scaler.reformatter.reformat(
+            frame,
+            width,
+            height,
+            "rgb24",
+            src_colorspace=Colorspace.ITU601 if frame.colorspace in _NO_MATRIX else None,
+            interpolation=_INTERPOLATION,
+            threads=1,
+        ).to_ndarray()
+    except av.FFmpegError as error:
+        raise Rejected(
+            "undecodable",
+            f"cannot convert {frame.format.name}, colour matrix {frame.colorspace}, to RGB",
+        ) from error
+    return np.ascontiguousarray(np.rot90(rgb, turns))
+
+
+class _Scaler(threading.local):
+    """One swscale context a thread: setting up its filters costs as much as scaling a frame."""
+
+    def __init__(self) -> None:
+        self.reformatter = VideoReformatter()
+
+
+_scaler = _Scaler()
+
+
+def _quarter_turns(frame: av.VideoFrame) -> int:
+    """Counterclockwise turns of 90° that bring the frame upright, 0 to 3."""
+    return int(round(frame.rotation / 90) % 4)
+
+
+def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets, None)
+        except av.FFmpegError:
+            packet = None
+        try:
+            decoded = stream.decode(packet)
+        except av.FFmpegError:
+            decoded = []
+        for frame in decoded:
+            # PyAV leaves it out of frames that a demuxing error flushed.
+            frame.time_base = stream.time_base
+            yield frame
+        if packet is None:
+            return
+
+
+def _in_order(decoded: Iterator[av.VideoFrame], step: int) -> Iterator[av.VideoFrame]:
+    """The same frames, with timestamps that strictly increase; ``step`` ticks where none is known.
+
+    Decoders put pictures in order by what the bitstream says, and pass on each packet's own
+    timestamp. Where a muxer numbered packets in coding order, the pictures are right and their
+    timestamps shuffled, within the reach of a B-frame pyramid: sorting timestamps alone mends it.
+    """
+    waiting: deque[av.VideoFrame] = deque()
+    stamps: list[int] = []
+    newest: int | None = None
+    last: int | None = None
+
+    def stamped() -> av.VideoFrame:
+        nonlocal last
+        frame, pts = waiting.popleft(), heapq.heappop(stamps)
+        if last is not None and pts <= last:
+            # A tick for a repeated timestamp; a frame for a clock that was set back.
+            pts = last + (1 if pts == last else step)
+        frame.pts = last = pts
+        return frame
+
+    for frame in decoded:
+        pts = frame.pts if frame.pts is not None else frame.dts
+        if pts is None:
+            pts = 0 if newest is None else newest + step
+        newest = pts
+        waiting.append(frame)
+        heapq.heappush(stamps, pts)
+        if len(waiting) > _LOOKAHEAD:
+            yield stamped()
+    while waiting:
+        yield stamped()

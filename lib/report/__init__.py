@@ -1,0 +1,1 @@
+"""What people look at: contact sheets, pictures of optical flow, dataset cards."""
