@@ -28,7 +28,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from reelmill.errors import ReelmillError, StageError
 from reelmill.flows import drive
-from reelmill.flows.drive import Build, StoppedError, prepare
+from reelmill.flows.drive import Build, Stop, StoppedError, prepare
 from reelmill.flows.profile import check_resources, dask_client, load_profile
 from reelmill.flows.report import markdown_report
 from reelmill.recipe import load_recipe
@@ -107,7 +107,7 @@ async def build_flow(
     where = load_profile(profile, workers)
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides or ())
     store = await asyncio.to_thread(Store.open, loaded.store, create=True)
-    stop = asyncio.Event()
+    stop = Stop()
     with lease(store, run), _stopping(stop):
         build = await asyncio.to_thread(prepare, loaded, store, only=only or (), run=run)
         logger.info(
@@ -128,7 +128,7 @@ async def build_flow(
     return outcome or Completed(message=_summary(build), data=build)
 
 
-async def _make(build: Build, profile: Any, run: str, stop: asyncio.Event) -> None:
+async def _make(build: Build, profile: Any, run: str, stop: Stop) -> None:
     needs = [(name, get_stage(build.recipe.datasets[name].stage).resources) for name in build.names]
     async with dask_client(profile, _most(build)) as client:
         threads = await check_resources(client, needs)
@@ -183,14 +183,15 @@ def _most(build: Build) -> int | None:
 
 
 @contextlib.contextmanager
-def _stopping(stop: asyncio.Event) -> Iterator[None]:
+def _stopping(stop: Stop) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the build to stop, the second one ends it at once."""
     loop = asyncio.get_running_loop()
     here = asyncio.current_task()
 
-    def ask() -> None:
+    def ask(number: int) -> None:
         if stop.is_set() and here is not None:
             here.cancel()
+        stop.number = number
         stop.set()
 
     handled = []
@@ -198,7 +199,7 @@ def _stopping(stop: asyncio.Event) -> Iterator[None]:
         # Only the main thread may handle signals; elsewhere whoever runs the flow does.
         with contextlib.suppress(RuntimeError, ValueError):
             before = signal.getsignal(number)
-            loop.add_signal_handler(number, ask)
+            loop.add_signal_handler(number, ask, number)
             handled.append((number, before))
     try:
         yield

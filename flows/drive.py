@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
+import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,17 @@ class BuildFailedError(ReelmillError):
 
 
 class StoppedError(ReelmillError):
-    """The build was asked to stop; what was made is kept."""
+    """The build was asked to stop, by signal ``number``; what was made is kept."""
+
+    def __init__(self, message: str, number: int) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class Stop(asyncio.Event):
+    """Set when the build shall stop, by the signal that asked for it."""
+
+    number: int = signal.SIGINT
 
 
 @dataclass(slots=True)
@@ -277,9 +288,7 @@ Submit = Callable[[Todo, str], Awaitable[str]]
 """Has an ``Order`` (JSON) executed somewhere; the ``Result`` (JSON)."""
 
 
-async def drive(
-    build: Build, submit: Submit, *, window: int, run: str, stop: asyncio.Event
-) -> None:
+async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: Stop) -> None:
     """Make what is missing, with at most ``window`` shards in flight, and commit the versions.
 
     Shards that fail do not hold up the others. Shards deeper in the recipe go first, so that
@@ -331,7 +340,7 @@ async def drive(
         await asyncio.to_thread(commit_versions, build, run)
     problems = build.planner.problems()
     if stop.is_set() and len(build.versions) < len(build.names):
-        raise StoppedError(_kept(build, "stopped"))
+        raise StoppedError(_kept(build, "stopped"), stop.number)
     if problems:
         raise BuildFailedError("; ".join(problems.values()))
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import signal
-
 
 class Interrupted(Exception):  # noqa: N818 - the user's wish, not an error
     """A build stopped by a signal; its text says what is kept and how to go on."""
 
-    def __init__(self, message: str, number: int = signal.SIGINT) -> None:
+    def __init__(self, message: str, number: int) -> None:
         super().__init__(message)
         self.code = 128 + number

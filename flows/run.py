@@ -68,7 +68,7 @@ def run_build(
         raise Interrupted(_go_on("stopped at once", recipe), signal.SIGINT) from None
     _tell(build, report)
     if isinstance(error, StoppedError):
-        raise Interrupted(_go_on(str(error), recipe), signal.SIGINT)
+        raise Interrupted(_go_on(str(error), recipe), error.number)
     if error is not None:
         raise error
     return build

@@ -219,7 +219,7 @@ class Planner:
         if taken == made.samples + made.rejects:
             return None
         return (
-            f"{state.node.name}: {taken} samples went in, {made.samples} and {made.rejects} rejects came out; "
+            f"{state.node.name}: {taken} samples in, {made.samples} and {made.rejects} rejects out; "
             "this is a fault in the stage, no version was committed"
         )
 
@@ -237,8 +237,8 @@ class Planner:
             f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda i: -i[1])
         )
         return (
-            f"{state.node.name}: {totals.rejects} of {seen} samples were rejected ({worst}), more than "
-            f"max_rejects ({state.node.max_rejects:%}) allows; no version was committed"
+            f"{state.node.name}: {totals.rejects} of {seen} samples were rejected ({worst}), more "
+            f"than max_rejects ({state.node.max_rejects:%}) allows; no version was committed"
         )
 
     def _advance(self, name: str, cause: Todo | None = None) -> Iterator[Todo]:

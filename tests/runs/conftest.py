@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +11,9 @@ import pytest
 
 from reelmill.flows.demo_media import make_demo_media
 from reelmill.flows.server import own_server
-from tests.runs.project import Project
+from tests.runs.project import PLUGIN, Project
+
+sys.path.append(str(PLUGIN))
 
 REAL_MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from reelmill.flows.drive import Build, drive, prepare
+from reelmill.flows.drive import Build, Stop, drive, prepare
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.tasks import Stages
@@ -88,7 +88,7 @@ class Project:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(TRACE, str(self.trace))
-            asyncio.run(drive(build, submit, window=2, run="here", stop=asyncio.Event()))
+            asyncio.run(drive(build, submit, window=2, run="here", stop=Stop()))
         return build
 
     def executed(self) -> Counter[str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -35,13 +34,13 @@ def table(web: str, demo_media: Path) -> list[str]:
 
 
 @pytest.fixture
-def built(project: Project, table: list[str]) -> Iterator[Project]:
+def built(project: Project, table: list[str]) -> Project:
     project.write(RECIPE, table[:4])
     first = project.build_here()
     made = project.executed()
     assert made.total() == sum(progress.have for progress in first.progress.values())
     assert set(made.values()) == {1}
-    yield project
+    return project
 
 
 def stages(executed: Counter[str]) -> set[str]:

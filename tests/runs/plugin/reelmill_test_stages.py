@@ -7,7 +7,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage
@@ -40,3 +40,10 @@ class Trouble(SampleStage[TroubleParams]):
                 Path(params.marker).touch()
                 raise OSError(5, "a passing fault")
         yield Sample(sample.key, dict(sample.fields))
+
+
+class Needy(Trouble):
+    """Wants what no worker has."""
+
+    name = "needy"
+    resources: ClassVar[dict[str, float]] = {"MOON": 1}
