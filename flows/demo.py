@@ -48,9 +48,9 @@ def run_demo(
     """Make the videos, serve them, build the recipe twice over if asked to, and show the result."""
     media = folder / "media"
     table = folder / "urls.csv"
-    videos = _media(media, err)
+    videos = ensure_media(media, err)
     with _served(media, table, err) as address:
-        _write_if_new(table, _urls(address, videos))
+        _write_if_new(table, table_of(address, videos))
         recipe = folder / "recipe.yaml"
         _write_if_new(recipe, RECIPE.format(store=store or "./store"))
         build = run_build(str(recipe), workers=workers, console=err, report=out)
@@ -71,7 +71,8 @@ def one_liner(store: Store) -> str:
     return f"{sys.executable} -c {shlex.quote(code)}"
 
 
-def _media(folder: Path, err: Console) -> list[dict[str, Any]]:
+def ensure_media(folder: Path, err: Console) -> list[dict[str, Any]]:
+    """Make the videos unless they are there; what ``make_demo_media`` says of them."""
     listing = folder / "videos.json"
     if not listing.exists():
         from reelmill.flows.demo_media import make_demo_media
@@ -84,7 +85,8 @@ def _media(folder: Path, err: Console) -> list[dict[str, Any]]:
     return found
 
 
-def _urls(address: str, videos: list[dict[str, Any]]) -> str:
+def table_of(address: str, videos: list[dict[str, Any]]) -> str:
+    """The demonstration's table, as CSV: every video, and one that is not there."""
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(("url", "caption"))

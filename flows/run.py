@@ -17,6 +17,7 @@ from reelmill.errors import ReelmillError
 from reelmill.flows import drive
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
+from reelmill.flows.profile import load_profile
 from reelmill.flows.report import as_json, reject_lines, table
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
@@ -51,6 +52,7 @@ def run_build(
         ReelmillError: something could not be made; the outcome was reported.
         Interrupted: the build was asked to stop.
     """
+    load_profile(profile, workers)
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
     store = Store.open(loaded.store, create=True)
     run = f"local-{os.getpid()}"

@@ -212,14 +212,15 @@ class Planner:
         stage = state.node.stage
         if not stage.conserves:
             return None
+        name = state.node.name
         parent = state.node.parents[stage.roles[0]]
         source = self._given[parent] if parent in self._given else self.manifest(parent)
         taken = source.totals().samples
-        made = self.manifest(state.node.name).totals()
+        made = self.manifest(name).totals()
         if taken == made.samples + made.rejects:
             return None
         return (
-            f"{state.node.name}: {taken} samples in, {made.samples} and {made.rejects} rejects out; "
+            f"{name}: {taken} samples in, {made.samples} and {made.rejects} rejects out; "
             "this is a fault in the stage, no version was committed"
         )
 

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
-from reelmill.flows.demo_media import make_demo_media
+from reelmill.flows.demo import ensure_media
 from reelmill.flows.server import own_server
 from tests.runs.project import PLUGIN, Project
 
@@ -26,7 +27,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 @pytest.fixture(scope="session")
 def demo_media(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("media")
-    make_demo_media(folder)
+    ensure_media(folder, Console(quiet=True))
     return folder
 
 

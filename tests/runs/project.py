@@ -50,10 +50,11 @@ class Project:
             "PYTHONPATH": str(PLUGIN),
         }
 
-    def write(self, recipe: str, table: Sequence[str] | None = None) -> None:
+    def write(self, recipe: str, table: Sequence[str] | str) -> None:
+        """The recipe, and its table as a list of addresses or as CSV."""
         self.recipe.write_text(recipe)
-        if table is not None:
-            (self.folder / "urls.csv").write_text("\n".join(["url", *table]) + "\n")
+        text = table if isinstance(table, str) else "\n".join(["url", *table]) + "\n"
+        (self.folder / "urls.csv").write_text(text)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -98,10 +98,8 @@ def test_dead_and_refused_addresses_are_rejects_with_their_reasons(
 
 def test_duplicate_addresses_are_fetched_once(project: Project, demo_media: Path) -> None:
     url = f"file://{demo_media}/dunes.mp4"
-    project.write(
-        recipe(),
-        spellings,
-    )
+    spellings = [url, f" {url} ", url.replace("file", "FILE"), url.replace("dunes", "%64unes")]
+    project.write(recipe(), spellings)
     build = project.build_here()
     assert build.progress["videos"].samples == 1
     (row,) = next(open_version(str(project.folder / "store"), "urls").shards()).rows()
@@ -120,8 +118,7 @@ def test_duplicate_addresses_are_fetched_once(project: Project, demo_media: Path
 def test_a_table_that_is_of_no_use_is_refused_in_one_line(
     project: Project, text: str, expected: str
 ) -> None:
-    project.write(recipe())
-    (project.folder / "urls.csv").write_text(text)
+    project.write(recipe(), text)
     problem = line(project.run("build", "recipe.yaml"))
     assert "urls.csv" in problem
     assert expected in problem
@@ -129,7 +126,7 @@ def test_a_table_that_is_of_no_use_is_refused_in_one_line(
 
 
 def test_a_missing_table_is_named(project: Project) -> None:
-    project.write(recipe("nowhere.csv"))
+    project.write(recipe("nowhere.csv"), [])
     assert "nowhere.csv" in line(project.run("plan", "recipe.yaml"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
-import os
+import json
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from reelmill.dataset import open_version
-from reelmill.flows.demo import RECIPE
+from reelmill.flows.demo import RECIPE, table_of
 from reelmill.shards.verify import verify_shard
 from tests.runs.conftest import Quiet
 from tests.runs.project import Project
@@ -37,14 +37,13 @@ datasets:
 
 
 @pytest.fixture(scope="module")
-def table(web: str, demo_media: Path) -> list[str]:
-    names = sorted(path.name for path in demo_media.iterdir() if path.suffix != ".json")
-    return [f"{web}/{name}" for name in [*names, "gone.mp4"]]
+def table(web: str, demo_media: Path) -> str:
+    return table_of(web, json.loads((demo_media / "videos.json").read_text()))
 
 
 @pytest.fixture(scope="module")
 def digests(
-    table: list[str], prefect_url: str, tmp_path_factory: pytest.TempPathFactory
+    table: str, prefect_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, str]:
     """The versions of the demonstration, built by one worker."""
     project = Project(tmp_path_factory.mktemp("one-worker"), prefect_url)
@@ -60,14 +59,14 @@ def digests(
 
 
 def test_three_workers_and_an_empty_store_give_the_digests_of_one(
-    project: Project, table: list[str], digests: dict[str, str]
+    project: Project, table: str, digests: dict[str, str]
 ) -> None:
     project.write(RECIPE.format(store="./store"), table)
     assert project.build("--workers", "3") == digests
 
 
 def test_a_store_on_s3_gives_the_digests_of_a_folder(
-    project: Project, table: list[str], digests: dict[str, str], s3_url: str
+    project: Project, table: str, digests: dict[str, str], s3_url: str
 ) -> None:
     project.write(RECIPE.format(store=s3_url), table)
     assert project.build("--workers", "2") == digests
@@ -79,7 +78,7 @@ def test_a_store_on_s3_gives_the_digests_of_a_folder(
 
 def test_an_installed_wheel_gives_the_digests_of_the_checkout(
     project: Project,
-    table: list[str],
+    table: str,
     digests: dict[str, str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -134,7 +133,7 @@ def real_web(real_media: Path) -> Iterator[str]:
 def test_real_clips_give_equal_digests_on_workers_and_in_one_process(
     real_web: str, real_media: Path, make_project: Callable[[], Project]
 ) -> None:
-    names = [n for n in sorted(os.listdir(real_media)) if n != "vtest.avi"]
+    names = sorted(path.name for path in real_media.iterdir() if path.name != "vtest.avi")
     one, two = make_project(), make_project()
     for project in (one, two):
         project.write(REAL, [f"{real_web}/{name}" for name in names])
