@@ -134,14 +134,14 @@ def plan(
     for grown in build.grown:
         out.print(f"[bold]{grown.name}[/]  {_growth(grown)}")
     for one in explained:
-        total = "?" if one.expected is None else one.expected
+        total = "?" if one.expected is None else str(one.expected)
         state = "[green]complete[/]" if one.have == one.expected else f"{one.have} of {total} there"
         out.print(f"[bold]{one.name}[/]  {one.stage}: {state}")
         for reason, count in one.reasons.most_common():
             out.print(f"    {count} to make: {reason}", markup=False)
         if one.waits_for and one.waiting != 0:
-            count = "some" if one.waiting is None else one.waiting
-            out.print(f"    {count} to make after {' and '.join(one.waits_for)}")
+            rest = "some" if one.waiting is None else str(one.waiting)
+            out.print(f"    {rest} to make after {' and '.join(one.waits_for)}")
     if build.is_complete:
         out.print("All shards exist; a build would make nothing.")
 
@@ -313,12 +313,13 @@ def preview(
     dataset: Spec,
     output: Annotated[Path, typer.Option("--output", "-o", help="The PNG to write.")],
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="How many samples.")] = 24,
+    width: Annotated[int, typer.Option("--width", min=400, max=8000, help="In pixels.")] = 1600,
     store: StoreURL = None,
 ) -> None:
     """Draw a contact sheet of some samples: clips, frames or optical flow."""
     from reelmill.flows.preview import draw_sheet
 
-    data = draw_sheet(_version(store, dataset), count)
+    data = draw_sheet(_version(store, dataset), count, width)
     _write(output, data)
     out.print(str(output), markup=False)
 

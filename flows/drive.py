@@ -380,8 +380,8 @@ def _attach(store: Store, todo: Todo, attached: set[str]) -> None:
             attached.add(store.put_blob(data, "json").digest)
 
 
-def order_of(build: Build, todo: Todo, run: str) -> Order | str:
-    """What a worker needs to make a shard."""
+def order_of(build: Build, todo: Todo, run: str) -> str:
+    """What a worker needs to make a shard: an ``Order``, as JSON."""
     dataset = build.recipe.datasets[todo.dataset]
     return Order(
         store=build.store.url,

@@ -28,8 +28,8 @@ _HEIGHT = 240
 RGB = NDArray[np.uint8]
 
 
-def draw_sheet(version: Version, count: int) -> bytes:
-    """PNG of ``count`` samples spread evenly over a version.
+def draw_sheet(version: Version, count: int, width: int = 1600) -> bytes:
+    """PNG, ``width`` pixels wide, of ``count`` samples spread evenly over a version.
 
     Raises:
         ReelmillError: there is nothing in it to look at.
@@ -46,6 +46,7 @@ def draw_sheet(version: Version, count: int) -> bytes:
         (_row(sample) for sample in _spread(version, count)),
         title=str(version),
         subtitle=subtitle,
+        width=width,
         legend=bool(flows),
     )
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 ALLOWED_FAILURES = 2
 """Workers that may die under one shard before it is given up as the cause."""
 
-CONNECT_SECONDS = 30
+CONNECT_SECONDS = 10
 WORKER_SECONDS = 60
 
 

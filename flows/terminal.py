@@ -57,8 +57,8 @@ def _brief(progress: Progress) -> str:
 
 def _screen(build: Build) -> RenderableType:
     shown = Table.grid(padding=(0, 2))
-    for justify in ("left", "left", "right", "right", "right", "right"):
-        shown.add_column(justify=justify, no_wrap=True)  # type: ignore[arg-type]
+    for numeric in (False, False, True, True, True, False):
+        shown.add_column(justify="right" if numeric else "left", no_wrap=True)
     for progress in build.progress.values():
         expected = progress.expected
         share = progress.have / expected if expected else 0.0
