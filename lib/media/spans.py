@@ -1,0 +1,95 @@
+"""Spans of time: half-open ``[start, end)``, in seconds as fractions, so that no frame is counted
+twice or lost to rounding."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from fractions import Fraction
+from math import ceil
+from numbers import Rational
+from typing import TypeAlias
+
+Span: TypeAlias = tuple[Fraction, Fraction]
+"""``(start, end)`` in seconds; it holds every frame with ``start <= pts < end``."""
+
+Seconds: TypeAlias = Rational | float | str
+"""Seconds as a number, or as text: ``"12.5"`` or ``"[HH:]MM:SS[.fff]"``."""
+
+_CLOCK = re.compile(r"(?:(?:[0-9]+:)?[0-9]+:)?[0-9]+(?:\.[0-9]+)?")
+
+
+def seconds(value: Seconds) -> Fraction:
+    """Exact seconds as they are written: ``0.1`` is one tenth, not the float's binary neighbour.
+
+    Raises ``ValueError`` where ``value`` is no finite time.
+    """
+    if isinstance(value, Rational):
+        return Fraction(value)
+    if isinstance(value, float):
+        return Fraction(repr(float(value)))
+    if not _CLOCK.fullmatch(value):
+        raise ValueError(f"not a time: {value!r}")
+    total = Fraction(0)
+    for field in value.split(":"):
+        total = total * 60 + Fraction(field)
+    return total
+
+
+def fixed(
+    start: Fraction, end: Fraction, length: Fraction, *, stride: Fraction | None = None
+) -> list[Span]:
+    """Windows of ``length`` seconds, one every ``stride`` (default: ``length``), from ``start``.
+
+    The last one reaches ``end`` and may be shorter; :func:`bound` drops it if it is too short.
+    Raises ``ValueError`` where ``length`` or ``stride`` is not positive.
+    """
+    step = length if stride is None else stride
+    if length <= 0 or step <= 0:
+        raise ValueError("the length and the stride of spans must be positive")
+    count = max(0, ceil((end - start) / step))
+    # A window that begins when another has already reached the end would repeat its tail.
+    count = min(count, max(0, ceil((end - start - length) / step)) + 1)
+    return [(at, min(at + length, end)) for at in (start + step * i for i in range(count))]
+
+
+def given(spans: Iterable[tuple[Seconds, Seconds]], start: Fraction, end: Fraction) -> list[Span]:
+    """The ``spans`` that someone wrote down, in their order, clipped to ``[start, end)``.
+
+    Those that have nothing in it are left out. Raises ``ValueError`` where one is no time, or ends
+    before it begins.
+    """
+    clipped = []
+    for first, last in spans:
+        a, b = seconds(first), seconds(last)
+        if a > b:
+            raise ValueError(f"a span ends before it begins: {first!r} to {last!r}")
+        a, b = max(a, start), min(b, end)
+        if a < b:
+            clipped.append((a, b))
+    return clipped
+
+
+def bound(
+    spans: Iterable[Span], min_seconds: Fraction = Fraction(0), max_seconds: Fraction | None = None
+) -> list[Span]:
+    """Drop spans shorter than ``min_seconds``; divide those longer than ``max_seconds``.
+
+    A long span becomes the fewest equal parts that fit. Where those would be too short (the maximum
+    is less than twice the minimum), it becomes parts of the maximum, without the remainder.
+    Raises ``ValueError`` where the maximum is not positive or below the minimum.
+    """
+    if max_seconds is not None and not 0 < max_seconds >= min_seconds:
+        raise ValueError("the longest span must be positive and not below the shortest")
+    bounded: list[Span] = []
+    for start, end in spans:
+        if end - start < min_seconds:
+            continue
+        parts, length = 1, end - start
+        if max_seconds is not None and length > max_seconds:
+            parts = ceil(length / max_seconds)
+            length = (end - start) / parts
+            if length < min_seconds:
+                parts, length = (end - start) // max_seconds, max_seconds
+        bounded += [(start + length * i, start + length * (i + 1)) for i in range(parts)]
+    return bounded
