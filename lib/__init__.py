@@ -1,9 +1,9 @@
 """Reelmill: the build system for video datasets.
 
-    >>> store = reelmill.open_store("./store")
-    >>> clips = reelmill.open_version(store, "clips@latest")
-    >>> for sample in clips.samples(fields=["json"]):
-    ...     print(sample.key, sample.fields["json"])
+>>> store = reelmill.open_store("./store")
+>>> clips = reelmill.open_version(store, "clips@latest")
+>>> for sample in clips.samples(fields=["json"]):
+...     print(sample.key, sample.fields["json"])
 """
 
 from __future__ import annotations

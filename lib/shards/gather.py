@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from reelmill.digest import ORDER_SEED, order_hash
+from reelmill.errors import ShardError
 from reelmill.shards import index
 from reelmill.shards.reader import coalesce
 from reelmill.shards.writer import Span
@@ -129,13 +130,13 @@ class Gatherer:
         ]
         path = scratch_name(self._scratch)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        self._open["scratch"] = descriptor
+        self._open[str(path)] = descriptor
         path.unlink()
         shifts: dict[str, list[tuple[Range, int]]] = {}
         at = 0
         for batch in _portions(runs):
             for run, data in zip(batch, self._store.backend.read_ranges(batch), strict=True):
-                os.pwrite(descriptor, data, at)
+                _write_all(descriptor, data, at)
                 shifts.setdefault(run.name, []).append((run, at - run.start))
                 at += len(data)
         for shard, row in wanted:
@@ -159,13 +160,22 @@ def _portions(runs: Sequence[Range]) -> Iterator[list[Range]]:
     batch: list[Range] = []
     size = 0
     for run in runs:
-        batch.append(run)
-        size += run.stop - run.start
-        if size >= _MAX_FETCH:
-            yield batch
-            batch, size = [], 0
+        # A run may be as large as its shard: it is fetched in pieces, and laid piece by piece.
+        for start in range(run.start, run.stop, _MAX_FETCH):
+            piece = Range(run.name, start, min(start + _MAX_FETCH, run.stop))
+            batch.append(piece)
+            size += piece.stop - piece.start
+            if size >= _MAX_FETCH:
+                yield batch
+                batch, size = [], 0
     if batch:
         yield batch
+
+
+def _write_all(descriptor: int, data: bytes, at: int) -> None:
+    done = 0
+    while done < len(data):
+        done += os.pwrite(descriptor, memoryview(data)[done:], at + done)
 
 
 def _tar_name(shard: Shard) -> str:
@@ -174,5 +184,6 @@ def _tar_name(shard: Shard) -> str:
 
 
 def _integer(value: object) -> int:
-    assert isinstance(value, int)
+    if not isinstance(value, int):
+        raise ShardError("an index has a sample without a place in the tar")
     return value

@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+
+from reelmill.errors import ShardError
 
 OK = "ok"
 REJECTED = "rejected"
@@ -109,8 +112,33 @@ def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
 
 
 def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """An index, or some columns of it, from parquet bytes."""
-    return pq.read_table(pa.BufferReader(data), columns=None if columns is None else list(columns))
+    """An index, or some columns of it, from parquet bytes.
+
+    Raises:
+        ShardError: the bytes are no index, or one with impossible offsets.
+    """
+    wanted = None if columns is None else list(columns)
+    try:
+        table = pq.read_table(pa.BufferReader(data), columns=wanted)
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(
+            f"an index is not readable parquet: {str(error).splitlines()[0]}"
+        ) from None
+    names = BASE.names if wanted is None else [name for name in wanted if name in BASE.names]
+    for name in names:
+        if name not in table.column_names or table[name].type != BASE.field(name).type:
+            raise ShardError(f"an index has no column {name!r} of type {BASE.field(name).type}")
+    if any(_has_negative(table, name) for name in names):
+        raise ShardError("an index has a negative offset or size")
+    return table
+
+
+def _has_negative(table: pa.Table, name: str) -> bool:
+    columns = [table[name]] if name in ("offset", "size") else []
+    if name == "fields":
+        cells = table[name].combine_chunks().flatten()
+        columns = [cells.field("offset"), cells.field("size")]
+    return any((pc.min(column).as_py() or 0) < 0 for column in columns)
 
 
 def members(fields: Sequence[Mapping[str, Any]] | None) -> tuple[Member, ...]:

@@ -19,6 +19,8 @@ MAX_NAME = tarfile.LENGTH_NAME
 _KEY = re.compile(r"[A-Za-z0-9_-]+")
 _FIELD = re.compile(r"[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*")
 
+_HIDDEN = re.compile(r"__.*__")
+
 _NAME = slice(0, 100)
 _SIZE = slice(124, 136)
 _CHECKSUM = slice(148, 156)
@@ -53,6 +55,8 @@ def member_name(key: str, field: str) -> str:
             "with single dots between"
         )
     name = f"{key}.{field}"
+    if _HIDDEN.fullmatch(field) or _HIDDEN.fullmatch(name):
+        raise ShardError(f"member name {name!r}: readers hide what begins and ends with '__'")
     if len(name) > MAX_NAME:
         raise ShardError(f"member name {name!r} is longer than {MAX_NAME} bytes")
     return name

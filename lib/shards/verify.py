@@ -6,10 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 
-from reelmill.errors import StoreError
+from reelmill.errors import ShardError, StoreError
 from reelmill.shards import index, tar
 from reelmill.shards.index import Row
 from reelmill.store import Store
@@ -24,7 +23,7 @@ def verify_shard(store: Store, shard: Shard) -> Iterator[str]:
     """
     try:
         table = index.decode(store.read_blob(shard.index.digest, "parquet"))
-    except (StoreError, pa.ArrowException) as error:
+    except (StoreError, ShardError) as error:
         yield str(error)
         return
     rows = [_row(row) for row in table.to_pylist()]

@@ -66,7 +66,7 @@ class ShardWriter:
         self._path = scratch_name(scratch)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._hasher: _Follower | None = _Follower(self._file)
-        self._pending: list[bytes | memoryview] = []
+        self._pending: list[bytes] = []
         self._pending_size = 0
         self._size = 0
         self._rows: dict[str, tuple[int, Row]] = {}
@@ -87,16 +87,22 @@ class ShardWriter:
         Raises:
             ShardError: the key is taken or unfit, a field is unfit, or there is no field.
         """
+        # All that can be refused is refused before the first byte is written.
+        self._refuse_taken(key)
         names = sorted(fields)
-        if not names:
-            raise ShardError(f"sample {key!r} has no fields")
+        if len({name.lower() for name in names}) < max(len(names), 1):
+            what = "fields that differ only in case" if names else "no fields"
+            raise ShardError(f"sample {key!r} has {what}")
+        contents = [d if isinstance(d := fields[name], Path) else bytes(d) for name in names]
+        sizes = [d.stat().st_size if isinstance(d, Path) else len(d) for d in contents]
+        heads = [
+            tar.header(tar.member_name(key, name), size)
+            for name, size in zip(names, sizes, strict=True)
+        ]
         start = self._size
         members = []
         checksum = xxhash.xxh3_64()
-        for name in names:
-            data = fields[name]
-            size = data.stat().st_size if isinstance(data, Path) else len(data)
-            head = tar.header(tar.member_name(key, name), size)
+        for name, data, size, head in zip(names, contents, sizes, heads, strict=True):
             members.append(Member(name, self._size + tar.BLOCK, size))
             self._write(head, checksum)
             if isinstance(data, Path):
@@ -108,6 +114,7 @@ class ShardWriter:
 
     def add_span(self, key: str, span: Span, columns: Mapping[str, Any]) -> None:
         """Add a sample by copying its bytes from another tar without looking at them."""
+        self._refuse_taken(key)
         self._flush()
         start = self._size
         _copy_range(span.descriptor, span.offset, self._file, start, span.size)
@@ -145,7 +152,7 @@ class ShardWriter:
         self._file = -1
         if blob is None:
             self._path.unlink()
-        rejects = sorted(self._rejects, key=lambda row: row.key)
+        rejects = sorted(self._rejects, key=lambda row: (row.key, row.reason, row.message))
         reasons: dict[str, int] = {}
         for row in rejects:
             reasons[str(row.reason)] = reasons.get(str(row.reason), 0) + 1
@@ -191,18 +198,21 @@ class ShardWriter:
             self._hasher = None
         self._last = (place, key)
 
-    def _take(self, key: str, row: Row) -> int:
+    def _refuse_taken(self, key: str) -> None:
         if key in self._rows:
             raise ShardError(f"two samples of the shard have the key {key!r}")
+
+    def _take(self, key: str, row: Row) -> int:
+        self._refuse_taken(key)
         place = order_hash(key)
         self._rows[key] = (place, row)
         return place
 
-    def _write(self, data: bytes | memoryview, checksum: xxhash.xxh3_64) -> None:
+    def _write(self, data: bytes, checksum: xxhash.xxh3_64) -> None:
         checksum.update(data)
         self._append(data)
 
-    def _append(self, data: bytes | memoryview) -> None:
+    def _append(self, data: bytes) -> None:
         if not len(data):
             return
         self._pending.append(data)
@@ -255,6 +265,7 @@ class ShardWriter:
                 at += row.size
                 self._hasher.reach(at)
         except BaseException:
+            self._hasher.stop()
             os.close(target)
             path.unlink(missing_ok=True)
             raise
@@ -272,7 +283,7 @@ class _Follower:
         self._reached: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._stopping = False
         self._announced = 0
-        self._error: OSError | None = None
+        self._error: BaseException | None = None
         self._thread: threading.Thread | None = None
 
     def reach(self, size: int) -> None:
@@ -309,12 +320,14 @@ class _Follower:
         try:
             while (size := self._reached.get()) is not None:
                 at = self._advance(at, size)
-        except OSError as error:
+        except BaseException as error:  # raised by finish(): half a hash must not look like one
             self._error = error
 
     def _advance(self, at: int, size: int) -> int:
         while at < size and not self._stopping:
             piece = os.pread(self._descriptor, min(_BATCH, size - at), at)
+            if not piece:
+                raise ShardError("a file in scratch became shorter while it was written")
             self._hash.update(piece)
             at += len(piece)
         return at

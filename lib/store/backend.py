@@ -7,6 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from reelmill.errors import StoreError
+
+
+def one_line(text: str) -> str:
+    """``text``, which may hold what strangers wrote, as one printable line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -84,6 +91,8 @@ def open_backend(url: str) -> Backend:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = "file", url
+    if not (rest if scheme == "file" else rest.strip("/")):
+        raise StoreError(f"{url!r} is no address of a store; give a folder or a bucket")
     if scheme == "file":
         from reelmill.store.local import LocalBackend
 

@@ -9,6 +9,8 @@ import threading
 import time
 from collections.abc import Iterator
 
+from pydantic import ValidationError
+
 from reelmill.errors import StoreError
 from reelmill.store.model import LeaseRecord
 from reelmill.store.store import Store
@@ -19,14 +21,13 @@ BEAT = 20.0
 DEAD_AFTER = 120
 """Seconds without a heartbeat after which a run counts as dead."""
 
+_READ_ATTEMPTS = 3
+
 
 def live_runs(store: Store) -> list[LeaseRecord]:
     """The leases of runs that gave a sign of life within ``DEAD_AFTER`` seconds."""
-    records = []
-    for entry in store.backend.list("leases/"):
-        with contextlib.suppress(FileNotFoundError, ValueError):
-            records.append(LeaseRecord.model_validate_json(store.backend.read(entry.name)))
-    return [record for record in records if time.time() - record.beat < DEAD_AFTER]
+    records = [_read(store, entry.name) for entry in store.backend.list("leases/")]
+    return [record for record in records if record and time.time() - record.beat < DEAD_AFTER]
 
 
 @contextlib.contextmanager
@@ -70,3 +71,12 @@ def lease(store: Store, run: str) -> Iterator[None]:
         thread.join()
         with contextlib.suppress(StoreError):
             store.backend.delete(name)
+
+
+def _read(store: Store, name: str) -> LeaseRecord | None:
+    # More than once: to take a live run for a dead one, because of an answer that was cut short
+    # on its way, may cost that run its data.
+    for _ in range(_READ_ATTEMPTS):
+        with contextlib.suppress(FileNotFoundError, ValidationError):
+            return LeaseRecord.model_validate_json(store.backend.read(name))
+    return None

@@ -23,13 +23,14 @@ class LocalBackend:
     """Objects as files below ``root``.
 
     An object is written to ``tmp/``, synced, made read-only, and linked to its final name: a
-    link appears whole or not at all, and exactly one writer of a race gets it.
+    link appears whole or not at all, and exactly one writer of a race gets it. What may be
+    replaced is renamed to it. ``conditional`` turns false where links cannot be made.
     """
 
     is_local = True
-    conditional = True
 
     def __init__(self, root: Path) -> None:
+        self.conditional = True
         self.root = root.expanduser().resolve()
         self.url = str(self.root)
         self._tmp = self.root / "tmp"
@@ -41,11 +42,7 @@ class LocalBackend:
 
     def put(self, name: str, data: bytes) -> None:
         with self._failing("write", name):
-            tmp = self._write_tmp(data)
-            target = self.root / name
-            self._make_folder(target.parent)
-            tmp.replace(target)
-            _sync_folder(target.parent)
+            self._replace(name, self._write_tmp(data))
 
     def put_file(self, name: str, path: Path) -> None:
         with self._failing("write", name):
@@ -53,7 +50,7 @@ class LocalBackend:
                 raise ValueError("a file enters a local store from the store's own scratch folder")
             with path.open("rb") as file:
                 os.fsync(file.fileno())
-            self._publish(name, path)
+            self._replace(name, path)
 
     def read(self, name: str) -> bytes:
         with self._failing("read", name):
@@ -86,7 +83,8 @@ class LocalBackend:
 
     def size(self, name: str) -> int | None:
         try:
-            return (self.root / name).stat().st_size
+            with self._failing("look up", name):
+                return (self.root / name).stat().st_size
         except FileNotFoundError:
             return None
 
@@ -98,7 +96,7 @@ class LocalBackend:
         top = self.root / prefix
         found = []
         with self._failing("list", prefix), contextlib.suppress(FileNotFoundError):
-            for folder, _, files in os.walk(top):
+            for folder, _, files in os.walk(top, onerror=_unless_gone):
                 for file in files:
                     path = Path(folder, file)
                     with contextlib.suppress(FileNotFoundError):
@@ -116,9 +114,8 @@ class LocalBackend:
 
     def scratch(self) -> Path:
         """``tmp/`` on the store's own filesystem, so that a finished file moves by a link."""
-        if self._tmp not in self._made:
-            with self._failing("write", "tmp"):
-                self._make_folder(self._tmp)
+        with self._failing("write", "tmp"):
+            self._make_folder(self._tmp)
         return self._tmp
 
     def sweep(self) -> None:
@@ -141,11 +138,38 @@ class LocalBackend:
         try:
             self._make_folder(target.parent)
             tmp.chmod(_READ_ONLY)
-            won = _link(tmp, target)
+            won = self._link(tmp, target)
         finally:
             tmp.unlink(missing_ok=True)
         _sync_folder(target.parent)
         return won
+
+    def _replace(self, name: str, tmp: Path) -> None:
+        target = self.root / name
+        try:
+            self._make_folder(target.parent)
+            tmp.chmod(_READ_ONLY)
+            tmp.replace(target)
+        except BaseException:
+            tmp.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+
+    def _link(self, tmp: Path, target: Path) -> bool:
+        try:
+            os.link(tmp, target)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            # No hard links here (exFAT, some network mounts). A rename is still all or nothing,
+            # but two writers may both believe they won.
+            self.conditional = False
+            if target.exists():
+                return False
+            tmp.rename(target)
+        return True
 
     def _make_folder(self, folder: Path) -> None:
         if folder in self._made and folder.exists():
@@ -161,9 +185,9 @@ class LocalBackend:
     def _failing(self, verb: str, name: str) -> Iterator[None]:
         try:
             yield
-        except FileNotFoundError:
-            raise
         except OSError as error:
+            if isinstance(error, FileNotFoundError) and verb != "write":
+                raise
             raise StoreError(f"cannot {verb} {self.locate(name)}: {_advice(error)}") from error
 
 
@@ -175,11 +199,11 @@ def scratch_name(folder: Path) -> Path:
 def sweep_scratch(folder: Path) -> None:
     """Remove what processes of this host left in ``folder`` when they were killed."""
     host = _host()
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         for path in folder.iterdir():
             owner, _, rest = path.name.partition("~")
             pid = rest.partition("~")[0]
-            if owner == host and pid.isdigit() and not _is_alive(int(pid)):
+            if owner == host and pid.isdecimal() and not _is_alive(int(pid)):
                 with contextlib.suppress(OSError):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
@@ -191,27 +215,16 @@ def _host() -> str:
 def _is_alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True
     return True
 
 
-def _link(tmp: Path, target: Path) -> bool:
-    try:
-        os.link(tmp, target)
-    except FileExistsError:
-        return False
-    except OSError as error:
-        if error.errno not in _NO_LINKS:
-            raise
-        # No hard links here (exFAT, some network mounts). A rename is still all or nothing, but
-        # two writers may both believe they won: the probe at opening finds that out.
-        if target.exists():
-            return False
-        tmp.rename(target)
-    return True
+def _unless_gone(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError):
+        raise error
 
 
 def _sync_folder(folder: Path) -> None:
@@ -242,4 +255,6 @@ def _advice(error: OSError) -> str:
         return "the disk is full; free some space and build again, finished shards are kept"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"{os.strerror(error.errno)}; choose a folder that you may write to"
+    if isinstance(error, NotADirectoryError):
+        return "a file lies where a folder must be; choose another folder for the store"
     return error.strerror or str(error)

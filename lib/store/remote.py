@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import random
 import tempfile
 import time
@@ -15,7 +16,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from reelmill.errors import MissingDependencyError, StoreError
-from reelmill.store.backend import Entry, Range
+from reelmill.store.backend import Entry, Range, one_line
 from reelmill.store.local import sweep_scratch
 
 T = TypeVar("T")
@@ -57,6 +58,9 @@ class RemoteBackend:
             known = ", ".join(sorted({"file", "s3", *CONDITIONAL_PUT}))
             raise StoreError(f"{self.url}: {error}; common schemes are {known}") from error
         self.conditional = scheme in CONDITIONAL_PUT
+        # One request for a whole object, where s3fs by default looks up its size first. Every
+        # reader of a whole object checks what it got: by its digest, or by parsing it.
+        self._at_once = {"max_concurrency": 1} if self.conditional else {}
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
@@ -68,8 +72,10 @@ class RemoteBackend:
                 # 412, 409, a time-out, a reset: any of them may follow a put that went through.
                 # What lies there now is the only witness.
                 held = self._peek(name)
-                if held is not None:
-                    return held == data
+                if held == data:
+                    return True
+                if held is not None and self.size(name) == len(held):
+                    return False
                 if _is_permanent(error):
                     raise self._explain("write", name, error) from error
                 last = error
@@ -99,10 +105,11 @@ class RemoteBackend:
         return data
 
     def read_ranges(self, ranges: list[Range]) -> list[bytes]:
-        out: list[bytes | None] = [None] * len(ranges)
-        missing = list(range(len(ranges)))
+        # HTTP has no way to ask for no bytes.
+        out: list[bytes | None] = [None if r.stop > r.start else b"" for r in ranges]
+        missing = [i for i, data in enumerate(out) if data is None]
         last: BaseException | None = None
-        for attempt in range(ATTEMPTS):
+        for attempt in range(ATTEMPTS if missing else 0):
             answers = self._fs.cat_ranges(
                 [self._path(ranges[i].name) for i in missing],
                 [ranges[i].start for i in missing],
@@ -123,9 +130,11 @@ class RemoteBackend:
                     last = OSError(errno.EIO, f"{len(answer)} bytes of a longer range")
             missing = [i for i in missing if out[i] is None]
             if not missing:
-                return [data for data in out if data is not None]
+                break
             _pause(attempt)
-        raise self._explain("read", ranges[missing[0]].name, last) from last
+        if missing:
+            raise self._explain("read", ranges[missing[0]].name, last) from last
+        return [data for data in out if data is not None]
 
     def stream(self, name: str) -> Iterator[bytes]:
         size = self.size(name)
@@ -168,6 +177,9 @@ class RemoteBackend:
         entries = [
             Entry(path[offset:], int(info["size"] or 0), _modified(info))
             for path, info in self._retry("list", prefix, look).items()
+            # Where the listing was empty, s3fs looks the folder up, and may find that it has
+            # objects by now.
+            if info["type"] != "directory"
         ]
         return iter(sorted(entries, key=lambda entry: entry.name))
 
@@ -191,15 +203,20 @@ class RemoteBackend:
 
     @cached_property
     def _scratch(self) -> Path:
-        folder = Path(tempfile.gettempdir(), "reelmill-scratch")
-        folder.mkdir(mode=0o700, exist_ok=True)
+        folder = Path(tempfile.gettempdir(), f"reelmill-{os.getuid()}")
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror}; set TMPDIR") from error
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise StoreError(f"{folder} belongs to another user; set TMPDIR to a folder of yours")
         return folder
 
     def _path(self, name: str) -> str:
         return f"{self._root.rstrip('/')}/{name}"
 
     def _whole(self, name: str) -> bytes:
-        data: bytes = self._fs.cat_file(self._path(name))
+        data: bytes = self._fs.cat_file(self._path(name), **self._at_once)
         return data
 
     def _peek(self, name: str) -> bytes | None:
@@ -213,9 +230,9 @@ class RemoteBackend:
         for attempt in range(ATTEMPTS):
             try:
                 return call()
-            except FileNotFoundError:
-                raise
             except Exception as error:
+                if isinstance(error, FileNotFoundError) and verb != "write":
+                    raise
                 if _is_permanent(error):
                     raise self._explain(verb, name, error) from error
                 last = error
@@ -232,7 +249,7 @@ class RemoteBackend:
             advice = f"{error}; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY or a profile"
         else:
             advice = f"{error!r} after {ATTEMPTS} attempts; build again when the store answers"
-        return StoreError(f"cannot {verb} {where}: {advice}")
+        return StoreError(one_line(f"cannot {verb} {where}: {advice}"))
 
 
 def _is_permanent(error: BaseException) -> bool:

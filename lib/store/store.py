@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 
 from reelmill.digest import sha256
 from reelmill.errors import NotFoundError, StoreError
-from reelmill.store.backend import Backend, open_backend
+from reelmill.store.backend import Backend, one_line, open_backend
 from reelmill.store.model import (
     Action,
     ActionRecord,
@@ -35,7 +35,9 @@ M = TypeVar("M", bound=BaseModel)
 _READERS = 16
 _READ_ATTEMPTS = 3
 _SHORTEST_PREFIX = 4
+_LONGEST_LINE = 500
 _DATASET = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_REF = re.compile(rf"refs/(?P<dataset>{_DATASET.pattern})/[0-9]{{20}}\.json")
 
 
 class Store:
@@ -73,18 +75,15 @@ class Store:
                 ) from None
             backend.create("store.json", record.as_bytes())
             held = backend.read("store.json")
-        except NotADirectoryError:
-            raise StoreError(f"{backend.url} is a file; a store is a folder") from None
-        try:
-            StoreRecord.model_validate_json(held)
-        except ValidationError:
+        # The second look is for an answer that was cut short on its way.
+        if not _is_ours(held) and not _is_ours(backend.read("store.json")):
             raise StoreError(
                 f"{backend.url} is not a store of a format that this Reelmill reads; "
                 "upgrade Reelmill or choose another address"
-            ) from None
+            )
         if create if probe is None else probe:
             backend.sweep()
-            return cls(backend, shareable=backend.conditional and _probe(backend))
+            return cls(backend, shareable=_probe(backend) and backend.conditional)
         return cls(backend)
 
     @staticmethod
@@ -105,10 +104,11 @@ class Store:
     def put_blob_file(self, path: Path, blob: Blob, suffix: Suffix) -> None:
         """Take over a scratch file whose digest is known."""
         name = blob_name(blob.digest, suffix)
-        if self.backend.size(name) == blob.size:
-            path.unlink()
-        else:
-            self.backend.put_file(name, path)
+        try:
+            if self.backend.size(name) != blob.size:
+                self.backend.put_file(name, path)
+        finally:
+            path.unlink(missing_ok=True)
 
     def read_blob(self, digest: str, suffix: Suffix) -> bytes:
         """A small blob's bytes, checked against its digest.
@@ -219,7 +219,8 @@ class Store:
 
     def datasets(self) -> list[str]:
         """The names of all datasets that have a version."""
-        return sorted({entry.name.split("/")[1] for entry in self.backend.list("refs/")})
+        names = (_REF.fullmatch(entry.name) for entry in self.backend.list("refs/"))
+        return sorted({name["dataset"] for name in names if name})
 
     def log(self, dataset: str) -> list[Ref]:
         """A dataset's log, oldest first; empty if there is no such dataset."""
@@ -243,7 +244,7 @@ class Store:
         names = self._ref_names(dataset) if _DATASET.fullmatch(dataset) else []
         if not names:
             known = ", ".join(self.datasets()) or "none yet"
-            raise NotFoundError(f"no dataset '{dataset}' in {self.url}; there are: {known}")
+            raise NotFoundError(f"no dataset {dataset!r} in {self.url}; there are: {known}")
         ref = self._tagged(dataset, which or "latest")
         if ref:
             return dataset, ref
@@ -255,7 +256,7 @@ class Store:
         if len(fitting) != 1:
             what = f"{len(fitting)} versions begin with" if fitting else "no version or tag"
             raise NotFoundError(
-                f"{what} '{which}' in dataset '{dataset}'; "
+                f"{what} {which!r} in dataset '{dataset}'; "
                 f"'reelmill ls {dataset}' lists its versions"
             )
         return dataset, next(iter(fitting.values()))
@@ -275,7 +276,8 @@ class Store:
         return None
 
     def _ref_names(self, dataset: str) -> list[str]:
-        return [entry.name for entry in self.backend.list(f"refs/{dataset}/")]
+        entries = self.backend.list(f"refs/{dataset}/")
+        return [entry.name for entry in entries if _REF.fullmatch(entry.name)]
 
     def _document(self, name: str, model: type[M]) -> M | None:
         for attempt in range(_READ_ATTEMPTS):
@@ -301,6 +303,14 @@ def refs_of(store: Store) -> Iterator[tuple[str, Ref]]:
             yield dataset, ref
 
 
+def _is_ours(held: bytes) -> bool:
+    try:
+        StoreRecord.model_validate_json(held)
+    except ValidationError:
+        return False
+    return True
+
+
 def _says(ref: Ref) -> tuple[object, ...]:
     return ref.version, ref.tags, ref.lineage, ref.parents, ref.action
 
@@ -311,9 +321,8 @@ def _validated(data: bytes, model: type[M], where: str) -> M:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
-        raise StoreError(
-            f"{where} is not a valid {model.__name__.lower()}: {field}: {first['msg']}"
-        ) from None
+        what = f"{where} is not a valid {model.__name__}: {field and field + ': '}{first['msg']}"
+        raise StoreError(f"{one_line(what)[:_LONGEST_LINE]}; it is damaged or forged") from None
 
 
 def _probe(backend: Backend) -> bool:

@@ -251,7 +251,7 @@ def test_samples_lost_in_a_shuffle_are_found() -> None:
     (todo,) = planner.start()
     planner.done(todo, made(todo, samples=19))
     assert list(planner.finished()) == []
-    assert "20 samples went in, 19" in planner.problems()["shuffled"]
+    assert "20 samples in, 19" in planner.problems()["shuffled"]
 
 
 def test_a_stage_of_two_roles_waits_for_both() -> None:
