@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -16,7 +18,7 @@ from reelmill.errors import Rejected
 from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, copy_spans, encode_spans
 from reelmill.media.ffmpeg import encoder_id
-from reelmill.media.probe import VideoInfo, probe
+from reelmill.media.probe import packet_table
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
     Job,
@@ -111,50 +113,50 @@ class Split(SampleStage[SplitParams]):
             tools["opencv"] = version("opencv-python-headless")
         return tools
 
+    def may_pass(self, reason: str) -> bool:
+        return reason == "timeout"
+
     def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
-        params = job.params
-        about = json.loads(sample.fields.get("json", b"{}"))
-        path = job.scratch / "source"
-        path.write_bytes(video_of(sample.fields))
-        info = probe(path, check=False)
-        wished = _spans(params, path, info, about)
-        if not wished:
-            raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
-        out = job.scratch / "clips"
-        out.mkdir()
-        if params.cut == "copy":
-            cut = copy_spans(path, wished, out)
+        with TemporaryDirectory(dir=job.scratch) as folder:
+            yield from _clips(job.params, sample, Path(folder))
+
+
+def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[Output]:
+    about = json.loads(sample.fields.get("json", b"{}"))
+    path = folder / "source"
+    path.write_bytes(video_of(sample.fields))
+    wished = _spans(params, path, about)
+    if not wished:
+        raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
+    out = folder / "clips"
+    out.mkdir()
+    if params.cut == "copy":
+        cut = copy_spans(path, wished, out)
+    else:
+        cut = encode_spans(
+            path,
+            wished,
+            out,
+            crf=params.crf,
+            preset=params.preset,
+            audio=params.audio,
+            timeout_s=float(params.timeout),
+        )
+    for number, clip in enumerate(cut):
+        key = f"{sample.key}_{number:03d}"
+        if isinstance(clip, CutFailure):
+            columns = {
+                "source": sample.key,
+                "start": float(clip.wished_start),
+                "end": float(clip.wished_end),
+            }
+            yield Reject(key, clip.reason, clip.message, columns)
         else:
-            cut = encode_spans(
-                path,
-                wished,
-                out,
-                crf=params.crf,
-                preset=params.preset,
-                audio=params.audio,
-                timeout_s=float(params.timeout),
-            )
-        for number, clip in enumerate(cut):
-            key = f"{sample.key}_{number:03d}"
-            if isinstance(clip, CutFailure):
-                columns = {
-                    "source": sample.key,
-                    "start": float(clip.wished_start),
-                    "end": float(clip.wished_end),
-                }
-                yield Reject(key, clip.reason, clip.message, columns)
-            else:
-                yield _sample(key, sample.key, clip, about)
-                clip.path.unlink()
-        out.rmdir()
-        path.unlink()
+            yield _sample(key, sample.key, clip, about)
+            clip.path.unlink()
 
 
-def _spans(
-    params: SplitParams, path: Any, info: VideoInfo, about: Mapping[str, Any]
-) -> list[spans.Span]:
-    start = info.start_pts * info.time_base
-    end = start + info.duration
+def _spans(params: SplitParams, path: Path, about: Mapping[str, Any]) -> list[spans.Span]:
     if params.method == "scenes":
         from reelmill.media.scenes import detect
 
@@ -166,13 +168,22 @@ def _spans(
         )
     elif params.method == "fixed":
         assert params.seconds is not None
+        start, end = _shown(path)
         stride = None if params.stride is None else Fraction(params.stride)
         found = spans.fixed(start, end, Fraction(params.seconds), stride=stride)
     else:
-        asked = about.get("spans", [])
-        found = spans.given([(span["start"], span["end"]) for span in asked], start, end)
+        asked = [(span["start"], span["end"]) for span in about.get("spans", [])]
+        found = spans.given(asked, *_shown(path))
     longest = None if params.max_seconds is None else Fraction(params.max_seconds)
     return spans.bound(found, Fraction(params.min_seconds), longest)
+
+
+def _shown(path: Path) -> spans.Span:
+    """From the first frame to the end of the last; containers often state another duration."""
+    table = packet_table(path)
+    if not len(table.shown):
+        raise Rejected("no_frames", "the video has no frame to show")
+    return int(table.shown[0]) * table.time_base, table.end_pts * table.time_base
 
 
 def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Sample:
