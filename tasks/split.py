@@ -131,7 +131,7 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
     out = folder / "clips"
     out.mkdir()
     if params.cut == "copy":
-        cut = copy_spans(path, wished, out)
+        cut = copy_spans(path, wished, out, audio=params.audio)
     else:
         cut = encode_spans(
             path,

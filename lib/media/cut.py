@@ -88,7 +88,9 @@ class CutFailure:
     message: str
 
 
-def copy_spans(source: Path, spans: Iterable[Span], out_dir: Path) -> list[Clip | CutFailure]:
+def copy_spans(
+    source: Path, spans: Iterable[Span], out_dir: Path, *, audio: bool = True
+) -> list[Clip | CutFailure]:
     """Cut ``spans`` (seconds on the source's clock) without decoding: exact copies, roughly placed.
 
     Either end of a span moves to the nearest cut point at or before it (the beginning of a closed
@@ -101,7 +103,7 @@ def copy_spans(source: Path, spans: Iterable[Span], out_dir: Path) -> list[Clip 
     where a clip cannot be written.
     """
     with open_media(source) as container:
-        tables = read_packets(container, _streams(container))
+        tables = read_packets(container, _streams(container, audio))
     copies: list[_Copy] = []
     outcomes: dict[int, Clip | CutFailure] = {}
     for plan in _plans(tables[0], spans, out_dir):
@@ -113,7 +115,7 @@ def copy_spans(source: Path, spans: Iterable[Span], out_dir: Path) -> list[Clip 
             copies.append(copy)
     if copies:
         with open_media(source) as container:
-            _write_copies(container, copies)
+            _write_copies(container, copies, audio)
     outcomes |= {copy.plan.number: copy.outcome() for copy in copies}
     return [outcomes[number] for number in sorted(outcomes)]
 
@@ -145,13 +147,13 @@ def encode_spans(
     :class:`~reelmill.errors.StageError` where the disk is full.
     """
     with open_media(source) as container:
-        streams = _streams(container)
+        streams = _streams(container, audio)
         tables = read_packets(container, streams)
         job = _Encode(
             source,
             [stream.index for stream in streams],
             tables[0],
-            tables[1] if audio and len(tables) > 1 else None,
+            tables[1] if len(tables) > 1 else None,
             {"vcodec": codec, "crf": crf, "preset": preset},
             timeout_s,
         )
@@ -234,11 +236,11 @@ class _Plan:
         )
 
 
-def _streams(container: Any) -> list[Any]:
-    """The video stream, and the audio that goes with it if there is any."""
+def _streams(container: Any, audio: bool) -> list[Any]:
+    """The video stream, and the audio that goes with it if that is wanted and there is any."""
     video = video_stream(container)
-    audio = audio_stream(container, video)
-    return [video] if audio is None else [video, audio]
+    sound = audio_stream(container, video) if audio else None
+    return [video] if sound is None else [video, sound]
 
 
 def _plans(video: PacketTable, spans: Iterable[Span], out_dir: Path) -> Iterator[_Plan]:
@@ -357,9 +359,9 @@ def _snap(plan: _Plan, tables: Sequence[PacketTable]) -> _Copy | None:
     return _Copy(plan, tracks)
 
 
-def _write_copies(container: Any, copies: Sequence[_Copy]) -> None:
+def _write_copies(container: Any, copies: Sequence[_Copy], audio: bool) -> None:
     """All copies in one pass; spans that overlap share packets."""
-    streams = _streams(container)
+    streams = _streams(container, audio)
     places = {stream.index: place for place, stream in enumerate(streams)}
     beginning: list[dict[int, list[_Copy]]] = [defaultdict(list) for _ in streams]
     for copy in copies:

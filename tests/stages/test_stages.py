@@ -17,6 +17,7 @@ from reelmill.errors import StageError
 from reelmill.media.decode import frames
 from reelmill.media.flow import decode_kitti, decode_npy
 from reelmill.media.images import decode_image
+from reelmill.media.probe import probe
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.store import Store
 from reelmill.store.model import Result, Shard
@@ -136,6 +137,15 @@ def test_copied_clips_hold_the_source_frames_themselves(bench: Bench) -> None:
         part = [frame.to_ndarray(format="gray") for frame in frames(clip.fields["mp4"])]
         expected = whole[about["start_frame"] :][: about["frames"]]
         assert all(np.array_equal(a, b) for a, b in zip(part, expected, strict=True))
+
+
+@pytest.mark.parametrize("cut", ["exact", "copy"])
+def test_sound_is_kept_or_left_out_as_asked(bench: Bench, cut: str) -> None:
+    videos = bench.videos(sample("plain.mp4"))
+    for audio in (True, False):
+        shard = bench.make("split", videos, **fixed("1s", cut=cut, audio=audio))
+        for clip in bench.samples(shard).values():
+            assert probe(clip.fields["mp4"]).has_audio is audio
 
 
 def test_given_spans_become_clips_and_rows_without_any_are_rejects(bench: Bench) -> None:
