@@ -9,18 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
-from prefect.artifacts import (
-    acreate_markdown_artifact,
-    acreate_progress_artifact,
-    aupdate_progress_artifact,
-)
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
@@ -28,9 +22,9 @@ from prefect.states import Cancelled, Completed, Failed
 
 from reelmill.errors import ReelmillError, StageError
 from reelmill.flows import drive
+from reelmill.flows.cards import shown_in_prefect
 from reelmill.flows.drive import Build, Stop, StoppedError, prepare
 from reelmill.flows.profile import check_resources, dask_client, load_profile
-from reelmill.flows.report import markdown_report
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.store.lease import lease
@@ -38,9 +32,6 @@ from reelmill.tasks import Stages, get_stage
 from reelmill.tasks.frame import execute
 from reelmill.tasks.ingest import Source
 from reelmill.tasks.planner import Todo
-
-REFRESH_SECONDS = 5.0
-"""How often the progress shown in Prefect is brought up to date."""
 
 RETRIES = 1
 RETRY_SECONDS = 2
@@ -117,7 +108,7 @@ async def build_flow(
         )
         watch = _watch.get()
         outcome: State[Any] | None = None
-        async with _shown_in_prefect(build):
+        async with shown_in_prefect(build):
             try:
                 with watch(build) if watch else contextlib.nullcontext():
                     await _make(build, where, run, stop)
@@ -207,38 +198,6 @@ def _stopping(stop: Stop) -> Iterator[None]:
         for number, before in handled:
             loop.remove_signal_handler(number)
             signal.signal(number, before)
-
-
-@contextlib.asynccontextmanager
-async def _shown_in_prefect(build: Build) -> AsyncIterator[None]:
-    """A progress artifact while the body runs, and a table of the datasets at its end."""
-    name = Path(build.recipe.store).name
-    shown = await acreate_progress_artifact(
-        progress=0.0, key="build", description=f"shards of {', '.join(build.names)} in {name}"
-    )
-    over = asyncio.Event()
-
-    async def refresh() -> None:
-        while not over.is_set():
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(over.wait(), REFRESH_SECONDS)
-            have, expected = share_done(build)
-            await aupdate_progress_artifact(shown, 100.0 * have / expected if expected else 100.0)
-
-    refreshing = asyncio.ensure_future(refresh())
-    try:
-        yield
-    finally:
-        over.set()
-        await refreshing
-        await acreate_markdown_artifact(markdown_report(build), key="datasets")
-
-
-def share_done(build: Build) -> tuple[int, int]:
-    """Shards that exist, and shards known to be wanted."""
-    progress = build.progress.values()
-    have = sum(p.have for p in progress)
-    return have, max(have, sum(p.expected or 0 for p in progress))
 
 
 def _summary(build: Build) -> str:

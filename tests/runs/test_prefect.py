@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ datasets:
 
 async def _seen(url: str, recipe: str) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, TaskRunFilter
+    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: url}):
@@ -39,7 +40,6 @@ async def _seen(url: str, recipe: str) -> dict[str, Any]:
             artifacts = await client.read_artifacts(
                 artifact_filter=ArtifactFilter(flow_run_id={"any_": [run.id]})
             )
-            assert TaskRunFilter
             return {"run": run, "tasks": tasks, "artifacts": artifacts}
 
 
@@ -64,9 +64,13 @@ def test_a_build_is_one_flow_run_with_a_task_run_per_shard_and_its_artifacts(
     assert {task.state.name for task in seen["tasks"]} == {"Completed"}
     artifacts = {artifact.type: artifact for artifact in seen["artifacts"]}
     assert float(artifacts["progress"].data) == 100.0
-    table = artifacts["markdown"].data
-    assert "| dataset | version | shards |" in table
-    assert "| videos | videos@" in table
+    rows = {row["dataset"]: row for row in json.loads(artifacts["table"].data)}
+    assert (rows["clips"]["shards"], rows["clips"]["made"]) == ("2 of 2", 2)
+    card = artifacts["markdown"].data
+    assert "| dataset | version | shards |" in card
+    assert "| videos | videos@" in card
+    assert "  d_videos -->|split| d_clips" in card
+    assert "![clips](data:image/jpeg;base64,/9j/" in card
 
 
 def test_a_failed_build_is_a_failed_flow_run_that_says_why(
