@@ -120,7 +120,11 @@ async def build_flow(
 
 
 async def _make(build: Build, profile: Any, run: str, stop: Stop) -> None:
-    needs = [(name, get_stage(build.recipe.datasets[name].stage).resources) for name in build.names]
+    needs = [
+        (name, get_stage(progress.stage).resources)
+        for name, progress in build.progress.items()
+        if progress.have != progress.expected
+    ]
     async with dask_client(profile, _most(build)) as client:
         threads = await check_resources(client, needs)
         logger = get_run_logger()

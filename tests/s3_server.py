@@ -96,7 +96,8 @@ class Faults:
 
     A script holds what becomes of the first, second, ... request that fits it; after its end it
     is inert. Where no script applies, a storm strikes at random: the same requests for the same
-    seed, whatever the order in which threads send them.
+    seed, whatever the order in which threads send them. A storm shortens only ranges, whose
+    length the reader knows.
     """
 
     log: list[Request] = field(default_factory=list)
@@ -153,9 +154,15 @@ class Faults:
         chance = random.Random(f"{spot} {self._seen[spot]}")
         if chance.random() >= self._rate:
             return Fault.NONE
-        happening = chance.choice(self._kinds)
-        fits = happening is not Fault.CONFLICT or (method == "PUT" and "if-none-match" in headers)
-        return happening if fits else Fault.ERROR_500
+        return chance.choice([kind for kind in self._kinds if _fits(kind, method, headers)])
+
+
+def _fits(kind: Happening, method: str, headers: dict[str, str]) -> bool:
+    if kind is Fault.CONFLICT:
+        return method == "PUT" and "if-none-match" in headers
+    if kind is Fault.SHORT_BODY:
+        return method == "GET" and "range" in headers
+    return kind is not Fault.CUT_BODY or method == "GET"
 
 
 class S3Server:

@@ -86,7 +86,7 @@ def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
     """An index as parquet bytes; equal rows give equal bytes for one version of pyarrow."""
     schema = schema_with(columns)
     rows = list(rows)
-    arrays = {
+    arrays: dict[str, list[Any]] = {
         "key": [row.key for row in rows],
         "status": [row.status for row in rows],
         "reason": [row.reason for row in rows],
@@ -102,9 +102,7 @@ def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
         ],
         **{name: [row.columns.get(name) for row in rows] for name in columns.names},
     }
-    table = pa.table(
-        [pa.array(arrays[name], schema.field(name).type) for name in schema.names], schema=schema
-    )
+    table = pa.table([_array(arrays[part.name], part.type) for part in schema], schema=schema)
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=65536)
     data: bytes = sink.getvalue().to_pybytes()
@@ -131,6 +129,13 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     if any(_has_negative(table, name) for name in names):
         raise ShardError("an index has a negative offset or size")
     return table
+
+
+def _array(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    # Text from strangers may hold half of a surrogate pair, which UTF-8 cannot.
+    if pa.types.is_string(kind):
+        values = [v and v.encode("utf-8", "backslashreplace").decode() for v in values]
+    return pa.array(values, kind)
 
 
 def _has_negative(table: pa.Table, name: str) -> bool:

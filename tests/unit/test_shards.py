@@ -269,6 +269,7 @@ def test_a_member_of_8_gib_is_refused(scratch: Path, tmp_path: Path) -> None:
     shard.abort()
 
 
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs such a file")
 def test_a_file_that_changes_while_it_is_read_is_refused(scratch: Path) -> None:
     shard = ShardWriter(scratch, NO_COLUMNS)
     with pytest.raises(ShardError, match="changed while it was read"):
@@ -390,6 +391,14 @@ def test_rejects_are_in_the_index_and_not_in_the_tar(scratch: Path) -> None:
     assert rejected[1]["message"] == "m" * MAX_MESSAGE
     for row in rejected:
         assert {row[name] for name in ("offset", "size", "xxh3", "fields")} == {None}
+
+
+def test_text_that_is_no_unicode_is_escaped_in_the_index(scratch: Path) -> None:
+    shard = ShardWriter(scratch, pa.schema([("title", pa.string())]))
+    shard.reject("bad\udc80", "unfit", "half \ud83d", {"title": "ä\udfff"})
+    (row,) = rows(shard.close(), REJECTED)
+    assert (row["key"], row["message"]) == ("bad\\udc80", "half \\ud83d")
+    assert row["title"] == "ä\\udfff"
 
 
 def test_a_shard_of_rejects_only_has_no_tar(scratch: Path) -> None:
