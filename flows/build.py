@@ -53,6 +53,15 @@ def watched_by(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
+class PoisonError(StageError):
+    """A shard under which workers died."""
+
+
+async def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
+    # Another try of a shard that killed its workers would kill as many again.
+    return not isinstance(state.data, PoisonError) and "PoisonError" not in str(state.message)
+
+
 @task(
     name="shard",
     task_run_name="{label}",
@@ -60,6 +69,7 @@ def watched_by(watch: Watch) -> Iterator[None]:
     persist_result=False,
     retries=RETRIES,
     retry_delay_seconds=RETRY_SECONDS,
+    retry_condition_fn=_may_pass,
     log_prints=False,
 )
 async def make_shard(label: str, work: Callable[[], Awaitable[str]]) -> str:
@@ -106,6 +116,7 @@ async def build_flow(
             sum(progress.have for progress in build.progress.values()),
             len(build.missing),
         )
+        await asyncio.to_thread(drive.commit_versions, build, run)
         watch = _watch.get()
         outcome: State[Any] | None = None
         async with shown_in_prefect(build):
@@ -159,7 +170,7 @@ async def _on_worker(client: Any, todo: Todo, order: str, attempt: str) -> str:
     try:
         answer: str = await future
     except KilledWorker as error:
-        raise StageError(
+        raise PoisonError(
             f"{error.allowed_failures + 1} workers died while making it (out of memory, or a "
             "crash); nothing of it was committed"
         ) from None

@@ -7,7 +7,8 @@ import base64
 import contextlib
 import io
 import json
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -26,11 +27,13 @@ from reelmill.dataset import open_version
 from reelmill.digest import SHORT
 from reelmill.errors import ReelmillError
 from reelmill.flows.drive import Build, Progress
-from reelmill.flows.report import markdown_report
+from reelmill.flows.report import markdown_report, reasons_text
 from reelmill.units import format_bytes, format_seconds
 
 REFRESH_SECONDS = 5.0
 """How often the page is brought up to date."""
+
+log = logging.getLogger(__name__)
 
 _SHEET_SAMPLES = 6
 _SHEET_WIDTH = 900
@@ -51,8 +54,9 @@ async def shown_in_prefect(build: Build) -> AsyncIterator[None]:
         while not over.is_set():
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(over.wait(), REFRESH_SECONDS)
-            await aupdate_progress_artifact(shards, share_done(build))
-            await _update_table(table, progress_rows(build))
+            with _decoration():
+                await aupdate_progress_artifact(shards, share_done(build))
+                await _update_table(table, progress_rows(build))
 
     refreshing = asyncio.ensure_future(refresh())
     try:
@@ -60,8 +64,18 @@ async def shown_in_prefect(build: Build) -> AsyncIterator[None]:
     finally:
         over.set()
         await refreshing
-        card = await asyncio.to_thread(dataset_card, build)
-        await acreate_markdown_artifact(card, key="datasets")
+        with _decoration():
+            card = await asyncio.to_thread(dataset_card, build)
+            await acreate_markdown_artifact(card, key="datasets")
+
+
+@contextlib.contextmanager
+def _decoration() -> Iterator[None]:
+    """What goes wrong with the page must not change what becomes of the build."""
+    try:
+        yield
+    except Exception:
+        log.warning("the run's page could not be brought up to date", exc_info=True)
 
 
 async def _update_table(artifact: UUID, rows: list[dict[str, Any]]) -> None:
@@ -83,8 +97,6 @@ def progress_rows(build: Build) -> list[dict[str, Any]]:
 
 
 def _progress_row(progress: Progress) -> dict[str, Any]:
-    rate = progress.made / progress.seconds if progress.seconds else 0.0
-    left = (progress.expected or 0) - progress.have
     return {
         "dataset": progress.name,
         "shards": f"{progress.have} of {'?' if progress.expected is None else progress.expected}",
@@ -92,10 +104,10 @@ def _progress_row(progress: Progress) -> dict[str, Any]:
         "reused": progress.reused,
         "failed": progress.failed,
         "samples": progress.samples,
-        "rejects": ", ".join(f"{n} {reason}" for reason, n in progress.reasons.items()) or "0",
+        "rejects": reasons_text(progress.reasons) or "0",
         "bytes": format_bytes(progress.bytes),
-        "shards a minute": round(60 * rate, 1),
-        "time left": format_seconds(round(left / rate)) if rate and left > 0 else "",
+        "shards a minute": round(60 * progress.rate, 1),
+        "time left": "" if progress.left is None else format_seconds(progress.left),
     }
 
 

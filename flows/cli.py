@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -108,12 +107,13 @@ def plan(
 ) -> None:
     """Show what a build would make, by dataset, and why each shard is not there yet."""
     from reelmill.flows.drive import prepare
-    from reelmill.flows.explain import explain
+    from reelmill.flows.explain import explain, would_fail
 
     loaded = _load(recipe, overrides)
     with _planning_store(loaded.store) as store:
         build = prepare(loaded, store, only=only or (), run="plan", write=False)
         explained = explain(build)
+        problems = would_fail(build)
     if as_json:
         _print_json(
             [
@@ -126,6 +126,7 @@ def plan(
                     "waiting": one.waiting,
                     "waits_for": one.waits_for,
                     "reasons": dict(one.reasons),
+                    "problem": problems.get(one.name),
                 }
                 for one in explained
             ]
@@ -135,14 +136,17 @@ def plan(
         out.print(f"[bold]{grown.name}[/]  {_growth(grown)}")
     for one in explained:
         total = "?" if one.expected is None else str(one.expected)
-        state = "[green]complete[/]" if one.have == one.expected else f"{one.have} of {total} there"
+        complete = one.have == one.expected and one.name not in problems
+        state = "[green]complete[/]" if complete else f"{one.have} of {total} there"
         out.print(f"[bold]{one.name}[/]  {one.stage}: {state}")
         for reason, count in one.reasons.most_common():
             out.print(f"    {count} to make: {reason}", markup=False)
         if one.waits_for and one.waiting != 0:
             rest = "some" if one.waiting is None else str(one.waiting)
             out.print(f"    {rest} to make after {' and '.join(one.waits_for)}")
-    if build.is_complete:
+    for problem in problems.values():
+        out.print(problem, markup=False)
+    if not build.missing and not problems:
         out.print("All shards exist; a build would make nothing.")
 
 
@@ -190,18 +194,24 @@ def list_datasets(
     from rich.table import Table
 
     from reelmill.errors import NotFoundError
-    from reelmill.store.store import refs_of
     from reelmill.units import format_bytes
 
     opened = _store(store)
-    if dataset is None:
-        found = list(refs_of(opened))
-    else:
-        found = [(dataset, ref) for ref in reversed(opened.log(dataset))]
-        if not found:
-            raise NotFoundError(f"no dataset '{dataset}' in {opened.url}")
+    found = [
+        (name, ref, tags)
+        for name in ([dataset] if dataset else opened.datasets())
+        for ref, tags in opened.history(name)
+        if dataset or "latest" in tags
+    ]
+    if dataset and not found:
+        raise NotFoundError(f"no dataset '{dataset}' in {opened.url}")
     if as_json:
-        _print_json([{"dataset": name, **ref.model_dump(mode="json")} for name, ref in found])
+        _print_json(
+            [
+                {"dataset": name, **ref.model_dump(mode="json"), "tags": tags}
+                for name, ref, tags in found
+            ]
+        )
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for heading in (
@@ -216,11 +226,11 @@ def list_datasets(
     ):
         right = heading in ("shards", "samples", "rejects", "bytes")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
-    for name, ref in found:
+    for name, ref, tags in found:
         totals = ref.totals
         table.add_row(
             f"{name}@{ref.short}",
-            ", ".join(ref.tags),
+            ", ".join(tags),
             ref.stage,
             f"{totals.shards:,}",
             f"{totals.samples:,}",
@@ -232,20 +242,39 @@ def list_datasets(
 
 
 @app.command(rich_help_panel=LOOKING)
-def show(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None:
+def show(
+    dataset: Spec,
+    rejects: Annotated[
+        bool, typer.Option("--rejects", help="List every reject: key, reason, message.")
+    ] = False,
+    store: StoreURL = None,
+    as_json: AsJSON = False,
+) -> None:
     """Show one version: what it holds, where it came from, what was rejected and why."""
     from collections import Counter
 
+    from reelmill.flows.report import reasons_text
     from reelmill.units import format_bytes
 
     version = _version(store, dataset)
+    found = list(version.rejects())
+    if rejects:
+        if as_json:
+            _print_json(found)
+        for row in [] if as_json else found:
+            out.print(f"{row['key']}  {row['reason']}: {row['message']}", end="", markup=False)
+            out.print(f"  {row['url']}" if row.get("url") else "", markup=False)
+        return
+    reasons = Counter(row["reason"] for row in found)
+    tags = next(
+        tags for ref, tags in version.store.history(version.name) if ref.version == version.digest
+    )
     ref, manifest = version.ref, version.manifest
-    reasons = Counter(row["reason"] for row in version.rejects())
-    generations = [len(generation.shards) for generation in manifest.generations]
     if as_json:
         _print_json(
             {
                 "dataset": version.name,
+                "tags": tags,
                 "ref": ref.model_dump(mode="json"),
                 "manifest": manifest.model_dump(mode="json"),
                 "rejects": dict(reasons),
@@ -253,17 +282,16 @@ def show(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None
         )
         return
     totals = ref.totals
+    generations = len(manifest.generations)
     rows = {
         "version": f"{version.name}@{version.digest}",
-        "tags": ", ".join(ref.tags),
-        "made by": f"{ref.stage}, committed {ref.time}",
+        "tags": ", ".join(tags),
+        "made by": f"{ref.stage}, {ref.time}",
         "from": ", ".join(ref.parents.values()) or "a table",
         "fields": ", ".join(manifest.fields) or "none: rows of a table",
-        "shards": f"{totals.shards:,} in {len(generations)} generation"
-        f"{'' if len(generations) == 1 else 's'}",
+        "shards": f"{totals.shards:,}, generations: {generations:,}",
         "samples": f"{totals.samples:,}",
-        "rejects": f"{totals.rejects:,}"
-        + "".join(f"\n  {count:,} {reason}" for reason, count in reasons.most_common()),
+        "rejects": f"{totals.rejects:,}" + (f" ({reasons_text(reasons)})" if reasons else ""),
         "bytes": format_bytes(totals.bytes),
         "store": version.store.url,
     }
@@ -273,11 +301,19 @@ def show(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None
 
 
 @app.command(rich_help_panel=LOOKING)
-def verify(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None:
+def verify(
+    dataset: Spec,
+    repair: Annotated[
+        bool,
+        typer.Option("--repair", help="Remove what is damaged, so that a build makes it anew."),
+    ] = False,
+    store: StoreURL = None,
+    as_json: AsJSON = False,
+) -> None:
     """Read a version back: every byte against its digest, every sample against its index."""
     from rich.progress import track
 
-    from reelmill.shards.verify import verify_shard
+    from reelmill.shards.verify import remove_damaged, verify_shard
 
     version = _version(store, dataset)
     shards = list(version.manifest.shards)
@@ -296,10 +332,15 @@ def verify(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> No
         for problem in problems:
             out.print(f"{version.name}/{problem['shard']}: {problem['problem']}", markup=False)
     if problems:
-        damaged = len({problem["shard"] for problem in problems})
+        damaged = [s for s in shards if s.id in {problem["shard"] for problem in problems}]
+        if repair:
+            for shard in damaged:
+                remove_damaged(version.store, shard)
+            advice = "they were removed: build the recipe again to make them anew"
+        else:
+            advice = f"'reelmill verify {dataset} --repair' removes them for a build to make anew"
         raise ReelmillError(
-            f"{damaged} of {len(shards)} shards of {version} are damaged; "
-            "build the recipe again to make them anew"
+            f"{len(damaged)} of {len(shards)} shards of {version} are damaged; {advice}"
         )
     if not as_json:
         totals = version.totals
@@ -325,9 +366,21 @@ def preview(
 
 
 @app.command(rich_help_panel=USING)
-def urls(dataset: Spec, store: StoreURL = None, as_json: AsJSON = False) -> None:
+def urls(
+    dataset: Spec,
+    pipe: Annotated[
+        bool,
+        typer.Option("--pipe", help="For S3: as webdataset reads it, through the aws command."),
+    ] = False,
+    store: StoreURL = None,
+    as_json: AsJSON = False,
+) -> None:
     """Print where each shard's tar lies, for webdataset or any reader of tars."""
     found = _version(store, dataset).urls()
+    if pipe:
+        if not all(url.startswith("s3://") for url in found):
+            raise ReelmillError("--pipe is for a store on S3; this one is read by its plain paths")
+        found = [f"pipe:aws s3 cp {url} -" for url in found]
     if as_json:
         _print_json(found)
     else:
@@ -408,10 +461,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except ReelmillError as error:
         err.print(f"[bold red]error:[/] {_escaped(str(error))}")
         sys.exit(1)
-    except BrokenPipeError:
-        # The reader of our output went away (``| head``): the usual end of a pipe.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     sys.exit(0)
 
 
@@ -458,6 +507,8 @@ def _growth(grown: Any) -> str:
     parts = [f"{grown.rows:,} rows"]
     if grown.new:
         parts.append(f"{grown.new:,} new")
+    if grown.rejects:
+        parts.append(f"{grown.rejects:,} unusable ('reelmill show {grown.name} --rejects')")
     if grown.gone:
         parts.append(f"{grown.gone:,} of before are no longer in the table and are kept")
     return ", ".join(parts)

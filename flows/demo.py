@@ -45,7 +45,7 @@ SHEETS = {"clips": 18, "flow": 12}
 def run_demo(
     folder: Path, *, workers: int | None, store: str | None, out: Console, err: Console
 ) -> None:
-    """Make the videos, serve them, build the recipe twice over if asked to, and show the result."""
+    """Make the videos unless they are there, serve them, build the recipe, show the result."""
     media = folder / "media"
     table = folder / "urls.csv"
     videos = ensure_media(media, err)

@@ -77,6 +77,18 @@ class Progress:
             return 0.0
         return (self.ended or time.time()) - self.started
 
+    @property
+    def rate(self) -> float:
+        """Shards made in a second."""
+        return self.made / self.seconds if self.seconds else 0.0
+
+    @property
+    def left(self) -> int | None:
+        """Seconds that the rest will take at this rate; unknown before something was made."""
+        if not self.rate or self.expected is None or self.have >= self.expected:
+            return None
+        return round((self.expected - self.have) / self.rate)
+
     def take(self, result: Result) -> None:
         """Count a shard's result in."""
         self.samples += result.samples
@@ -95,6 +107,7 @@ class Grown:
     rows: int
     new: int
     gone: int
+    rejects: int
 
 
 @dataclass
@@ -110,6 +123,8 @@ class Build:
     missing: list[Todo]
     progress: dict[str, Progress]
     versions: dict[str, str] = field(default_factory=dict)
+    forgotten: set[str] = field(default_factory=set)
+    stopping: bool = False
 
     @property
     def is_complete(self) -> bool:
@@ -171,8 +186,10 @@ def _ingest(
         # The same table again: whatever it grew from, there is nothing in it that is new.
         same = ingest_action(source, table, before.action.inputs["base"]["manifest"])
         if same.key == last.action:
-            manifest = store.manifest(last.version)
-            return manifest, last.version, Grown(name, source.path, last.totals.samples, 0, 0)
+            totals = last.totals
+            known = totals.samples + totals.rejects
+            growth = Grown(name, source.path, known, 0, 0, totals.rejects)
+            return store.manifest(last.version), last.version, growth
     base = last.version if last else None
     action = ingest_action(source, table, base)
     started = time.time()
@@ -181,7 +198,8 @@ def _ingest(
         store.manifest(base) if base else None,
         lambda digest: store.read_blob(digest, "parquet"),
     )
-    growth = Grown(name, source.path, found.rows, found.new, found.gone)
+    rejects = found.manifest.totals().rejects
+    growth = Grown(name, source.path, found.rows, found.new, found.gone, rejects)
     if not write:
         return found.manifest, "", growth
     how: dict[str, str | int] = {"run": run, "started": int(started)}
@@ -258,8 +276,9 @@ def commit_versions(build: Build, run: str) -> list[str]:
         progress.version = version
         progress.expected = progress.have
         committed.append(name)
-    for key in build.planner.passing():
+    for key in set(build.planner.passing()) - build.forgotten:
         build.store.forget(key)
+        build.forgotten.add(key)
     return committed
 
 
@@ -316,7 +335,6 @@ async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: St
         active[asyncio.ensure_future(submit(todo, order))] = todo
 
     enqueue(build.missing)
-    await asyncio.to_thread(commit_versions, build, run)
     stopped = asyncio.ensure_future(stop.wait())
     try:
         while (queue or active) and not stop.is_set():
@@ -330,6 +348,7 @@ async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: St
                 ready = _take(build, todo, task)
                 enqueue(await asyncio.to_thread(_settle, build, ready, memory))
                 await asyncio.to_thread(commit_versions, build, run)
+        build.stopping = stop.is_set()
         if stop.is_set() and active:
             await _wind_down(build, active)
     finally:
@@ -377,7 +396,8 @@ def _attach(store: Store, todo: Todo, attached: set[str]) -> None:
     for role, data in todo.slot.generations.items():
         digest = todo.slot.inputs[role]["shards"]
         if digest not in attached:
-            attached.add(store.put_blob(data, "json").digest)
+            store.put_blob(data, "json")
+            attached.add(str(digest))
 
 
 def order_of(build: Build, todo: Todo, run: str) -> str:

@@ -54,6 +54,13 @@ def explain(build: Build) -> list[Explanation]:
     return found
 
 
+def would_fail(build: Build) -> dict[str, str]:
+    """Why datasets whose shards all exist would still get no version, by name."""
+    for _ in build.planner.finished():
+        pass
+    return build.planner.problems()
+
+
 class _History:
     """The newest version of a dataset: which action made each of its shards."""
 

@@ -82,7 +82,10 @@ def load_profile(name: str, workers: int | None = None) -> Profile:
         field = ".".join(str(part) for part in first["loc"])
         raise RecipeError(f"{where}: {field}: {first['msg']}") from None
     if profile.kind == "address" and (not profile.address or "$" in profile.address):
-        raise RecipeError(f"{where}: set DASK_SCHEDULER_ADDRESS to the scheduler's address")
+        unset = (profile.address or "address").strip("${}")
+        raise RecipeError(f"{where}: set {unset} to the scheduler's address")
+    if workers and profile.kind != "local":
+        raise RecipeError(f"{where}: --workers is for local workers; this cluster has its own")
     return profile.model_copy(update={"workers": workers}) if workers else profile
 
 

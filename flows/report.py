@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from reelmill.digest import SHORT
 from reelmill.flows.drive import Build, Progress
+from reelmill.tasks.planner import by_count
 from reelmill.units import format_bytes
 
 HEADINGS = ("dataset", "version", "shards", "made", "samples", "rejects", "bytes", "time")
@@ -46,14 +48,16 @@ def table(build: Build) -> Table:
     return shown
 
 
+def reasons_text(reasons: Mapping[str, int]) -> str:
+    """``3 http_404, 1 truncated``."""
+    return ", ".join(f"{count:,} {reason}" for reason, count in by_count(reasons))
+
+
 def reject_lines(build: Build) -> list[str]:
     """A line per dataset with rejects: how many, for which reasons."""
-    return [
-        f"{progress.name}: "
-        + ", ".join(
-            f"{count} {reason}"
-            for reason, count in sorted(progress.reasons.items(), key=lambda item: -item[1])
-        )
+    tables = [f"{g.name}: {g.rejects:,} rows of the table" for g in build.grown if g.rejects]
+    return tables + [
+        f"{progress.name}: {reasons_text(progress.reasons)}"
         for progress in build.progress.values()
         if progress.reasons
     ]

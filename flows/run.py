@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import signal
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -55,7 +56,7 @@ def run_build(
     load_profile(profile, workers)
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
     store = Store.open(loaded.store, create=True)
-    run = f"local-{os.getpid()}"
+    run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
         build = prepare(loaded, store, only=only, run=run)
         if not build.missing:
@@ -67,7 +68,9 @@ def run_build(
     try:
         build, error = _run_flow(recipe, only, overrides, profile, workers, console)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        raise Interrupted(_go_on("stopped at once", recipe), signal.SIGINT) from None
+        raise Interrupted(
+            _go_on("stopped at once; finished shards are kept", recipe), signal.SIGINT
+        ) from None
     _tell(build, report)
     if isinstance(error, StoppedError):
         raise Interrupted(_go_on(str(error), recipe), error.number)
@@ -89,6 +92,8 @@ def _run_flow(
     os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_FLOW_RUNS_LEVEL", "CRITICAL")
     from reelmill.flows.server import prefect_api
 
+    if console is not None:
+        console.print("starting Prefect and Dask ...", markup=False)
     with prefect_api() as url:
         from reelmill.flows.build import build_flow, watched_by
         from reelmill.flows.terminal import show_progress

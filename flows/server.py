@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import urllib.request
@@ -63,8 +64,9 @@ def own_server() -> Iterator[str]:
     """Start a server on a free loopback port and stop it again; yields its API's address."""
     port = _free_port()
     url = f"http://127.0.0.1:{port}/api"
-    log = Path(os.environ.get("TMPDIR", "/tmp"), f"reelmill-server-{os.getuid()}-{port}.log")  # noqa: S108
-    with log.open("wb") as output:
+    descriptor, name = tempfile.mkstemp(prefix="reelmill-server-", suffix=".log")
+    log = Path(name)
+    with os.fdopen(descriptor, "wb") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", "reelmill.flows.server", str(port)],
             stdin=subprocess.PIPE,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import threading
-import time
 from collections.abc import Iterator
 
 from rich.console import Console, Group, RenderableType
@@ -13,7 +12,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from reelmill.flows.drive import Build, Progress
+from reelmill.flows.drive import GRACE_SECONDS, Build, Progress
 from reelmill.units import format_bytes, format_seconds
 
 LOG_SECONDS = 10.0
@@ -69,7 +68,8 @@ def _screen(build: Build) -> RenderableType:
         if progress.failed:
             notes.append(f"[red]{progress.failed} failed[/]")
         if progress.running:
-            notes.append(f"{progress.running} running{_left(progress)}")
+            left = "" if progress.left is None else f", {format_seconds(progress.left)} left"
+            notes.append(f"{progress.running} running{left}")
         shown.add_row(
             f"[bold]{progress.name}[/]",
             ProgressBar(total=1.0, completed=share, width=_BAR_WIDTH),
@@ -78,11 +78,7 @@ def _screen(build: Build) -> RenderableType:
             format_bytes(progress.bytes),
             Text.from_markup(", ".join(notes)),
         )
+    if build.stopping:
+        shown_below = f"stopping: up to {GRACE_SECONDS:.0f} s for running shards; again: at once"
+        return Group(shown, Text(shown_below, style="yellow"))
     return Group(shown)
-
-
-def _left(progress: Progress) -> str:
-    if not progress.made or not progress.expected or progress.started is None:
-        return ""
-    rate = progress.made / max(time.time() - progress.started, 1e-3)
-    return f", {format_seconds(round((progress.expected - progress.have) / rate))} left"

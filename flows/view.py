@@ -45,6 +45,10 @@ def make_view(version: Version, folder: Path, *, link: bool = False) -> str:
             assert shard.tar is not None
             name = blob_name(shard.tar.digest, "tar")
             target = folder / f"{number:05d}.tar"
+            if backend.size(name) != shard.tar.size:
+                raise ReelmillError(
+                    f"shard {shard.id} of {version} is gone or damaged; build again to make it anew"
+                )
             if backend.is_local:
                 _place(Path(backend.locate(name)), target, link or os.geteuid() != 0)
             else:

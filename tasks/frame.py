@@ -41,7 +41,6 @@ class Order(BaseModel):
     action: Action
     params: dict[str, Any]
     shards: dict[str, Shard] = {}
-    resources: dict[str, float] = {}
 
     @property
     def label(self) -> str:

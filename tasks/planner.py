@@ -83,6 +83,11 @@ class _State:
     reported: bool = False
 
 
+def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
+    """Reasons of rejects, the most frequent first."""
+    return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+
+
 class Planner:
     """The state of one build.
 
@@ -234,9 +239,7 @@ class Planner:
             for result in growth.results.values():
                 for reason, count in result.reasons.items():
                     reasons[reason] = reasons.get(reason, 0) + count
-        worst = ", ".join(
-            f"{reason} {count}" for reason, count in sorted(reasons.items(), key=lambda i: -i[1])
-        )
+        worst = ", ".join(f"{reason} {count}" for reason, count in by_count(reasons))
         return (
             f"{state.node.name}: {totals.rejects} of {seen} samples were rejected ({worst}), more "
             f"than max_rejects ({state.node.max_rejects:%}) allows; no version was committed"

@@ -42,7 +42,8 @@ class SplitParams(Params):
     )
     cut: Literal["exact", "copy"] = Field(
         "exact",
-        description="exact: to the frame, encoded anew; copy: at keyframes, as it is, fast",
+        description="exact: to the frame, encoded anew; copy: as it is, fast, but only at "
+        "keyframes, so that clips may begin earlier and be much longer than asked",
     )
     seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
         None, description="length of a clip, for method 'fixed'"
@@ -131,7 +132,8 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
     out = folder / "clips"
     out.mkdir()
     if params.cut == "copy":
-        cut = copy_spans(path, wished, out, audio=params.audio)
+        cover = params.method == "spans"
+        cut = copy_spans(path, wished, out, audio=params.audio, cover=cover)
     else:
         cut = encode_spans(
             path,

@@ -89,13 +89,15 @@ class CutFailure:
 
 
 def copy_spans(
-    source: Path, spans: Iterable[Span], out_dir: Path, *, audio: bool = True
+    source: Path, spans: Iterable[Span], out_dir: Path, *, audio: bool = True, cover: bool = False
 ) -> list[Clip | CutFailure]:
     """Cut ``spans`` (seconds on the source's clock) without decoding: exact copies, roughly placed.
 
     Either end of a span moves to the nearest cut point at or before it (the beginning of a closed
     GOP; the first one where there is none before), so that neighbours stay gap-free and disjoint;
-    an end behind the last frame stays the end of the stream. Rotation is kept as it is stored.
+    an end behind the last frame stays the end of the stream. With ``cover`` the end moves to the
+    cut point at or after it instead: every clip then holds all of its span, and neighbours may
+    overlap. Rotation is kept as it is stored.
     One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}.mp4``, the same bytes every
     time. The source is read twice: for its index, and once for all clips.
 
@@ -109,8 +111,10 @@ def copy_spans(
     for plan in _plans(tables[0], spans, out_dir):
         if plan.first == plan.last:
             outcomes[plan.number] = plan.failure("no_frames", "the span holds no frame")
-        elif (copy := _snap(plan, tables)) is None:
-            outcomes[plan.number] = plan.failure("no_keyframe", "no closed GOP begins in the span")
+        elif (copy := _snap(plan, tables, cover)) is None:
+            outcomes[plan.number] = plan.failure(
+                "no_keyframe", "no keyframe parts it from its neighbour: use `cut: exact`"
+            )
         else:
             copies.append(copy)
     if copies:
@@ -332,7 +336,7 @@ class _Copy:
         return replace(made, frames=self.plan.last - self.plan.first)
 
 
-def _snap(plan: _Plan, tables: Sequence[PacketTable]) -> _Copy | None:
+def _snap(plan: _Plan, tables: Sequence[PacketTable], cover: bool) -> _Copy | None:
     """The copy between cut points that a span comes to; None where nothing is left of it."""
     video = plan.video
     points = video.cut_points
@@ -341,6 +345,9 @@ def _snap(plan: _Plan, tables: Sequence[PacketTable]) -> _Copy | None:
     edges = [_clamp(floor(edge / video.time_base)) for edge in plan.span]
     at = np.searchsorted(video.pts[points], edges, side="right") - 1
     begin, stop = (int(points[max(i, 0)]) for i in at)
+    if cover:
+        after = int(np.searchsorted(video.pts[points], ceil(plan.span[1] / video.time_base)))
+        stop = int(points[after]) if after < len(points) else len(video)
     if plan.last == len(video.shown):
         stop = len(video)
     shown = np.flatnonzero(~video.hidden[begin:stop])

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from reelmill.errors import NotFoundError
 from reelmill.shards import index
 from reelmill.shards.index import Member
 from reelmill.store import Store
@@ -73,7 +74,12 @@ class ShardReader:
 
     def _read(self, name: str, wanted: Sequence[Member]) -> dict[int, bytes]:
         runs = coalesce([(m.offset, m.offset + m.size) for m in wanted], _MAX_GAP)
-        blocks = self._store.backend.read_ranges([Range(name, a, b) for a, b in runs])
+        try:
+            blocks = self._store.backend.read_ranges([Range(name, a, b) for a, b in runs])
+        except FileNotFoundError:
+            raise NotFoundError(
+                f"{self._store.backend.locate(name)} is gone; build again to make it anew"
+            ) from None
         out = {}
         ahead = iter(zip(runs, blocks, strict=True))
         (start, stop), block = next(ahead, ((0, 0), b""))

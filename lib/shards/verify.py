@@ -12,7 +12,7 @@ from reelmill.errors import ShardError, StoreError
 from reelmill.shards import index, tar
 from reelmill.shards.index import Row
 from reelmill.store import Store
-from reelmill.store.model import Shard, blob_name
+from reelmill.store.model import Blob, Shard, Suffix, blob_name
 
 
 def verify_shard(store: Store, shard: Shard) -> Iterator[str]:
@@ -36,6 +36,14 @@ def verify_shard(store: Store, shard: Shard) -> Iterator[str]:
         )
     if shard.tar is not None:
         yield from _verify_tar(store, shard, samples)
+
+
+def remove_damaged(store: Store, shard: Shard) -> None:
+    """Delete those blobs of a shard whose bytes do not match their names."""
+    blobs: list[tuple[Blob | None, Suffix]] = [(shard.tar, "tar"), (shard.index, "parquet")]
+    for blob, suffix in blobs:
+        if blob is not None and store.hash_blob(blob.digest, suffix) not in (None, blob.digest):
+            store.backend.delete(blob_name(blob.digest, suffix))
 
 
 def _verify_tar(store: Store, shard: Shard, rows: list[Row]) -> Iterator[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
@@ -14,7 +14,6 @@ FORMAT = 1
 
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardID = Annotated[str, Field(pattern=r"^[0-9]{5,9}$")]
-DatasetName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
 TagName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
 Suffix = Literal["tar", "parquet", "json"]
 Count = Annotated[int, Field(ge=0)]
@@ -211,8 +210,3 @@ def blob_name(digest: str, suffix: Suffix) -> str:
 def action_name(key: str) -> str:
     """Where an action record lies in the store."""
     return f"actions/sha256/{key[:2]}/{key}.json"
-
-
-def plain(model: BaseModel) -> dict[str, Any]:
-    """A stage's parameters as they enter an action: JSON values, defaults filled in."""
-    return model.model_dump(mode="json")

@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -228,6 +228,17 @@ class Store:
             names = self._ref_names(dataset)
             return [ref for ref in pool.map(lambda n: self._document(n, Ref), names) if ref]
 
+    def history(self, dataset: str) -> list[tuple[Ref, list[str]]]:
+        """A dataset's versions, newest first: each one's last commit, and the tags on it now."""
+        log = self.log(dataset)
+        tagged = {tag: ref.version for ref in log for tag in ref.tags}
+        commits = {ref.version: ref for ref in log if ref.event == "commit"}
+        order = dict.fromkeys(ref.version for ref in reversed(log) if ref.event == "commit")
+        return [
+            (commits[version], sorted(tag for tag, on in tagged.items() if on == version))
+            for version in order
+        ]
+
     def latest(self, dataset: str) -> Ref | None:
         """The newest line of a dataset's log that carries the tag ``latest``."""
         return self._tagged(dataset, "latest")
@@ -294,13 +305,6 @@ class Store:
 def now() -> str:
     """The present moment, ISO 8601 in UTC."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def refs_of(store: Store) -> Iterator[tuple[str, Ref]]:
-    """The latest line of each dataset's log."""
-    for dataset in store.datasets():
-        if ref := store.latest(dataset):
-            yield dataset, ref
 
 
 def _is_ours(held: bytes) -> bool:

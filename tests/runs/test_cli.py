@@ -211,7 +211,7 @@ def test_a_pipe_that_closes_early_is_no_error(built: Project) -> None:
     assert process.stderr is not None
     process.stdout.close()
     assert process.stderr.read() == ""
-    assert process.wait() == 141
+    assert process.wait() == 1
 
 
 def test_the_embedded_server_listens_on_loopback_alone_and_is_gone_afterwards(
@@ -235,6 +235,7 @@ def test_the_embedded_server_listens_on_loopback_alone_and_is_gone_afterwards(
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
+    assert process.stderr.readline() == "starting Prefect and Dask ...\n"
     address = process.stderr.readline().split("//")[1].strip()
     deadline = time.monotonic() + 60
     while not project.trace.exists() and time.monotonic() < deadline:
