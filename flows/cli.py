@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -97,7 +98,8 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to pu
     out.print(
         f"Wrote {folder / 'recipe.yaml'} and {folder / 'urls.csv'}.\n"
         f"Put your addresses into {folder / 'urls.csv'}, then run: "
-        f"reelmill build {folder / 'recipe.yaml'}"
+        f"reelmill build {folder / 'recipe.yaml'}",
+        markup=False,
     )
 
 
@@ -194,6 +196,7 @@ def list_datasets(
     from rich.table import Table
 
     from reelmill.errors import NotFoundError
+    from reelmill.store.backend import one_line
     from reelmill.units import format_bytes
 
     opened = _store(store)
@@ -231,12 +234,12 @@ def list_datasets(
         table.add_row(
             f"{name}@{ref.short}",
             ", ".join(tags),
-            ref.stage,
+            _escaped(one_line(ref.stage)),
             f"{totals.shards:,}",
             f"{totals.samples:,}",
             f"{totals.rejects:,}",
             format_bytes(totals.bytes),
-            ref.time,
+            _escaped(one_line(ref.time)),
         )
     out.print(table)
 
@@ -254,6 +257,7 @@ def show(
     from collections import Counter
 
     from reelmill.flows.report import reasons_text
+    from reelmill.store.backend import one_line
     from reelmill.units import format_bytes
 
     version = _version(store, dataset)
@@ -262,8 +266,9 @@ def show(
         if as_json:
             _print_json(found)
         for row in [] if as_json else found:
-            out.print(f"{row['key']}  {row['reason']}: {row['message']}", end="", markup=False)
-            out.print(f"  {row['url']}" if row.get("url") else "", markup=False)
+            where = f"  {row['url']}" if row.get("url") else ""
+            told = f"{row['key']}  {row['reason']}: {row['message']}{where}"
+            out.print(one_line(told), markup=False)
         return
     reasons = Counter(row["reason"] for row in found)
     tags = next(
@@ -297,7 +302,7 @@ def show(
     }
     for name, text in rows.items():
         out.print(f"[bold]{name:<9}[/]", end="")
-        out.print(text, markup=False)
+        out.print(one_line(text), markup=False)
 
 
 @app.command(rich_help_panel=LOOKING)
@@ -453,6 +458,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """The ``reelmill`` command: one line on standard error and a code other than 0 on failure."""
     from reelmill.flows.exits import Interrupted
 
+    def stop(number: int, _frame: object) -> NoReturn:
+        raise Interrupted("stopped; what was finished is kept", number)
+
+    # Until a build's own handler takes over, so that the Prefect server it starts is not left.
+    signal.signal(signal.SIGTERM, stop)
     try:
         app(args=arguments, standalone_mode=True)
     except Interrupted as stopped:

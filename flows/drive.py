@@ -13,7 +13,7 @@ from pathlib import Path
 
 from reelmill import tables
 from reelmill.digest import SHORT
-from reelmill.errors import ReelmillError
+from reelmill.errors import RecipeError, ReelmillError
 from reelmill.recipe import Recipe
 from reelmill.store import Store
 from reelmill.store.model import Lineage, Manifest, Ref, Result
@@ -153,6 +153,11 @@ def prepare(
         if name in wanted:
             manifests[name], versions[name], growth = _ingest(recipe, store, name, run, write)
             grown.append(growth)
+    for name in names:
+        if (ref := store.latest(name)) and ref.stage == "ingest":
+            raise RecipeError(
+                f"{name}: the store has a source of that name; give the dataset another one"
+            )
     nodes = [_node(recipe, name) for name in names]
     planner = Planner(nodes, manifests)
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
@@ -181,10 +186,14 @@ def _ingest(
     assert isinstance(source, Source)
     table, _ = tables.table_digest(source.path)
     last = store.latest(name)
+    if last and last.stage != "ingest":
+        raise RecipeError(
+            f"source {name}: the store has a dataset of that name; give the source another one"
+        )
     before = store.record(last.action) if last and last.action else None
     if last and before:
         # The same table again: whatever it grew from, there is nothing in it that is new.
-        same = ingest_action(source, table, before.action.inputs["base"]["manifest"])
+        same = ingest_action(source, table, before.action.inputs.get("base", {}).get("manifest"))
         if same.key == last.action:
             totals = last.totals
             known = totals.samples + totals.rejects
@@ -198,6 +207,11 @@ def _ingest(
         store.manifest(base) if base else None,
         lambda digest: store.read_blob(digest, "parquet"),
     )
+    if last and found.new and found.gone == last.totals.samples:
+        raise RecipeError(
+            f"source {name}: the store knows another table by that name, of which {source.path} "
+            "holds not one row; give the source another name, or the recipe another store"
+        )
     rejects = found.manifest.totals().rejects
     growth = Grown(name, source.path, found.rows, found.new, found.gone, rejects)
     if not write:
@@ -235,7 +249,15 @@ class _Memory:
                     lineage = store.lineage(ref.lineage)
                 except ReelmillError:
                     continue
-                self._known.update({entry.action: entry.result for entry in lineage.shards})
+                # What may turn out well another time is for its action record to answer, which a
+                # build that failed over it has removed.
+                self._known.update(
+                    {
+                        entry.action: entry.result
+                        for entry in lineage.shards
+                        if not any(may_pass(ref.stage, r) for r in entry.result.reasons)
+                    }
+                )
 
     def recall(self, todos: Sequence[Todo]) -> dict[str, Result]:
         keys = [todo.action.key for todo in todos]
@@ -243,6 +265,14 @@ class _Memory:
         found = self._store.intact(known) if known else {}
         rest = [key for key in keys if key not in known]
         return {**found, **(self._store.recall(rest) if rest else {})}
+
+
+def may_pass(stage: str, reason: str) -> bool:
+    """Whether a reject of a stage may turn out well another time."""
+    try:
+        return get_stage(stage).may_pass(reason)
+    except KeyError:
+        return False
 
 
 def _settle(build: Build, todos: Sequence[Todo], memory: _Memory) -> list[Todo]:
@@ -253,7 +283,7 @@ def _settle(build: Build, todos: Sequence[Todo], memory: _Memory) -> list[Todo]:
         ready: list[Todo] = []
         for todo in todos:
             result = found.get(todo.action.key)
-            if result is None:
+            if result is None or result.index is None:
                 missing.append(todo)
             else:
                 progress = build.progress[todo.dataset]

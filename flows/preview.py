@@ -65,7 +65,10 @@ def _spread(version: Version, count: int) -> Iterator[Sample]:
 
 
 def _row(sample: Sample) -> SheetRow:
-    about = json.loads(sample.fields.get("json", b"{}"))
+    try:
+        about = json.loads(sample.fields.get("json", b"{}"))
+    except ValueError:
+        about = {}
     try:
         pictures, labels = _pictures(sample)
     except Rejected as rejected:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -20,11 +20,19 @@ from reelmill.shards.writer import Data, Span
 from reelmill.store import Store
 from reelmill.store.model import Action, Generation, Shard
 
+MAX_COUNT = 2**53 - 1
+"""The largest integer that canonical JSON carries: the bound of parameters that have no other."""
+
 
 class Params(BaseModel):
     """Base of all parameter models: frozen, and closed to names it does not know."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def effective(self) -> dict[str, Any]:
+        """What parameters come to, so that those with one meaning have one action key: the values
+        that stand for what was left out, and ``None`` for those that have no effect."""
+        return {}
 
 
 class Runtime:
@@ -197,6 +205,19 @@ class SampleStage(Stage[P]):
                 )
 
 
+def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str]:
+    """What columns that are carried along are called beside a stage's own: their own names, or
+    those behind as many ``table_`` as make them free."""
+    names = list(names)
+    carried: dict[str, str] = {}
+    for name in names:
+        free = name
+        while free in taken or free in carried.values() or (free != name and free in names):
+            free = f"table_{free}"
+        carried[name] = free
+    return carried
+
+
 def digests(shard: Shard) -> dict[str, str | None]:
     """A shard as an input of an action: its content, never its name."""
     return {"tar": shard.tar.digest if shard.tar else None, "index": shard.index.digest}
@@ -209,7 +230,10 @@ def key_params(params: Params) -> dict[str, Any]:
         for name, info in type(params).model_fields.items()
         if any(mark is Runtime for mark in info.metadata)
     }
-    return params.model_dump(mode="json", exclude=runtime)
+    meant = params.effective()
+    unused = {name for name, value in meant.items() if value is None}
+    given = params.model_copy(update={n: v for n, v in meant.items() if v is not None})
+    return given.model_dump(mode="json", exclude=runtime | unused)
 
 
 def action_of(

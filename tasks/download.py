@@ -15,7 +15,6 @@ from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
 from reelmill.media.probe import probe
 from reelmill.shards import index
-from reelmill.shards.reader import stage_columns
 from reelmill.tasks.contract import (
     Job,
     Output,
@@ -24,6 +23,7 @@ from reelmill.tasks.contract import (
     Runtime,
     Sample,
     Stage,
+    carried_names,
     sample_json,
 )
 from reelmill.tasks.media_fields import video_field
@@ -43,8 +43,6 @@ OWN = pa.schema(
     ]
 )
 """What arrived: digest, bytes, pixels, frames per second, seconds."""
-
-_PREFIX = "table_"
 
 
 class DownloadParams(Params):
@@ -77,12 +75,14 @@ class Download(Stage[DownloadParams]):
     conserves = True
 
     def schema(self, job: Job[DownloadParams]) -> pa.Schema:
+        names = _names(job)
         table = job.reader("source").table.schema
-        return pa.schema([*OWN, *(f.with_name(_carried(f.name)) for f in table if _is_own(f.name))])
+        return pa.schema([*OWN, *(table.field(name).with_name(names[name]) for name in names)])
 
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
         params = job.params
         rows = {row["key"]: row for row in job.reader("source").rows()}
+        names = _names(job)
         policy = FetchPolicy(
             concurrency=params.concurrency,
             timeout_s=float(params.timeout),
@@ -94,7 +94,7 @@ class Download(Stage[DownloadParams]):
         )
         requests = ((key, row["url"]) for key, row in rows.items())
         for key, outcome in fetch_iter(requests, policy, job.scratch):
-            row = {_carried(name): value for name, value in stage_columns(rows[key]).items()}
+            row = {ours: rows[key][theirs] for theirs, ours in names.items()}
             if isinstance(outcome, FetchFailure):
                 yield Reject(key, outcome.reason, outcome.message, row)
                 continue
@@ -116,10 +116,17 @@ _MAY_PASS = frozenset(
 def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
     info = probe(file.path or file.read())
     found = {name: value for name, value in info.as_json().items() if value is not None}
-    described = {name: _plain(value) for name, value in row.items()}
-    about = {
+    told: dict[str, Any] = {
+        name: _plain(value) for name, value in row.items() if value not in (None, [])
+    }
+    ours: dict[str, Any] = {
+        name: told.pop(name) for name in ("url", "caption", "spans") if name in told
+    }
+    about: dict[str, Any] = {
         "key": key,
-        **{name: value for name, value in described.items() if value not in (None, [])},
+        **ours,
+        # Under a name of their own: later stages must not take a table's word for theirs.
+        "table": told,
         "sha256": file.sha256,
         "bytes": file.size,
         "video": found,
@@ -143,12 +150,11 @@ def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
     return Sample(key, fields, columns)
 
 
-def _is_own(name: str) -> bool:
-    return name not in index.BASE.names
-
-
-def _carried(name: str) -> str:
-    return f"{_PREFIX}{name}" if name in OWN.names else name
+def _names(job: Job[DownloadParams]) -> dict[str, str]:
+    """The index column of each of the table's columns."""
+    own = job.reader("source").table.schema.names
+    carried = [name for name in own if name not in index.BASE.names]
+    return carried_names(carried, {*index.BASE.names, *OWN.names})
 
 
 def _plain(value: Any) -> Any:

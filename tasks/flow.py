@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,9 @@ class FlowParams(Params):
         if self.preset is not None and self.method != "dis":
             raise ValueError("preset is for method 'dis'")
         return self
+
+    def effective(self) -> dict[str, Any]:
+        return {"preset": self.preset or "fast"} if self.method == "dis" else {}
 
     @property
     def algorithm(self) -> FlowMethod:

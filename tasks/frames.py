@@ -16,7 +16,7 @@ from reelmill.errors import Rejected
 from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
 from reelmill.media.images import encode_jpeg, encode_png
 from reelmill.shards.reader import Sample as InputSample
-from reelmill.tasks.contract import Job, Output, Params, Sample, SampleStage, sample_json
+from reelmill.tasks.contract import MAX_COUNT, Job, Output, Params, Sample, SampleStage, sample_json
 from reelmill.tasks.media_fields import VIDEO, picture_field, video_of
 
 if TYPE_CHECKING:
@@ -31,13 +31,13 @@ class FramesParams(Params):
     count: Annotated[int, Field(ge=1, le=1000)] = Field(
         3, description="frames in a sample; 3 makes triplets"
     )
-    stride: Annotated[int, Field(ge=1)] = Field(
+    stride: Annotated[int, Field(ge=1, le=MAX_COUNT)] = Field(
         1, description="frames from one picture of a sample to the next"
     )
-    step: Annotated[int, Field(ge=1)] | None = Field(
+    step: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
         None, description="frames from one sample's start to the next; without it none overlap"
     )
-    max_samples: Annotated[int, Field(ge=1)] | None = Field(
+    max_samples: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
         None, description="samples of one clip at most, from its start"
     )
     size: tuple[Side, Side] | None = Field(None, description="[width, height] to resize to")
@@ -51,6 +51,12 @@ class FramesParams(Params):
         if sum(side is not None for side in (self.size, self.min_side, self.max_side)) > 1:
             raise ValueError("give one of size, min_side and max_side")
         return self
+
+    def effective(self) -> dict[str, Any]:
+        return {
+            "step": self.step or self.count * self.stride,
+            "quality": self.quality if self.format == "jpg" else None,
+        }
 
     @property
     def resize(self) -> Resize | None:
@@ -87,7 +93,7 @@ class Frames(SampleStage[FramesParams]):
         params = job.params
         about = json.loads(sample.fields.get("json", b"{}"))
         last = (params.count - 1) * params.stride
-        step = params.step or last + params.stride
+        step = params.step or params.count * params.stride
         kept: dict[int, _Picture] = {}
         made = total = 0
         for number, frame in enumerate(frames(video_of(sample.fields))):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
 from typing import Annotated, Any
@@ -18,7 +18,7 @@ from reelmill.shards import index
 from reelmill.shards.index import Row
 from reelmill.store import Store
 from reelmill.store.model import Action, Blob, Generation, Manifest, Result, Shard
-from reelmill.tasks.contract import Params, key_params
+from reelmill.tasks.contract import Params, carried_names, key_params
 
 VERSION = 1
 MAX_ROWS = 10_000
@@ -28,7 +28,7 @@ SPANS = pa.list_(pa.struct([("start", pa.decimal128(18, 6)), ("end", pa.decimal1
 """Spans of interest: seconds from the start of the video, half open."""
 
 _OWN = ("url", "caption", "spans", "duplicates")
-_PREFIX = "table_"
+_MICROSECOND = Decimal("0.000001")
 
 
 class Source(Params):
@@ -157,6 +157,7 @@ def _entries(source: Source) -> tuple[pa.Schema, list[_Entry]]:
     columns = {ours: theirs for ours, theirs in named.items() if theirs}
     merged: dict[tuple[str, str | None], _Entry] = {}
     extras: pa.Schema | None = None
+    names: dict[str, str] = {}
     texts = [column for column in (source.url, source.caption) if column]
     batches = tables.require(
         source.path,
@@ -165,9 +166,16 @@ def _entries(source: Source) -> tuple[pa.Schema, list[_Entry]]:
     )
     for batch in batches:
         if extras is None:
-            extras = pa.schema([f for f in batch.schema if f.name not in columns.values()])
-        for row in batch.to_pylist():
-            entry = _entry(row, columns, extras.names)
+            extras = pa.schema(
+                [
+                    f.with_type(pa.string()) if _is_fine(f.type) else f
+                    for f in batch.schema
+                    if f.name not in columns.values()
+                ]
+            )
+            names = carried_names(extras.names, {*index.BASE.names, *_OWN})
+        for row in _plain(source.path, batch):
+            entry = _entry(row, columns, names)
             identity = (entry.url, entry.problem[1] if entry.problem else None)
             first = merged.setdefault(identity, entry)
             if first is not entry:
@@ -180,23 +188,23 @@ def _entries(source: Source) -> tuple[pa.Schema, list[_Entry]]:
         *([pa.field("caption", pa.string())] if source.caption else []),
         *([pa.field("spans", SPANS)] if source.spans else []),
     ]
-    carried = [field.with_name(_carried(field.name)) for field in extras]
+    carried = [field.with_name(names[field.name]) for field in extras]
     return pa.schema([*own, *carried]), list(merged.values())
 
 
-def _entry(row: Mapping[str, Any], columns: Mapping[str, str], extras: Iterable[str]) -> _Entry:
+def _entry(row: Mapping[str, Any], columns: Mapping[str, str], extras: Mapping[str, str]) -> _Entry:
     raw = row[columns["url"]]
     caption = row[columns["caption"]] if "caption" in columns else None
     entry = _Entry(
         url="" if raw is None else str(raw),
         caption=None if caption is None else str(caption),
         spans=[],
-        extra={_carried(name): row[name] for name in extras},
+        extra={ours: row[theirs] for theirs, ours in extras.items()},
     )
     try:
         entry.url = normalise(entry.url)
         if "spans" in columns and row[columns["spans"]] not in (None, ""):
-            entry.spans = tables.parse_spans(row[columns["spans"]])
+            entry.spans = _rounded(tables.parse_spans(row[columns["spans"]]))
     except Rejected as rejected:
         entry.problem = (rejected.reason, rejected.message)
     except ValueError as error:
@@ -204,10 +212,32 @@ def _entry(row: Mapping[str, Any], columns: Mapping[str, str], extras: Iterable[
     return entry
 
 
-def _carried(name: str) -> str:
-    """The index column of a table's column: its own name, where that is free."""
-    taken = name in index.BASE.names or name in _OWN
-    return f"{_PREFIX}{name}" if taken else name
+def _rounded(spans: list[tuple[Decimal, Decimal]]) -> list[tuple[Decimal, Decimal]]:
+    """Spans to the microsecond, as the index holds them."""
+    rounded = [(start.quantize(_MICROSECOND), end.quantize(_MICROSECOND)) for start, end in spans]
+    if any(start >= end for start, end in rounded):
+        raise ValueError("a span is shorter than a microsecond")
+    return rounded
+
+
+def _plain(path: str, batch: pa.RecordBatch) -> list[dict[str, Any]]:
+    """A batch as Python values; times finer than Python's microseconds become text."""
+    columns = [
+        column.cast(pa.string()) if _is_fine(column.type) else column for column in batch.columns
+    ]
+    try:
+        rows: list[dict[str, Any]] = pa.RecordBatch.from_arrays(
+            columns, batch.schema.names
+        ).to_pylist()
+    except (ValueError, OverflowError, LookupError, pa.ArrowException) as error:
+        raise tables.TableError(
+            f"{path}: a value cannot be carried: {str(error).splitlines()[0]}"
+        ) from None
+    return rows
+
+
+def _is_fine(kind: pa.DataType) -> bool:
+    return pa.types.is_temporal(kind) and getattr(kind, "unit", "") == "ns"
 
 
 def _known(base: Manifest, read: Callable[[str], bytes]) -> tuple[set[str], set[tuple[str, str]]]:

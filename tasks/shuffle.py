@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field, model_validator
@@ -16,6 +16,7 @@ from reelmill.shards.reader import stage_columns
 from reelmill.store import Store
 from reelmill.store.model import Generation, Shard
 from reelmill.tasks.contract import (
+    MAX_COUNT,
     Copied,
     Job,
     Output,
@@ -38,9 +39,14 @@ class ShuffleParams(Params):
     bytes_per_shard: Bytes | None = Field(
         None, description="instead of samples_per_shard: about this many bytes in a shard"
     )
-    seed: Annotated[int, Field(ge=0)] = Field(
+    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(
         0, description="which order; 0 reads fastest, since shards are written in its order"
     )
+
+    def effective(self) -> dict[str, Any]:
+        if self.bytes_per_shard is None and self.samples_per_shard is None:
+            return {"samples_per_shard": DEFAULT_SAMPLES}
+        return {}
 
     @model_validator(mode="after")
     def _one_size(self) -> ShuffleParams:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from reelmill.errors import Rejected
+from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, copy_spans, encode_spans
 from reelmill.media.ffmpeg import encoder_id
@@ -83,6 +83,16 @@ class SplitParams(Params):
             raise ValueError("max_seconds is less than min_seconds")
         return self
 
+    def effective(self) -> dict[str, Any]:
+        meant: dict[str, Any] = {}
+        if self.method == "fixed":
+            meant["stride"] = self.stride or self.seconds
+        if self.method != "scenes":
+            meant |= {"detector": None, "threshold": None, "min_scene": None}
+        if self.cut == "copy":
+            meant |= {"crf": None, "preset": None}
+        return meant
+
 
 class Split(SampleStage[SplitParams]):
     """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
@@ -114,9 +124,6 @@ class Split(SampleStage[SplitParams]):
             tools["opencv"] = version("opencv-python-headless")
         return tools
 
-    def may_pass(self, reason: str) -> bool:
-        return reason == "timeout"
-
     def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
         with TemporaryDirectory(dir=job.scratch) as folder:
             yield from _clips(job.params, sample, Path(folder))
@@ -146,6 +153,10 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
         )
     for number, clip in enumerate(cut):
         key = f"{sample.key}_{number:03d}"
+        if isinstance(clip, CutFailure) and clip.reason == "timeout":
+            raise StageError(
+                f"cutting clip {key} took longer than {params.timeout} s; raise its timeout"
+            )
         if isinstance(clip, CutFailure):
             columns = {
                 "source": sample.key,

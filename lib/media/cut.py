@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -46,6 +47,10 @@ RETRY_PREROLL = Fraction(10)
 """Seconds decoded ahead of a clip in its second attempt, for sources whose index misleads."""
 
 _MAX_TICKS = 2**62
+
+# FFmpeg's resampler and AAC encoder round otherwise with newer instructions: the ones that every
+# x86-64 has give the same bytes on all of them, at some 5 % more CPU.
+_CPU_FLAGS = ("-cpuflags", "sse2") if platform.machine() in ("x86_64", "AMD64") else ()
 
 log = logging.getLogger(__name__)
 
@@ -473,6 +478,7 @@ class _Encode:
         return ffmpeg.merge_outputs(*outputs).global_args(
             *("-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-copyts"),
             *("-filter_complex_threads", "1", "-max_error_rate", "1"),
+            *_CPU_FLAGS,
         )
 
     def _output_options(self) -> dict[str, Any]:

@@ -21,6 +21,9 @@ from reelmill.errors import MissingDependencyError, ReelmillError, StageError
 TAIL_BYTES = 16_384
 """How much of a process's log is kept: its end."""
 
+_KILLED = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
+_SHORT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+
 _CONTEXT = re.compile(r"\[[^\]]* @ 0x[0-9a-f]+\] *")
 
 
@@ -104,6 +107,9 @@ def run(stream: Any, *, timeout_s: float) -> None:
             process.stderr.close()
     if os.strerror(errno.ENOSPC).encode() in tail:
         raise StageError("ffmpeg found no space left for its output: free the disk it writes to")
+    # A crash may be the media's fault; being killed, or short of memory or files, is not.
+    if -status in _KILLED or any(os.strerror(number).encode() in tail for number in _SHORT_OF):
+        raise StageError(f"ffmpeg was killed or found no resources (status {status})")
     if status:
         raise FfmpegError(f"ffmpeg failed with status {status}: {_last_line(tail, args)}")
 

@@ -15,6 +15,9 @@ from reelmill.errors import Rejected
 MAX_PIXELS = 1 << 27
 """The largest picture that is decoded: a few bytes can claim 65535x65535 pixels."""
 
+MAX_JPEG_SIDE = 65500
+"""Pixels; libjpeg's limit."""
+
 _PIXEL = TypeVar("_PIXEL", np.uint8, np.uint16)
 
 # Level 3 writes KITTI flow three times as fast as level 6, at 118 % of its size.
@@ -34,6 +37,8 @@ def encode_jpeg(rgb: NDArray[np.uint8], quality: int = 90, subsampling: str = "4
     Uses the accurate integer DCT of libjpeg-turbo, whose result is the same on every CPU.
     """
     image = np.ascontiguousarray(rgb)
+    if max(image.shape[:2]) > MAX_JPEG_SIDE:
+        raise Rejected("too_large", f"a JPEG has at most {MAX_JPEG_SIDE} pixels a side")
     return bytes(
         simplejpeg.encode_jpeg(image, quality, "RGB", colorsubsampling=subsampling, fastdct=False)
     )

@@ -93,7 +93,10 @@ def _pictures(container: Any, stream: Any) -> Any:
         except av.FFmpegError:
             continue
         for frame in frames:
-            picture = frame.to_ndarray(format="bgr24", width=width, height=height)
+            try:
+                picture = frame.to_ndarray(format="bgr24", width=width, height=height)
+            except (av.FFmpegError, ValueError) as error:
+                raise Rejected("undecodable", "its colours cannot be converted to RGB") from error
             if factor > 1.0:
                 picture = cv2.resize(picture, small, interpolation=cv2.INTER_LINEAR)
             yield frame, picture

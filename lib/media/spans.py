@@ -10,8 +10,13 @@ from math import ceil
 from numbers import Rational
 from typing import TypeAlias
 
+from reelmill.errors import Rejected
+
 Span: TypeAlias = tuple[Fraction, Fraction]
 """``(start, end)`` in seconds; it holds every frame with ``start <= pts < end``."""
+
+MAX_SPANS = 10_000
+"""Most spans of one video: a header of a few bytes can claim a length of years."""
 
 Seconds: TypeAlias = Rational | float | str
 """Seconds as a number, or as text: ``"12.5"`` or ``"[HH:]MM:SS[.fff]"``."""
@@ -42,7 +47,8 @@ def fixed(
     """Windows of ``length`` seconds, one every ``stride`` (default: ``length``), from ``start``.
 
     The last one reaches ``end`` and may be shorter; :func:`bound` drops it if it is too short.
-    Raises ``ValueError`` where ``length`` or ``stride`` is not positive.
+    Raises ``ValueError`` where ``length`` or ``stride`` is not positive, and Rejected
+    ``too_many_clips`` for more than ``MAX_SPANS``.
     """
     step = length if stride is None else stride
     if length <= 0 or step <= 0:
@@ -50,6 +56,7 @@ def fixed(
     count = max(0, ceil((end - start) / step))
     # A window that begins when another has already reached the end would repeat its tail.
     count = min(count, max(0, ceil((end - start - length) / step)) + 1)
+    _refuse(count)
     return [(at, min(at + length, end)) for at in (start + step * i for i in range(count))]
 
 
@@ -77,7 +84,8 @@ def bound(
 
     A long span becomes the fewest equal parts that fit. Where those would be too short (the maximum
     is less than twice the minimum), it becomes parts of the maximum, without the remainder.
-    Raises ``ValueError`` where the maximum is not positive or below the minimum.
+    Raises ``ValueError`` where the maximum is not positive or below the minimum, and Rejected
+    ``too_many_clips`` for more than ``MAX_SPANS``.
     """
     if max_seconds is not None and not 0 < max_seconds >= min_seconds:
         raise ValueError("the longest span must be positive and not below the shortest")
@@ -91,5 +99,11 @@ def bound(
             length = (end - start) / parts
             if length < min_seconds:
                 parts, length = (end - start) // max_seconds, max_seconds
+        _refuse(len(bounded) + parts)
         bounded += [(start + length * i, start + length * (i + 1)) for i in range(parts)]
     return bounded
+
+
+def _refuse(count: int) -> None:
+    if count > MAX_SPANS:
+        raise Rejected("too_many_clips", f"{count} spans; {MAX_SPANS} at most are cut")

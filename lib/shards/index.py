@@ -126,6 +126,8 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     for name in names:
         if name not in table.column_names or table[name].type != BASE.field(name).type:
             raise ShardError(f"an index has no column {name!r} of type {BASE.field(name).type}")
+        if not BASE.field(name).nullable and table[name].null_count:
+            raise ShardError(f"an index has a row without {name}")
     if any(_has_negative(table, name) for name in names):
         raise ShardError("an index has a negative offset or size")
     return table

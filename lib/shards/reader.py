@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from reelmill.errors import NotFoundError
+from reelmill.errors import NotFoundError, ShardError
 from reelmill.shards import index
 from reelmill.shards.index import Member
 from reelmill.store import Store
@@ -62,6 +62,9 @@ class ShardReader:
             [m for m in index.members(row["fields"]) if fields is None or m.name in fields]
             for row in rows
         ]
+        end = self.shard.tar.size
+        if any(m.offset + m.size > end for members in picked for m in members):
+            raise ShardError(f"the index of shard {self.shard.id} points beyond the end of its tar")
         for batch in _batches(picked):
             wanted = [member for i in batch for member in picked[i]]
             data = self._read(name, wanted)

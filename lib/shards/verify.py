@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
@@ -51,48 +52,67 @@ def _verify_tar(store: Store, shard: Shard, rows: list[Row]) -> Iterator[str]:
     name = blob_name(shard.tar.digest, "tar")
     place = store.backend.locate(name)
     digest = hashlib.sha256()
-    expected = iter(sorted(rows, key=lambda row: row.offset or 0))
-    row = next(expected, None)
+    waiting = deque(_Check(row) for row in sorted(rows, key=lambda row: row.offset or 0))
     size = 0
-    held = b""
     try:
         for piece in store.backend.stream(name):
             digest.update(piece)
+            while waiting and waiting[0].take(piece, size):
+                yield from (f"{place}: {problem}" for problem in waiting.popleft().problems())
             size += len(piece)
-            held += piece
-            while row is not None and row.size is not None and len(held) >= row.size:
-                span, held = held[: row.size], held[row.size :]
-                if xxhash.xxh3_64_intdigest(span) != row.xxh3:
-                    yield f"sample {row.key} of {place} does not match its checksum"
-                elif not _headers_fit(row, span):
-                    yield f"sample {row.key} of {place} is not where the index says"
-                row = next(expected, None)
-            if row is None:
-                held = b""
     except FileNotFoundError:
         yield f"{place} is gone"
         return
     except StoreError as error:
         yield str(error)
         return
-    if row is not None:
-        yield f"{place} ends before sample {row.key}"
+    if waiting:
+        yield f"{place} ends before sample {waiting[0].row.key}"
     if size != shard.tar.size:
         yield f"{place} has {size} bytes instead of {shard.tar.size}"
     if digest.hexdigest() != shard.tar.digest:
         yield f"{place} does not match its digest"
 
 
+class _Check:
+    """One sample's checksum and headers, checked as the tar streams by."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+        self.start = row.offset or 0
+        self.stop = self.start + (row.size or 0)
+        self._checksum = xxhash.xxh3_64()
+        self._strays = False
+        self._headers: list[tuple[int, bytes]] = []
+        try:
+            for member in row.fields:
+                head = tar.header(tar.member_name(row.key, member.name), member.size)
+                self._headers.append((member.offset - tar.BLOCK, head))
+        except ShardError:
+            self._strays = True
+
+    def take(self, piece: bytes, at: int) -> bool:
+        """Look at the part of ``piece``, which begins at byte ``at``, that is the sample's;
+        whether the sample ends in it."""
+        begin, end = max(self.start, at), min(self.stop, at + len(piece))
+        if begin < end:
+            self._checksum.update(memoryview(piece)[begin - at : end - at])
+        for offset, head in self._headers:
+            first, last = max(offset, at), min(offset + len(head), at + len(piece))
+            if (
+                first < last
+                and piece[first - at : last - at] != head[first - offset : last - offset]
+            ):
+                self._strays = True
+        return self.stop <= at + len(piece)
+
+    def problems(self) -> Iterator[str]:
+        if self._checksum.intdigest() != self.row.xxh3:
+            yield f"sample {self.row.key} does not match its checksum"
+        elif self._strays:
+            yield f"sample {self.row.key} is not where the index says"
+
+
 def _row(cells: dict[str, Any]) -> Row:
     base = {name: cells[name] for name in index.BASE.names}
     return Row(**{**base, "fields": index.members(cells["fields"])})
-
-
-def _headers_fit(row: Row, span: bytes) -> bool:
-    assert row.offset is not None
-    for member in row.fields:
-        start = member.offset - row.offset
-        header = tar.header(tar.member_name(row.key, member.name), member.size)
-        if span[start - tar.BLOCK : start] != header:
-            return False
-    return True

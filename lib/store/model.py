@@ -16,7 +16,7 @@ Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardID = Annotated[str, Field(pattern=r"^[0-9]{5,9}$")]
 TagName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
 Suffix = Literal["tar", "parquet", "json"]
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
 
 
 class _Document(BaseModel):

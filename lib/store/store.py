@@ -165,8 +165,10 @@ class Store:
         }
 
     def record(self, key: str) -> ActionRecord | None:
-        """An action's record, whether or not its blobs are still there."""
-        return self._document(action_name(key), ActionRecord)
+        """An action's record, whether or not its blobs are still there; ``None`` also for one that
+        lies under another action's name."""
+        record = self._document(action_name(key), ActionRecord)
+        return record if record and record.action.key == key else None
 
     def commit(self, action: Action, result: Result, how: dict[str, str | int]) -> Result:
         """Make an action's result visible; the result that stands, which may be another run's.
@@ -180,11 +182,10 @@ class Store:
         )
         while not self.backend.create(name, record.as_bytes()):
             winner = self.record(action.key)
-            if winner is None:
-                continue
-            if self.intact({"": winner.result}):
+            if winner and self.intact({"": winner.result}):
                 return winner.result
-            # A record without its blobs is what a collection leaves behind; ours replaces it.
+            # What a collection left behind (a record without its blobs) or somebody misplaced:
+            # ours replaces it.
             self.backend.delete(name)
         return result
 

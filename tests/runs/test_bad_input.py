@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from reelmill.dataset import open_version
+from reelmill.flows.drive import BuildFailedError
 from tests.runs.project import Project
 
 RECIPE = """
@@ -199,3 +200,31 @@ def test_a_resource_that_no_worker_has_is_said_at_once(project: Project, demo_me
     problem = line(project.run("build", "recipe.yaml", "--workers", "1"))
     assert problem.startswith("t needs a worker with MOON=1, and none has it")
     assert project.executed() == {}
+
+
+def test_failures_that_may_pass_are_tried_again_even_if_a_version_holds_them(
+    project: Project,
+) -> None:
+    text = recipe(most="100%").replace("allow_files: true", "allow_private: true")
+    project.write(text, ["http://127.0.0.1:9/dunes.mp4"])
+    project.build_here()
+    project.executed()
+    with pytest.raises(BuildFailedError, match="connect 1"):
+        project.build_here("videos.max_rejects=0%")
+    with pytest.raises(BuildFailedError, match="connect 1"):
+        project.build_here("videos.max_rejects=0%")
+    assert project.executed() == {"download/videos/00000": 1}
+
+
+def test_one_name_for_two_tables_or_for_a_table_and_a_dataset_is_refused(
+    project: Project, demo_media: Path
+) -> None:
+    project.write(recipe(), [f"file://{demo_media}/dunes.mp4"])
+    project.build_here()
+    project.write(recipe(), [f"file://{demo_media}/pond.mp4"])
+    assert "the store knows another table by that name" in line(project.run("build", "recipe.yaml"))
+    swapped = recipe().replace("urls:", "videos:").replace("from: urls", "from: videos")
+    project.write(swapped.replace("  videos: {stage", "  urls: {stage"), ["file:///a.mp4"])
+    assert "source videos: the store has a dataset of that name" in line(
+        project.run("build", "recipe.yaml")
+    )

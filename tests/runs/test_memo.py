@@ -165,7 +165,7 @@ def test_plan_says_why_without_writing(built: Project) -> None:
     plan = {one["dataset"]: one for one in json.loads(done.stdout)}
     assert plan["shuffled"]["to_make"] == 0
     assert plan["triplets"]["reasons"] == {
-        "stride: 1 is now 2": plan["triplets"]["shards"],
+        "step: 3 is now 6; stride: 1 is now 2": plan["triplets"]["shards"],
     }
     assert plan["flow"]["waits_for"] == ["triplets"]
     assert refs() == before

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Mapping
 from decimal import Decimal
 from itertools import pairwise
@@ -15,6 +16,7 @@ import pytest
 from reelmill.digest import order_hash
 from reelmill.errors import StageError
 from reelmill.media.decode import frames
+from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.flow import decode_kitti, decode_npy
 from reelmill.media.images import decode_image
 from reelmill.media.probe import probe
@@ -283,3 +285,83 @@ def test_equal_parameters_however_spelled_are_one_action(bench: Bench) -> None:
         for seconds in (2, 2.0, "2", "2s", "2000ms", Decimal("2.000"))
     }
     assert len(keys) == 1
+
+
+def test_parameters_that_mean_the_same_are_one_action(bench: Bench) -> None:
+    videos = bench.videos(sample("silent.mp4"))
+
+    def key(name: str, **params: Any) -> str:
+        return bench.order(name, videos, **params).action.key
+
+    assert key("shuffle") == key("shuffle", samples_per_shard=1000)
+    assert key("flow") == key("flow", preset="fast")
+    assert key("frames") == key("frames", step=3)
+    assert key("frames", format="png") == key("frames", format="png", quality=50)
+    assert key("split", **fixed("2s")) == key("split", **fixed("2s", stride="2s", detector="hash"))
+    assert key("split", **fixed("2s", cut="copy")) == key("split", **fixed("2s", cut="copy", crf=9))
+    assert key("split", **fixed("2s")) != key("split", **fixed("2s", crf=9))
+
+
+def test_a_table_cannot_pass_its_columns_off_as_ours(bench: Bench) -> None:
+    path = sample("silent.mp4")
+    rows = bench.rows(f"url,start,times,sha256\nfile://{path},00:01:02,x,y\n")
+    videos = bench.make("download", rows, allow_files=True)
+    (video,) = bench.samples(videos).values()
+    table = {"start": "00:01:02", "times": "x", "table_sha256": "y", "duplicates": 0}
+    assert json.loads(video.fields["json"])["table"] == table
+    (tuple_,) = bench.samples(bench.make("frames", videos, max_samples=1)).values()
+    assert json.loads(tuple_.fields["json"])["source_times"][0] == 0
+
+
+def test_a_header_that_claims_years_is_one_reject(bench: Bench) -> None:
+    videos = bench.videos(sample("silent.mp4"))
+    split = {"method": "fixed", "seconds": "100us", "min_seconds": "0s"}
+    shard = bench.make("split", videos, **split)
+    assert bench.rejects(shard) == {"000000000": "too_many_clips"}
+
+
+@pytest.mark.parametrize(("script", "fault"), [("kill -9 $$", "ours"), ("kill -11 $$", "theirs")])
+def test_a_killed_encoder_is_no_fault_of_the_video(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, fault: str
+) -> None:
+    videos = bench.videos(sample("silent.mp4"))
+    program = tmp_path / "ffmpeg"
+    program.write_text(
+        f"#!/bin/sh\ncase $1 in -version) echo ffmpeg version 1;; *) {script};; esac\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("REELMILL_FFMPEG", str(program))
+    order = bench.order("split", videos, **fixed("2s"))
+    if fault == "ours":
+        with pytest.raises(StageError, match="ffmpeg was killed"):
+            execute(order.model_dump_json())
+        assert bench.store.record(order.action.key) is None
+    else:
+        assert Result.model_validate_json(execute(order.model_dump_json())).samples == 0
+
+
+def test_colours_that_cannot_be_converted_are_a_reject_of_their_own(
+    bench: Bench, tmp_path: Path
+) -> None:
+    path = tmp_path / "ycgco.mp4"
+    command = [ffmpeg_exe(), "-loglevel", "error", "-i", sample("silent.mp4"), "-c", "copy"]
+    tagged = ["-bsf:v", "h264_metadata=matrix_coefficients=8", path]
+    subprocess.run([*command, *tagged], check=True)
+    videos = bench.videos(path, sample("silent.mp4"))
+    shard = bench.make("split", videos)
+    assert bench.rejects(shard) == {"000000000": "undecodable"}
+    assert shard.samples >= 1
+
+
+def test_given_spans_are_covered_by_copied_clips(bench: Bench) -> None:
+    path = sample("silent.mp4")
+    shard = bench.make(
+        "split",
+        bench.videos(path, spans={path.name: "0.8-1.5"}),
+        method="spans",
+        cut="copy",
+        min_seconds="0s",
+    )
+    (clip,) = bench.samples(shard).values()
+    assert clip.columns["start"] <= 0.8
+    assert clip.columns["end"] >= 1.5

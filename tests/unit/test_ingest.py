@@ -164,3 +164,28 @@ def test_the_path_of_a_table_is_no_part_of_the_action(tables: Tables) -> None:
     assert ingest_action(one, "0" * 64, None).key == ingest_action(two, "0" * 64, None).key
     other = Source(path="a.csv", rows_per_shard=7)
     assert ingest_action(other, "0" * 64, None).key != ingest_action(one, "0" * 64, None).key
+
+
+def test_spans_are_held_to_the_microsecond(tables: Tables) -> None:
+    found = tables.ingest(
+        "url,s\nhttp://h.example/a.mp4,0-1.12345678\nhttp://h.example/b.mp4,1-1.00000001\n",
+        spans="s",
+    )
+    first, second = tables.rows(found.manifest)
+    assert [str(span["end"]) for span in first["spans"]] == ["1.123457"]
+    assert (second["status"], second["reason"]) == ("rejected", "bad_spans")
+
+
+def test_columns_whose_new_names_are_taken_too_get_others(tables: Tables) -> None:
+    found = tables.ingest("url,key,table_key\nhttp://h.example/a.mp4,1,2\n")
+    (row,) = tables.rows(found.manifest)
+    assert (row["table_table_key"], row["table_key"]) == (1, 2)
+
+
+def test_times_finer_than_microseconds_are_carried_as_text(tmp_path: Path) -> None:
+    moment = pa.array([1_700_000_000_123_456_789], pa.timestamp("ns"))
+    table = pa.table({"url": ["http://h.example/a.mp4"], "at": moment})
+    pq.write_table(table, tmp_path / "t.parquet")
+    tables = Tables(tmp_path)
+    found = tables.read(Source(path=str(tmp_path / "t.parquet")))
+    assert tables.rows(found.manifest)[0]["at"] == "2023-11-14 22:13:20.123456789"
