@@ -29,6 +29,9 @@ from reelmill.units import Bytes
 
 DEFAULT_SAMPLES = 1000
 
+_KEPT_BYTES = 256 << 20
+"""Up to this size a worker process keeps a generation's indexes, rather than read them again."""
+
 
 class ShuffleParams(Params):
     """How large the new shards are, and which of the possible orders."""
@@ -104,6 +107,8 @@ class _Plan:
             raise StageError("the input's shards have indexes with different columns")
         own = [field for field in tables[0].schema if field.name not in index.BASE.names]
         self.columns = pa.schema(own)
+        small = sum(table.nbytes for table in tables) <= _KEPT_BYTES
+        self._tables = tables if small else None
         self._layout = gather.layout([t["key"].to_pylist() for t in tables], outputs, seed)
 
     def rows(self, store: Store, output: int) -> list[tuple[Shard, dict[str, object]]]:
@@ -112,7 +117,8 @@ class _Plan:
         for place, shard in enumerate(self.shards):
             picked = self._layout.rows(place, output)
             if len(picked):
-                rows = self._rows(store, shard).take(pa.array(picked)).to_pylist()
+                table = self._tables[place] if self._tables else self._rows(store, shard)
+                rows = table.take(pa.array(picked)).to_pylist()
                 wanted += [(shard, row) for row in rows]
         return sorted(wanted, key=_place)
 
@@ -126,7 +132,7 @@ def _place(pair: tuple[Shard, dict[str, object]]) -> tuple[int, str]:
     return order_hash(key), key
 
 
-@functools.lru_cache(maxsize=2)
+@functools.lru_cache(maxsize=1)
 def _layout(store: Store, digest: str, outputs: int, seed: int) -> _Plan:
     return _Plan(store, digest, outputs, seed)
 

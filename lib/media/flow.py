@@ -94,13 +94,15 @@ def encode_kitti(flow: Flow) -> bytes:
     are clipped, those not finite become 0, and both are marked invalid (Menze and Geiger, "Object
     Scene Flow for Autonomous Vehicles", CVPR 2015; ``flow_write.m``).
     """
-    known: NDArray[np.bool_] = np.all(np.isfinite(flow), axis=2)
+    # Each component by itself: a reduction over an axis of length 2 takes longer than DIS.
+    known: NDArray[np.bool_] = np.isfinite(flow[..., 0]) & np.isfinite(flow[..., 1])
     bounded = np.clip(np.where(known[..., None], flow, 0), -1024, 1024)
     steps = np.rint(bounded * 64) + 32768
     clipped = np.clip(steps, 0, 65535)
     image = np.empty((*known.shape, 3), np.uint16)
     image[..., :2] = clipped
-    image[..., 2] = known & (clipped == steps).all(axis=2)
+    kept = clipped == steps
+    image[..., 2] = known & kept[..., 0] & kept[..., 1]
     return encode_png(image)
 
 

