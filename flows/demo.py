@@ -15,15 +15,21 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 
 from reelmill.dataset import Version, open_version
-from reelmill.flows.run import run_build
+from reelmill.errors import ReelmillError
+from reelmill.flows.drive import prepare
+from reelmill.flows.run import planning_store, run_build
+from reelmill.recipe import load_recipe
 from reelmill.store import Store
+from reelmill.tasks import Stages
+from reelmill.tasks.ingest import Source
 
 PORT = 48_730
-"""Where the videos are served, if it is free: a fixed one, since addresses are content."""
+"""Where the videos of a new demonstration are served, if it is free: addresses are content."""
 
 RECIPE = """\
 # The demonstration's recipe. Change something and build again: only what depends on it is made.
@@ -49,10 +55,13 @@ def run_demo(
     media = folder / "media"
     table = folder / "urls.csv"
     videos = ensure_media(media, err)
-    with _served(media, table, err) as address:
-        _write_if_new(table, table_of(address, videos))
-        recipe = folder / "recipe.yaml"
-        _write_if_new(recipe, RECIPE.format(store=store or "./store"))
+    recipe = folder / "recipe.yaml"
+    with _served(media, table) as address:
+        if address is None:
+            _refuse_to_fetch(str(recipe), _port(table))
+        else:
+            _write_if_new(table, table_of(address, videos))
+            _write_if_new(recipe, RECIPE.format(store=store or "./store"))
         build = run_build(str(recipe), workers=workers, console=err, report=out)
     for name, count in SHEETS.items():
         version = open_version(build.store, name)
@@ -101,15 +110,17 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def _served(media: Path, table: Path, err: Console) -> Iterator[str]:
-    """Serve a folder on loopback; yields the address."""
+def _served(media: Path, table: Path) -> Iterator[str | None]:
+    """Serve a folder on loopback; yields the address, or ``None`` where the table names a port
+    that is taken."""
     handler = functools.partial(_Handler, directory=str(media))
     try:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", PORT), handler)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", _port(table)), handler)
     except OSError:
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
         if table.exists():
-            err.print(f"port {PORT} is taken: the videos have new addresses, so new shards")
+            yield None
+            return
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     with server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
         thread.start()
@@ -118,6 +129,25 @@ def _served(media: Path, table: Path, err: Console) -> Iterator[str]:
         finally:
             server.shutdown()
             thread.join()
+
+
+def _port(table: Path) -> int:
+    """The port of the addresses in the table, if there is one: another would make them new."""
+    if not table.exists():
+        return PORT
+    with table.open(newline="", encoding="utf-8") as file:
+        first = next(csv.DictReader(file), {})
+    return urlsplit(first.get("url", "")).port or PORT
+
+
+def _refuse_to_fetch(recipe: str, port: int) -> None:
+    loaded = load_recipe(recipe, stages=Stages(), source_model=Source)
+    with planning_store(loaded.store) as store:
+        if prepare(loaded, store, run="demo", write=False).missing:
+            raise ReelmillError(
+                f"port {port}, at which the demonstration serves its videos, is taken; "
+                "stop what listens there and run it again"
+            )
 
 
 def _sheet(folder: Path, version: Version, count: int) -> Path:
