@@ -12,6 +12,7 @@ import signal
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from prefect import Task, flow, get_run_logger, task
@@ -36,10 +37,8 @@ from reelmill.tasks.planner import Todo
 RETRIES = 1
 RETRY_SECONDS = 2
 
-Dispatch = Callable[[Todo, str], Awaitable[str]]
 Watch = Callable[[Build], contextlib.AbstractContextManager[None]]
 
-_dispatch: ContextVar[Dispatch] = ContextVar("dispatch")
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
 
 
@@ -83,7 +82,7 @@ def _tagged(dataset: str, stage: str) -> Task[Any, Any]:
 
 
 def _run_name() -> str:
-    return drive.recipe_name(flow_run.parameters["recipe"])
+    return Path(flow_run.parameters["recipe"]).stem
 
 
 @flow(name="build", flow_run_name=_run_name, persist_result=False, validate_parameters=True)

@@ -9,7 +9,6 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from reelmill import tables
 from reelmill.digest import SHORT
@@ -447,8 +446,3 @@ def order_of(build: Build, todo: Todo, run: str) -> str:
 def _kept(build: Build, word: str) -> str:
     have = sum(progress.have for progress in build.progress.values())
     return f"{word}; {have} finished shards are kept"
-
-
-def recipe_name(path: str) -> str:
-    """What a recipe is called in run names: its file's name without the ending."""
-    return Path(path).stem

@@ -218,6 +218,11 @@ def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str
     return carried
 
 
+def label(stage: str, dataset: str, shard_id: str) -> str:
+    """What people see of one shard's work: ``split/clips/00012``."""
+    return f"{stage}/{dataset}/{shard_id}"
+
+
 def digests(shard: Shard) -> dict[str, str | None]:
     """A shard as an input of an action: its content, never its name."""
     return {"tar": shard.tar.digest if shard.tar else None, "index": shard.index.digest}

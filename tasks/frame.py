@@ -23,7 +23,7 @@ from reelmill.store import Store
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Action, Result, Shard, action_name
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Copied, Job, Params, Reject, Sample, Stage
+from reelmill.tasks.contract import Copied, Job, Params, Reject, Sample, Stage, label
 
 TRACE = "REELMILL_TRACE"
 """Environment variable: a file that gets one JSON line for every action executed."""
@@ -44,8 +44,7 @@ class Order(BaseModel):
 
     @property
     def label(self) -> str:
-        """What people see: ``split/clips/00012``."""
-        return f"{self.action.stage}/{self.dataset}/{self.shard}"
+        return label(self.action.stage, self.dataset, self.shard)
 
 
 def execute(order: str) -> str:

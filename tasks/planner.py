@@ -22,7 +22,7 @@ from reelmill.store.model import (
     Result,
     Shard,
 )
-from reelmill.tasks.contract import Params, Slot, Stage, action_of
+from reelmill.tasks.contract import Params, Slot, Stage, action_of, label
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +53,7 @@ class Todo:
 
     @property
     def label(self) -> str:
-        """What people see: ``split/clips/00012``."""
-        return f"{self.action.stage}/{self.dataset}/{self.shard}"
+        return label(self.action.stage, self.dataset, self.shard)
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final, Self
 
-from reelmill.errors import Rejected, StageError
+from reelmill.errors import StageError
 
 # Hashing or writing less than this costs less than handing it to a thread.
 _INLINE_BYTES: Final = 64 << 10
@@ -79,10 +79,6 @@ class AttemptError(Exception):
         self.message = message
         self.transient = transient
         self.retry_after_s = retry_after_s
-
-    @classmethod
-    def from_rejected(cls, rejected: Rejected) -> Self:
-        return cls(rejected.reason, rejected.message)
 
 
 class Fetched:

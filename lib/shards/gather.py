@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from reelmill.digest import ORDER_SEED, order_hash
 from reelmill.errors import ShardError
 from reelmill.shards import index
-from reelmill.shards.reader import coalesce
+from reelmill.shards.reader import MAX_GAP, coalesce
 from reelmill.shards.writer import Span
 from reelmill.store import Store
 from reelmill.store.backend import Range
@@ -25,7 +25,6 @@ from reelmill.store.local import scratch_name
 from reelmill.store.model import Shard, blob_name
 
 _MAX_OPEN = 256
-_MAX_GAP = 64 << 10
 _MAX_FETCH = 64 << 20
 
 
@@ -126,7 +125,7 @@ class Gatherer:
         runs = [
             Range(name, start, stop)
             for name, ranges in by_name.items()
-            for start, stop in coalesce(ranges, _MAX_GAP)
+            for start, stop in coalesce(ranges, MAX_GAP)
         ]
         path = scratch_name(self._scratch)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)

@@ -16,7 +16,7 @@ from reelmill.store import Store
 from reelmill.store.backend import Range
 from reelmill.store.model import Shard, blob_name
 
-_MAX_GAP = 64 << 10
+MAX_GAP = 64 << 10
 """Bytes worth reading along to save a request: about what a request's overhead costs."""
 
 _MAX_READ = 32 << 20
@@ -79,7 +79,7 @@ class ShardReader:
                 )
 
     def _read(self, name: str, wanted: Sequence[Member]) -> dict[int, bytes]:
-        runs = coalesce([(m.offset, m.offset + m.size) for m in wanted], _MAX_GAP)
+        runs = coalesce([(m.offset, m.offset + m.size) for m in wanted], MAX_GAP)
         try:
             blocks = self._store.backend.read_ranges([Range(name, a, b) for a, b in runs])
         except FileNotFoundError:

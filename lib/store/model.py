@@ -10,8 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from reelmill.digest import SHORT, canonical, sha256
 
-FORMAT = 1
-
 Digest = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 ShardID = Annotated[str, Field(pattern=r"^[0-9]{5,9}$")]
 TagName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
