@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import Any
 
 from reelmill.digest import SHORT
+from reelmill.errors import NotFoundError
 from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.store import Store
@@ -28,7 +29,18 @@ class Version:
 
     @cached_property
     def manifest(self) -> Manifest:
-        return self.store.manifest(self.digest)
+        """What the version holds.
+
+        Raises:
+            NotFoundError: the version was collected.
+        """
+        try:
+            return self.store.manifest(self.digest)
+        except NotFoundError:
+            raise NotFoundError(
+                f"{self} is no longer in {self.store.url}: it was collected; "
+                f"'reelmill ls {self.name}' says which versions are there"
+            ) from None
 
     @property
     def totals(self) -> Totals:

@@ -117,7 +117,12 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     """
     wanted = None if columns is None else list(columns)
     try:
-        table = pq.read_table(pa.BufferReader(data), columns=wanted)
+        # On this thread alone: what is read is small, and a process that ends while a thread of
+        # Arrow's starts is aborted.
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+            table = file.read(wanted, use_threads=False)
+        if wanted is not None:
+            table = table.select([name for name in wanted if name in table.column_names])
     except (pa.ArrowException, OSError) as error:
         raise ShardError(
             f"an index is not readable parquet: {str(error).splitlines()[0]}"

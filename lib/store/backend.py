@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 from reelmill.errors import StoreError
+
+DELETED_AT_ONCE = 1000
+"""Objects that one request can remove: S3's limit."""
 
 
 def one_line(text: str) -> str:
@@ -70,11 +73,20 @@ class Backend(Protocol):
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         """The sizes of those of ``names`` that exist."""
 
+    def entry(self, name: str) -> Entry | None:
+        """What a listing would say of one object, or ``None`` if there is no such object."""
+
+    def folders(self, prefix: str) -> list[str]:
+        """The folders right below the folder ``prefix``, each ending with ``/``, sorted."""
+
     def list(self, prefix: str) -> Iterator[Entry]:
         """Everything below the folder ``prefix`` (which ends with ``/``), sorted by name."""
 
     def delete(self, name: str) -> None:
         """Remove an object; one that is not there is no error."""
+
+    def delete_all(self, names: Sequence[str]) -> None:
+        """Remove at most ``DELETED_AT_ONCE`` objects, by as few requests as can be."""
 
     def locate(self, name: str) -> str:
         """The address by which other programs open the object: a path or an URL."""
@@ -82,8 +94,9 @@ class Backend(Protocol):
     def scratch(self) -> Path:
         """A folder for files on their way into the store."""
 
-    def sweep(self) -> None:
-        """Remove scratch files whose process is gone."""
+    def sweep(self, before: float | None = None) -> None:
+        """Remove scratch files whose process is gone: one of this host that ended, or one of
+        another host that has not touched them since ``before`` (seconds since the epoch)."""
 
 
 def open_backend(url: str) -> Backend:

@@ -8,12 +8,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
 from reelmill.errors import StoreError
 from reelmill.store.model import LeaseRecord
-from reelmill.store.store import Store
+
+if TYPE_CHECKING:
+    from reelmill.store.store import Store
 
 BEAT = 20.0
 """Seconds between two heartbeats."""
@@ -21,17 +24,62 @@ BEAT = 20.0
 DEAD_AFTER = 120
 """Seconds without a heartbeat after which a run counts as dead."""
 
+COLLECTION = "collect-"
+"""What the names of those runs begin with that remove things from the store."""
+
 _READ_ATTEMPTS = 3
+_POLL = 0.5
 
 
-def live_runs(store: Store) -> list[LeaseRecord]:
+class Lease:
+    """A lease that is held, and how long ago others last saw its heart beat."""
+
+    def __init__(self) -> None:
+        self._last = time.time()
+        self._lost = False
+
+    def beaten(self) -> None:
+        """Take note of a heartbeat that reached the store."""
+        self._lost = self._is_late()
+        self._last = time.time()
+
+    def check(self) -> None:
+        """Raise ``StoreError`` if the heart has ever stood still for so long that others could
+        begin to take the run for dead."""
+        if self._is_late():
+            raise StoreError(
+                f"no heartbeat reached the store for more than {DEAD_AFTER // 2} seconds, so that "
+                "others may take this run for dead; run it again"
+            )
+
+    def _is_late(self) -> bool:
+        return self._lost or time.time() - self._last > DEAD_AFTER / 2
+
+
+def leases(store: Store, prefix: str = "") -> Iterator[tuple[str, LeaseRecord]]:
+    """The leases in a store, of live runs and of dead ones, by the names they lie under: those
+    of all runs, or of runs whose names begin with ``prefix``."""
+    for entry in store.backend.list("leases/"):
+        if entry.name.startswith(f"leases/{prefix}") and (record := read_lease(store, entry.name)):
+            yield entry.name, record
+
+
+def live_runs(store: Store, prefix: str = "") -> list[LeaseRecord]:
     """The leases of runs that gave a sign of life within ``DEAD_AFTER`` seconds."""
-    records = [_read(store, entry.name) for entry in store.backend.list("leases/")]
-    return [record for record in records if record and time.time() - record.beat < DEAD_AFTER]
+    return [one for _, one in leases(store, prefix) if time.time() - one.beat < DEAD_AFTER]
+
+
+def await_collections(store: Store) -> bool:
+    """Wait until nothing is being collected from the store; whether anything was."""
+    waited = False
+    while live_runs(store, COLLECTION):
+        waited = True
+        time.sleep(_POLL)
+    return waited
 
 
 @contextlib.contextmanager
-def lease(store: Store, run: str) -> Iterator[None]:
+def lease(store: Store, run: str) -> Iterator[Lease]:
     """Hold a lease for ``run`` while the body runs.
 
     Raises:
@@ -45,6 +93,7 @@ def lease(store: Store, run: str) -> Iterator[None]:
     name = f"leases/{run}.json"
     started = int(time.time())
     over = threading.Event()
+    held = Lease()
 
     def beat() -> None:
         record = LeaseRecord(
@@ -55,6 +104,7 @@ def lease(store: Store, run: str) -> Iterator[None]:
             beat=int(time.time()),
         )
         store.backend.put(name, record.as_bytes())
+        held.beaten()
 
     def keep_beating() -> None:
         while not over.wait(BEAT):
@@ -65,7 +115,7 @@ def lease(store: Store, run: str) -> Iterator[None]:
     thread = threading.Thread(target=keep_beating, name="lease", daemon=True)
     thread.start()
     try:
-        yield
+        yield held
     finally:
         over.set()
         thread.join()
@@ -73,7 +123,20 @@ def lease(store: Store, run: str) -> Iterator[None]:
             store.backend.delete(name)
 
 
-def _read(store: Store, name: str) -> LeaseRecord | None:
+def is_alive(record: LeaseRecord) -> bool:
+    """Whether a run gave a sign of life of late, and has not ended since as far as can be seen."""
+    if record.host == socket.gethostname() and record.pid != os.getpid():
+        try:
+            os.kill(record.pid, 0)
+        except ProcessLookupError:
+            return False
+        except OSError:
+            pass
+    return time.time() - record.beat <= DEAD_AFTER
+
+
+def read_lease(store: Store, name: str) -> LeaseRecord | None:
+    """The lease that lies under a name; ``None`` if there is none that can be read."""
     # More than once: to take a live run for a dead one, because of an answer that was cut short
     # on its way, may cost that run its data.
     for _ in range(_READ_ATTEMPTS):

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from reelmill.errors import StoreError
@@ -92,6 +92,20 @@ class LocalBackend:
         found = ((name, self.size(name)) for name in names)
         return {name: size for name, size in found if size is not None}
 
+    def entry(self, name: str) -> Entry | None:
+        try:
+            with self._failing("look up", name):
+                stat = (self.root / name).stat()
+        except FileNotFoundError:
+            return None
+        return Entry(name, stat.st_size, stat.st_mtime)
+
+    def folders(self, prefix: str) -> list[str]:
+        with self._failing("list", prefix), contextlib.suppress(FileNotFoundError):
+            found = (path for path in (self.root / prefix).iterdir() if path.is_dir())
+            return sorted(f"{path.relative_to(self.root).as_posix()}/" for path in found)
+        return []
+
     def list(self, prefix: str) -> Iterator[Entry]:
         top = self.root / prefix
         found = []
@@ -109,6 +123,10 @@ class LocalBackend:
         with self._failing("delete", name):
             (self.root / name).unlink(missing_ok=True)
 
+    def delete_all(self, names: Sequence[str]) -> None:
+        for name in names:
+            self.delete(name)
+
     def locate(self, name: str) -> str:
         return str(self.root / name)
 
@@ -118,8 +136,8 @@ class LocalBackend:
             self._make_folder(self._tmp)
         return self._tmp
 
-    def sweep(self) -> None:
-        sweep_scratch(self._tmp)
+    def sweep(self, before: float | None = None) -> None:
+        sweep_scratch(self._tmp, before)
 
     def _write_tmp(self, data: bytes) -> Path:
         path = scratch_name(self.scratch())
@@ -196,16 +214,27 @@ def scratch_name(folder: Path) -> Path:
     return folder / f"{_host()}~{os.getpid()}~{secrets.token_hex(8)}"
 
 
-def sweep_scratch(folder: Path) -> None:
-    """Remove what processes of this host left in ``folder`` when they were killed."""
+def sweep_scratch(folder: Path, before: float | None = None) -> None:
+    """Remove what processes of this host left in ``folder`` when they were killed, and what
+    those of other hosts have not touched since ``before``."""
     host = _host()
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             owner, _, rest = path.name.partition("~")
             pid = rest.partition("~")[0]
-            if owner == host and pid.isdecimal() and not _is_alive(int(pid)):
-                with contextlib.suppress(OSError):
+            if not pid.isdecimal():
+                continue
+            with contextlib.suppress(OSError):
+                if owner == host:
+                    left = not _is_alive(int(pid))
+                else:
+                    left = before is not None and _last_touched(path) < before
+                if left:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def _last_touched(path: Path) -> float:
+    return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
 
 
 def _host() -> str:

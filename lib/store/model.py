@@ -44,7 +44,12 @@ class Shard(_Document):
     @property
     def size(self) -> int:
         """Bytes of the tar and the index together."""
-        return self.index.size + (self.tar.size if self.tar else 0)
+        return sum(self.blob_names().values())
+
+    def blob_names(self) -> dict[str, int]:
+        """Names and sizes of the shard's blobs."""
+        made = {blob_name(self.index.digest, "parquet"): self.index.size}
+        return {blob_name(self.tar.digest, "tar"): self.tar.size, **made} if self.tar else made
 
 
 class Generation(_Document):
@@ -176,6 +181,7 @@ class Ref(_Document):
     lineage: Digest | None = None
     totals: Totals
     action: Digest | None = None
+    holes: dict[ShardID, str] = {}
 
     @property
     def short(self) -> str:
@@ -191,6 +197,21 @@ class LeaseRecord(_Document):
     pid: int
     started: int
     beat: int
+
+
+class ReservationRecord(_Document):
+    """Which run is making an action's result, since when (seconds since the epoch)."""
+
+    format: Literal[1] = 1
+    run: str
+    time: int
+
+
+class Claim(_Document):
+    """Names of objects that a run relies on without having made them."""
+
+    format: Literal[1] = 1
+    names: tuple[str, ...]
 
 
 class StoreRecord(_Document):

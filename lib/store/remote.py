@@ -7,7 +7,7 @@ import os
 import random
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
@@ -144,11 +144,8 @@ class RemoteBackend:
             yield self.read_ranges([Range(name, start, min(start + _PIECE, size))])[0]
 
     def size(self, name: str) -> int | None:
-        try:
-            info = self._retry("look up", name, lambda: self._fs.info(self._path(name)))
-        except FileNotFoundError:
-            return None
-        return None if info["type"] == "directory" else int(info["size"])
+        entry = self.entry(name)
+        return entry.size if entry else None
 
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         wanted = set(names)
@@ -164,6 +161,27 @@ class RemoteBackend:
             for entry in self.list(folder)
             if entry.name in wanted
         }
+
+    def entry(self, name: str) -> Entry | None:
+        try:
+            info = self._retry("look up", name, lambda: self._fs.info(self._path(name)))
+        except FileNotFoundError:
+            return None
+        if info["type"] == "directory":
+            return None
+        return Entry(name, int(info["size"]), _modified(info))
+
+    def folders(self, prefix: str) -> list[str]:
+        def look() -> list[dict[str, Any]]:
+            try:
+                found: list[dict[str, Any]] = self._fs.ls(self._path(prefix), detail=True)
+            except FileNotFoundError:
+                return []
+            return found
+
+        found = self._retry("list", prefix, look)
+        paths = [info["name"].rstrip("/") for info in found if info["type"] == "directory"]
+        return sorted(f"{prefix}{path.rpartition('/')[2]}/" for path in paths)
 
     def list(self, prefix: str) -> Iterator[Entry]:
         def look() -> dict[str, Any]:
@@ -192,14 +210,34 @@ class RemoteBackend:
 
         self._retry("delete", name, remove)
 
+    def delete_all(self, names: Sequence[str]) -> None:
+        if not self.conditional:
+            for name in names:
+                self.delete(name)
+            return
+        # Not by the driver's own bulk delete, which takes names for patterns and hides refusals.
+        keys = [self._fs.split_path(self._path(name)) for name in names]
+        request = {
+            "Bucket": keys[0][0],
+            "Delete": {"Objects": [{"Key": key} for _, key, _ in keys], "Quiet": True},
+        }
+
+        def remove() -> None:
+            answer = self._fs.call_s3("delete_objects", **request)
+            for refused in answer.get("Errors", []):
+                kind = PermissionError if refused.get("Code") == "AccessDenied" else OSError
+                raise kind(f"{refused.get('Code')}: {refused.get('Message')}")
+
+        self._retry("delete", names[0], remove)
+
     def locate(self, name: str) -> str:
         return f"{self.url}/{name}"
 
     def scratch(self) -> Path:
         return self._scratch
 
-    def sweep(self) -> None:
-        sweep_scratch(self._scratch)
+    def sweep(self, before: float | None = None) -> None:
+        sweep_scratch(self._scratch, before)
 
     @cached_property
     def _scratch(self) -> Path:

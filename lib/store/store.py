@@ -6,7 +6,7 @@ import datetime
 import hashlib
 import re
 import secrets
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
@@ -16,10 +16,12 @@ from pydantic import BaseModel, ValidationError
 from reelmill.digest import sha256
 from reelmill.errors import NotFoundError, StoreError
 from reelmill.store.backend import Backend, one_line, open_backend
+from reelmill.store.lease import await_collections
 from reelmill.store.model import (
     Action,
     ActionRecord,
     Blob,
+    Claim,
     Lineage,
     Manifest,
     Ref,
@@ -37,6 +39,7 @@ _READ_ATTEMPTS = 3
 _SHORTEST_PREFIX = 4
 _LONGEST_LINE = 500
 _DATASET = re.compile(r"[a-z][a-z0-9_-]{0,62}")
+_CLAIM = re.compile(r"claims/[0-9a-f]{32}\.json")
 _REF = re.compile(rf"refs/(?P<dataset>{_DATASET.pattern})/[0-9]{{20}}\.json")
 
 
@@ -93,11 +96,16 @@ class Store:
 
     # Blobs
 
-    def put_blob(self, data: bytes, suffix: Suffix) -> Blob:
-        """Store ``data`` under its digest."""
+    def put_blob(self, data: bytes, suffix: Suffix, *, kept: Collection[str] = ()) -> Blob:
+        """Store ``data`` under its digest.
+
+        Args:
+            kept: digests that need no claim if they are there, since a dataset's newest version
+                names them.
+        """
         blob = Blob(digest=sha256(data), size=len(data))
         name = blob_name(blob.digest, suffix)
-        if self.backend.size(name) != blob.size:
+        if not self._has(name, blob.size, claim=blob.digest not in kept):
             self.backend.put(name, data)
         return blob
 
@@ -105,7 +113,7 @@ class Store:
         """Take over a scratch file whose digest is known."""
         name = blob_name(blob.digest, suffix)
         try:
-            if self.backend.size(name) != blob.size:
+            if not self._has(name, blob.size):
                 self.backend.put_file(name, path)
         finally:
             path.unlink(missing_ok=True)
@@ -142,10 +150,63 @@ class Store:
             return None
         return actual.hexdigest()
 
+    def _has(self, name: str, size: int, *, claim: bool = True) -> bool:
+        held = self.backend.size(name)
+        if held is not None and claim and self.claim([name]):
+            held = self.backend.size(name)
+        return held == size
+
+    # Claims
+
+    def claim(self, names: Iterable[str]) -> bool:
+        """Keep a collection from removing objects that were found by their digests.
+
+        To be said before they are relied on, unless a dataset's newest version names them.
+
+        Returns:
+            whether they must be looked for again, since a collection was under way. It is over.
+        """
+        record = Claim(names=tuple(names))
+        self.backend.put(f"claims/{secrets.token_hex(16)}.json", record.as_bytes())
+        # In this order: a collection reads the claims when its own lease is written.
+        return await_collections(self)
+
+    def claimed(self, since: float) -> Iterator[str]:
+        """The names of all objects that were claimed since then (seconds since the epoch)."""
+        entries = self.backend.list("claims/")
+        names = [e.name for e in entries if e.modified >= since and _CLAIM.fullmatch(e.name)]
+        with ThreadPoolExecutor(_READERS) as pool:
+            for claim in pool.map(lambda name: self._document(name, Claim), names):
+                yield from claim.names if claim else ()
+
+    def claim_version(self, version: str) -> None:
+        """Claim all that a version needs to be read, by its full digest.
+
+        Raises:
+            NotFoundError: it was collected.
+        """
+        blobs = [name for shard in self.manifest(version).shards for name in shard.blob_names()]
+        # Its manifest is the first of a version's blobs to be collected.
+        if self.claim([blob_name(version, "json"), *blobs]):
+            self.manifest(version)
+
     # Actions
 
-    def recall(self, keys: Iterable[str]) -> dict[str, Result]:
-        """The results of those actions that were made and whose blobs are still there."""
+    def recall(self, keys: Iterable[str], *, claim: bool = True) -> dict[str, Result]:
+        """The results of those actions that were made and whose blobs are still there.
+
+        Args:
+            claim: whether they will be relied on, so that a collection must not remove them.
+        """
+        found = self._recall(keys)
+        if not found or not claim:
+            return found
+        blobs = [name for result in found.values() for name in result.blob_names()]
+        if self.claim([*map(action_name, found), *blobs]):
+            return self._recall(found)
+        return found
+
+    def _recall(self, keys: Iterable[str]) -> dict[str, Result]:
         wanted = list(dict.fromkeys(keys))
         with ThreadPoolExecutor(_READERS) as pool:
             records = pool.map(self.record, wanted) if len(wanted) > 1 else map(self.record, wanted)
@@ -181,9 +242,8 @@ class Store:
             action=action, result=result, how={**how, "nonce": secrets.token_hex(8)}
         )
         while not self.backend.create(name, record.as_bytes()):
-            winner = self.record(action.key)
-            if winner and self.intact({"": winner.result}):
-                return winner.result
+            if winner := self.recall([action.key]):
+                return winner[action.key]
             # What a collection left behind (a record without its blobs) or somebody misplaced:
             # ours replaces it.
             self.backend.delete(name)
@@ -195,9 +255,9 @@ class Store:
 
     # Versions
 
-    def put_manifest(self, manifest: Manifest) -> str:
-        """Store a manifest; its digest, which names the version."""
-        return self.put_blob(manifest.as_bytes(), "json").digest
+    def put_manifest(self, manifest: Manifest, *, kept: Collection[str] = ()) -> str:
+        """Store a manifest; its digest, which names the version. ``kept`` is as for a blob."""
+        return self.put_blob(manifest.as_bytes(), "json", kept=kept).digest
 
     def manifest(self, version: str) -> Manifest:
         """The manifest of a version, by its full digest."""
@@ -239,6 +299,13 @@ class Store:
             (commits[version], sorted(tag for tag, on in tagged.items() if on == version))
             for version in order
         ]
+
+    def present(self, versions: Iterable[str]) -> set[str]:
+        """Those of some versions, by their full digests, that were not collected."""
+        wanted = list(versions)
+        with ThreadPoolExecutor(_READERS) as pool:
+            sizes = pool.map(self.backend.size, (blob_name(v, "json") for v in wanted))
+            return {v for v, size in zip(wanted, sizes, strict=True) if size is not None}
 
     def latest(self, dataset: str) -> Ref | None:
         """The newest line of a dataset's log that carries the tag ``latest``."""

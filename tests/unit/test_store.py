@@ -257,7 +257,7 @@ def test_a_blob_that_is_there_is_not_written_again(store_url: str, s3_faults: Fa
     before = next(store.backend.list("blobs/"))
     s3_faults.clear()
     store.put_blob(b"data", "json")
-    assert s3_faults.count("PUT") == 0
+    assert s3_faults.count("PUT", "/blobs/") == 0
     assert list(store.backend.list("blobs/")) == [before]
     assert before.size == blob.size
 
