@@ -5,6 +5,7 @@ A recipe is YAML, or a Python file that defines ``recipe`` as a mapping of the s
     store: ./store                 # relative to the recipe's folder; or s3://bucket/prefix
     sources:
       urls: {path: urls.csv, url: url}
+      films: {version: films@v1}   # or a version that the store holds
     datasets:
       videos: {stage: download, from: urls, max_rejects: 50%}
       clips:
@@ -44,7 +45,7 @@ from pydantic_core import ErrorDetails
 from reelmill.errors import RecipeError
 from reelmill.units import Share, format_bytes, nearest
 
-__all__ = ["Dataset", "Recipe", "StageSpec", "load_recipe", "parse_recipe"]
+__all__ = ["Dataset", "Pinned", "Recipe", "StageSpec", "load_recipe", "parse_recipe"]
 
 _Keys: TypeAlias = tuple[str | int, ...]
 """Where a value is in a recipe: ``("datasets", "clips", "max_seconds")``."""
@@ -82,6 +83,7 @@ class _Common(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
 
     max_rejects: Share = Decimal("0.5")
+    max_holes: Share = Decimal(0)
     salt: str = ""
 
 
@@ -89,9 +91,9 @@ class Dataset(_Common):
     """One dataset of a recipe.
 
     ``inputs`` (in YAML, ``from``) maps each role of the stage to the name of a dataset or source;
-    ``params`` is an instance of the stage's own model. More than ``max_rejects`` of a shard's
-    samples rejected fails the run; ``salt`` goes into every action key, so that changing it makes
-    the dataset anew.
+    ``params`` is an instance of the stage's own model. More than ``max_rejects`` of the samples
+    rejected, or more than ``max_holes`` of the shards that could not be made, and no version is
+    committed; ``salt`` goes into every action key, so that changing it makes the dataset anew.
     """
 
     stage: str
@@ -102,10 +104,19 @@ class Dataset(_Common):
 _COMMON: Final = ("stage", "from", *_Common.model_fields)
 
 
+class Pinned(BaseModel):
+    """A source that is a version the store holds, instead of a table."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    version: str
+
+
 class Recipe(BaseModel):
     """A valid recipe, in the order of its file; ``load_recipe`` and ``build`` make one.
 
-    ``store`` is an absolute path or an fsspec URL; ``sources`` are instances of the source model.
+    ``store`` is an absolute path or an fsspec URL; ``sources`` are instances of the source model,
+    or ``Pinned``.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -124,14 +135,17 @@ class Recipe(BaseModel):
         source_model: type[BaseModel],
         sources: Mapping[str, Mapping[str, Any]] | None = None,
         base: Path | None = None,
+        overrides: Sequence[str] = (),
     ) -> Recipe:
         """A recipe from Python values in the shape of the YAML.
 
-        Relative paths are resolved against ``base``, or the working directory. Raises RecipeError,
-        whose text begins with the path of the field.
+        Relative paths are resolved against ``base``, or the working directory; ``overrides`` are
+        those of ``load_recipe``. Raises RecipeError, whose text begins with the path of the field.
         """
-        data = {"store": store, "sources": sources or {}, "datasets": datasets}
-        return _Checker(_Report(), stages, source_model, base or Path()).recipe(_plain(data))
+        data = _plain({"store": store, "sources": sources or {}, "datasets": datasets})
+        report = _Report()
+        _override(data, overrides, report, {})
+        return _Checker(report, stages, source_model, base or Path()).recipe(data)
 
     def order(self) -> list[str]:
         """The datasets, each after those it reads, else in the order of the file."""
@@ -674,6 +688,8 @@ class _Checker:
         keys: _Keys = ("sources", name)
         if isinstance(path := raw.get("path"), str) and path:
             raw = {**raw, "path": self._location(path, (*keys, "path"))}
+        if "version" in raw:
+            return self._validate(Pinned, raw, keys, "a source that is a version")
         return self._validate(self._source_model, raw, keys, "a source")
 
     def _dataset(self, name: str, raw: Any, inputs: Mapping[str, str]) -> dict[str, Any] | None:

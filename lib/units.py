@@ -18,7 +18,7 @@ import re
 import reprlib
 from collections.abc import Iterable
 from decimal import Decimal, localcontext
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 from pydantic import BeforeValidator, PlainSerializer, WithJsonSchema
 
@@ -224,15 +224,11 @@ def parse_share(value: object) -> Decimal:
     return share
 
 
-def _form(examples: list[Any], description: str, number: str = "number") -> WithJsonSchema:
-    return WithJsonSchema(
-        {
-            "anyOf": [{"type": "string"}, {"type": number}],
-            "description": description,
-            "examples": examples,
-        },
-        mode="validation",
-    )
+def _form(description: str, examples: list[str], units: str) -> WithJsonSchema:
+    # A short pattern, since forms show it to people; the parser has the last word.
+    pattern = rf"^\s*[0-9.][0-9.\s{units}]*$"
+    shown = {"type": "string", "pattern": pattern, "description": description, "examples": examples}
+    return WithJsonSchema(shown, mode="validation")
 
 
 _SPELLING = PlainSerializer(canonical, return_type=str, when_used="json")
@@ -241,14 +237,22 @@ Seconds = Annotated[
     Decimal,
     BeforeValidator(parse_seconds),
     _SPELLING,
-    _form(["1m30s", "500ms", 8], "A duration: seconds, or a number with d, h, m, s, ms or us"),
+    _form(
+        "A duration: seconds, or a number with d, h, m, s, ms or us",
+        ["8s", "1m30s", "500ms"],
+        "dhmsuDHMSU\N{MICRO SIGN}\N{GREEK SMALL LETTER MU}",
+    ),
 ]
 """A duration in seconds: at least 0, exact to the microsecond; a decimal string in JSON."""
 
 Bytes = Annotated[
     int,
     BeforeValidator(parse_bytes),
-    _form(["1 GiB", "500MB", 4096], "A size: bytes, or a number with a unit", "integer"),
+    _form(
+        "A size: bytes, or a number with a unit",
+        ["1 GiB", "500MB", "4096"],
+        "kmgtpibKMGTPIB",
+    ),
 ]
 """A size in bytes, at least 0; an integer in JSON."""
 
@@ -256,7 +260,7 @@ Share = Annotated[
     Decimal,
     BeforeValidator(parse_share),
     _SPELLING,
-    _form(["50%", 0.5], "A share of a whole: 0 to 1, or a percentage"),
+    _form("A share of a whole: 0 to 1, or a percentage", ["50%", "0.5"], "%"),
 ]
 """A share of a whole, from 0 to 1; a decimal string in JSON."""
 
@@ -264,7 +268,7 @@ Number = Annotated[
     Decimal,
     BeforeValidator(parse_number),
     _SPELLING,
-    _form([27, 0.35, "0.35"], "A decimal number"),
+    WithJsonSchema({"type": "number", "description": "A decimal number"}, mode="validation"),
 ]
 """An exact decimal without a unit, such as a detector's threshold; a decimal string in JSON."""
 

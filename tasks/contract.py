@@ -128,6 +128,9 @@ class Stage(abc.ABC, Generic[P]):
         conserves: every input sample comes out as exactly one sample or reject.
         columns: its own columns of the index.
         resources: what a worker must have, as Dask resources.
+        memory: bytes that a worker takes, with the programs it starts, while it makes one shard of
+            typical input (videos of up to 1080p and 50 MB), if known. A build does not start on
+            workers that all have less; larger input takes more.
     """
 
     name: ClassVar[str]
@@ -138,6 +141,7 @@ class Stage(abc.ABC, Generic[P]):
     conserves: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([])
     resources: ClassVar[Mapping[str, float]] = {}
+    memory: ClassVar[int | None] = None
 
     def plan(self, params: P, inputs: Mapping[str, Sequence[Shard]], first: int) -> list[Slot]:
         """The shards to make of these inputs; equal arguments give equal plans.

@@ -59,6 +59,7 @@ class Flow(SampleStage[FlowParams]):
     name = "flow"
     params = FlowParams
     conserves = True
+    memory = 350_000_000
     columns = pa.schema(
         [
             pa.field("pairs", pa.int32()),

@@ -74,6 +74,7 @@ class Frames(SampleStage[FramesParams]):
 
     name = "frames"
     params = FramesParams
+    memory = 350_000_000
     reads = (*VIDEO, "json")
     columns = pa.schema(
         [

@@ -35,6 +35,7 @@ class Node:
     parents: Mapping[str, str]
     salt: str = ""
     max_rejects: Decimal = Decimal(1)
+    max_holes: Decimal = Decimal(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +63,12 @@ class _Growth:
 
     planned: dict[str, str] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
+    holes: dict[str, str] = field(default_factory=dict)
     closed: bool = False
 
     @property
     def complete(self) -> bool:
-        return self.closed and len(self.results) == len(self.planned)
+        return self.closed and len(self.results) + len(self.holes) == len(self.planned)
 
     def shards(self) -> list[Shard]:
         return [self.results[shard_id].shard(shard_id) for shard_id in sorted(self.results)]
@@ -133,16 +135,27 @@ class Planner:
         """Take in a shard's result; what can be made now that could not before."""
         growth = self._states[todo.dataset].growths[todo.generation]
         growth.results[todo.shard] = result
+        return self._wake(todo)
+
+    def failed(self, todo: Todo, message: str, *, may_be_hole: bool = True) -> list[Todo]:
+        """Take in that a shard cannot be made; what can be made now that could not before.
+
+        Its dataset and what derives from it stay open, unless the dataset may have holes and this
+        may be one: then what derives from it goes on without that shard.
+        """
+        state = self._states[todo.dataset]
+        if not (state.node.max_holes and may_be_hole):
+            state.failure = state.failure or f"{todo.label}: {message}"
+            return []
+        state.growths[todo.generation].holes[todo.shard] = message
+        return self._wake(todo)
+
+    def _wake(self, todo: Todo) -> list[Todo]:
         return [
             ready
             for child in self._children.get(todo.dataset, ())
             for ready in self._advance(child, todo)
         ]
-
-    def failed(self, todo: Todo, message: str) -> None:
-        """Take in that a shard cannot be made; its dataset and what derives from it stay open."""
-        state = self._states[todo.dataset]
-        state.failure = state.failure or f"{todo.label}: {message}"
 
     def finished(self) -> Iterator[tuple[str, Manifest, Lineage]]:
         """Datasets that became complete since the last call, each with its version."""
@@ -152,13 +165,22 @@ class Planner:
             if any(self._failed(parent) for parent in state.node.parents.values()):
                 continue
             state.reported = True
-            state.failure = self._lost_samples(state) or self._too_many_rejects(state)
+            state.failure = (
+                self._too_many_holes(state)
+                or self._lost_samples(state)
+                or self._too_many_rejects(state)
+            )
             if state.failure is None:
                 yield name, self.manifest(name), self._lineage(state)
 
     def problems(self) -> dict[str, str]:
         """Why datasets could not be completed, by name."""
         return {n: state.failure for n, state in self._states.items() if state.failure}
+
+    def holes(self, name: str) -> dict[str, str]:
+        """The shards that a dataset has to do without, and why."""
+        growths = self._states[name].growths
+        return {shard: message for g in growths for shard, message in sorted(g.holes.items())}
 
     def expected(self, name: str) -> int | None:
         """How many shards a dataset will have; ``None`` before its input is known."""
@@ -212,9 +234,21 @@ class Planner:
             return False
         return bool(state.failure) or any(self._failed(p) for p in state.node.parents.values())
 
+    def _too_many_holes(self, state: _State) -> str | None:
+        holes = self.holes(state.node.name)
+        planned = sum(len(growth.planned) for growth in state.growths)
+        if not holes or (len(holes) < planned and len(holes) <= state.node.max_holes * planned):
+            return None
+        shard, message = next(iter(holes.items()))
+        return (
+            f"{label(state.node.stage.name, state.node.name, shard)}: {message}; "
+            f"{len(holes)} of {planned} shards could not be made, more than max_holes "
+            f"({state.node.max_holes:%}) allows"
+        )
+
     def _lost_samples(self, state: _State) -> str | None:
         stage = state.node.stage
-        if not stage.conserves:
+        if not stage.conserves or any(growth.holes for growth in state.growths):
             return None
         name = state.node.name
         parent = state.node.parents[stage.roles[0]]
@@ -291,8 +325,8 @@ class Planner:
     def _close(self, state: _State, number: int) -> Iterator[Todo]:
         growth = state.growths[number]
         growth.closed = True
-        if not growth.planned:
-            # No result of this generation will ever come to wake its children.
+        if growth.complete:
+            # No more results of this generation will ever come to wake its children.
             for child in self._children.get(state.node.name, ()):
                 yield from self._advance(child)
 

@@ -67,6 +67,7 @@ class Shuffle(Stage[ShuffleParams]):
     params = ShuffleParams
     scope = "generation"
     conserves = True
+    memory = 250_000_000
 
     def plan(
         self, params: ShuffleParams, inputs: Mapping[str, Sequence[Shard]], first: int

@@ -99,6 +99,7 @@ class Split(SampleStage[SplitParams]):
 
     name = "split"
     params = SplitParams
+    memory = 1_000_000_000  # most of it x264's
     reads = (*VIDEO, "json")
     columns = pa.schema(
         [

@@ -289,3 +289,58 @@ def test_planning_ten_thousand_shards_is_linear_in_their_number() -> None:
     ]
     finish(Planner(chain, {"urls": table(10_000)}), lambda todos: len(todos) - 1)
     assert calls == 20_000
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_shards_that_may_be_missing_are_missing_downstream_and_nothing_else_is(
+    data: st.DataObject,
+) -> None:
+    generations = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=3))
+    bad = data.draw(st.sets(st.integers(0, sum(generations) - 1)))
+    chain = nodes()
+    chain[0] = Node("videos", Narrow(), Params(), {"source": "urls"}, max_holes=Decimal(1))
+    planner = Planner(chain, {"urls": table(*generations)})
+    waiting, versions = planner.start(), {}
+    while waiting:
+        todo = waiting.pop(data.draw(st.integers(0, len(waiting) - 1)))
+        if todo.dataset == "videos" and int(todo.shard) in bad:
+            waiting += planner.failed(todo, "no luck")
+        else:
+            waiting += planner.done(todo, made(todo))
+        versions |= {name: manifest for name, manifest, _ in planner.finished()}
+    good = [f"{n:05d}" for n in range(sum(generations)) if n not in bad]
+    if not good:
+        assert versions == {}
+        assert "could not be made" in planner.problems()["videos"]
+        return
+    assert [shard.id for shard in versions["videos"].shards] == good
+    assert [shard.id for shard in versions["clips"].shards] == good
+    assert versions["shuffled"].totals().samples == 10 * len(good)
+    assert "frames" in versions
+    assert list(planner.holes("videos")) == sorted(f"{n:05d}" for n in bad)
+    assert planner.problems() == {}
+
+
+def test_more_holes_than_allowed_commit_nothing_and_name_the_first() -> None:
+    node = Node("videos", Narrow(), Params(), {"source": "urls"}, max_holes=Decimal("0.25"))
+    for failures, problems in ((1, 0), (2, 1)):
+        planner = Planner([node], {"urls": table(4)})
+        todos = planner.start()
+        for todo in todos[:failures]:
+            planner.failed(todo, "no luck")
+        for todo in todos[failures:]:
+            planner.done(todo, made(todo))
+        assert len(list(planner.finished())) == 1 - problems
+        assert len(planner.problems()) == problems
+    assert planner.problems()["videos"].startswith("narrow/videos/00000: no luck; 2 of 4 shards")
+
+
+def test_what_a_stop_cut_off_is_no_hole() -> None:
+    node = Node("videos", Narrow(), Params(), {"source": "urls"}, max_holes=Decimal(1))
+    planner = Planner([node], {"urls": table(2)})
+    good, cut = planner.start()
+    planner.done(good, made(good))
+    planner.failed(cut, "cancelled", may_be_hole=False)
+    assert list(planner.finished()) == []
+    assert planner.holes("videos") == {}

@@ -212,7 +212,7 @@ BAD = [
     ("max_seconds: 8", "count: 1e999", "12: clips.count: the number is out of range"),
     ("max_seconds: 8", f"count: {'9' * 5000}", "12: clips.count: the number is out of range"),
     ("max_seconds: 8", 'note: "\\ud800"', "12: clips.note: holds a lone surrogate, which is not a character"),
-    ("max_seconds: 8", '"a\\nb": 1', "12: clips.a\\nb: unknown parameter of stage split; choose from max_seconds, min_seconds, max_size, image, count, sizes, note, chosen, stage, from, max_rejects, salt"),
+    ("max_seconds: 8", '"a\\nb": 1', "12: clips.a\\nb: unknown parameter of stage split; choose from max_seconds, min_seconds, max_size, image, count, sizes, note, chosen, stage, from, max_rejects, max_holes, salt"),
     ("stage: split", "stage: clash", "10: clips.stage: stage clash has a parameter salt, which is a key of every dataset (and 1 more)"),
     # datasets
     ("  clips:\n    stage: split\n    from: videos\n    max_seconds: 8\n", "  clips: split\n", "9: clips: must be a mapping of keys"),

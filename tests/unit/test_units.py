@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from decimal import Decimal
 from fractions import Fraction
 from typing import Annotated
@@ -381,12 +382,21 @@ def test_bounds_of_a_field_still_hold() -> None:
         Params(length="0s")
 
 
-def test_schema_offers_text_and_number_with_examples() -> None:
+def test_schema_takes_what_people_write_into_a_form() -> None:
     properties = Params.model_json_schema()["properties"]
-    for name, number in [("length", "number"), ("size", "integer"), ("share", "number")]:
-        assert [option["type"] for option in properties[name]["anyOf"]] == ["string", number]
-        for shown in properties[name]["examples"]:
-            Params(**{name: shown})
+    written = {
+        "length": ["8", "8s", "1m30s", "1.5 H", "500 ms", "20\N{MICRO SIGN}s", " 1d 2h "],
+        "size": ["4096", "1 GiB", "1.5gib", "500MB", "2 kB"],
+        "share": ["0.5", "50%", "12.5 %", "1"],
+    }
+    for name, texts in written.items():
+        assert properties[name]["type"] == "string"
+        for text in [*texts, *properties[name]["examples"]]:
+            assert re.search(properties[name]["pattern"], text), text
+            Params(**{name: text})
+        for text in ["", "-1s", "8 parsecs", "soon"]:
+            assert not re.search(properties[name]["pattern"], text), text
+    assert properties["threshold"]["type"] == "number"
     assert properties["share"]["default"] == "0.50"
     serialized = Params.model_json_schema(mode="serialization")["properties"]
     assert serialized["length"]["type"] == "string"
