@@ -152,3 +152,17 @@ def test_an_import_loads_nothing_that_it_does_not_need(module: str, absent: set[
         timeout=60,
     )
     assert set(done.stdout.split()) & absent == set()
+
+
+def test_what_workers_are_sent_is_a_name_and_not_code() -> None:
+    import pickle
+
+    import cloudpickle
+
+    from reelmill.tasks.frame import execute
+
+    # By value it would bring the globals it touches along, and no cache of a module would ever hit.
+    sent = cloudpickle.dumps(execute)
+    assert sent == cloudpickle.dumps(pickle.loads(sent))
+    assert len(sent) < 200
+    assert b"reelmill.tasks.frame" in sent
