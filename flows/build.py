@@ -1,45 +1,59 @@
-"""The flow that builds a recipe: one flow run per build, one task run per shard.
-
-Task runs live in the flow's own process and wait for futures of the Dask workers, which do the
-work: a visible task run costs a few milliseconds so, and nothing of Prefect is pickled.
-"""
+"""The flow that builds a recipe: one flow run per build, one task run per shard."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.util
 import signal
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from functools import cache
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from prefect import Task, flow, get_run_logger, task
-from prefect.cache_policies import NO_CACHE
+from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Failed
+from pydantic import Field
 
-from reelmill.errors import ReelmillError, StageError
+from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.cards import shown_in_prefect
+from reelmill.flows.cards import Page
+from reelmill.flows.cluster import Need, open_cluster
 from reelmill.flows.drive import Build, Stop, StoppedError, prepare
-from reelmill.flows.profile import check_resources, dask_client, load_profile
-from reelmill.recipe import load_recipe
+from reelmill.flows.events import Announcer
+from reelmill.flows.metrics import counted, follow
+from reelmill.flows.prefect_state import crash_dead_runs, decoration
+from reelmill.flows.profile import Profile, load_profile
+from reelmill.flows.served import served
+from reelmill.flows.shards import visible_work
+from reelmill.recipe import Recipe, load_recipe
 from reelmill.store import Store
 from reelmill.store.lease import lease
+from reelmill.store.model import Result
+from reelmill.store.patient import Patience
+from reelmill.store.reserve import Reservations
 from reelmill.tasks import Stages, get_stage
 from reelmill.tasks.frame import execute
 from reelmill.tasks.ingest import Source
 from reelmill.tasks.planner import Todo
 
-RETRIES = 1
-RETRY_SECONDS = 2
+if TYPE_CHECKING:
+    from prefect.logging.loggers import LoggingAdapter
 
 Watch = Callable[[Build], contextlib.AbstractContextManager[None]]
 
 _watch: ContextVar[Watch | None] = ContextVar("watch", default=None)
+
+Profiled = Annotated[
+    str, Field(min_length=1, examples=["local", "address", "/srv/my-cluster.yaml"])
+]
+Workers = (
+    Annotated[int, Field(ge=1, le=10_000, title="number")]
+    | Annotated[None, Field(title="one per core")]
+)
 
 
 @contextlib.contextmanager
@@ -52,132 +66,171 @@ def watched_by(watch: Watch) -> Iterator[None]:
         _watch.reset(token)
 
 
-class PoisonError(StageError):
-    """A shard under which workers died."""
-
-
-async def _may_pass(_task: Any, _run: Any, state: State[Any]) -> bool:
-    # Another try of a shard that killed its workers would kill as many again.
-    return not isinstance(state.data, PoisonError) and "PoisonError" not in str(state.message)
-
-
-@task(
-    name="shard",
-    task_run_name="{label}",
-    cache_policy=NO_CACHE,
-    persist_result=False,
-    retries=RETRIES,
-    retry_delay_seconds=RETRY_SECONDS,
-    retry_condition_fn=_may_pass,
-    log_prints=False,
-)
-async def make_shard(label: str, work: Callable[[], Awaitable[str]]) -> str:
-    """One shard: hand the order to a worker and wait for its result."""
-    return await work()
-
-
-@cache
-def _tagged(dataset: str, stage: str) -> Task[Any, Any]:
-    return make_shard.with_options(tags=[dataset, stage])
-
-
 def _run_name() -> str:
     return Path(flow_run.parameters["recipe"]).stem
 
 
 @flow(name="build", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
 async def build_flow(
-    recipe: str,
-    only: list[str] | None = None,
-    overrides: list[str] | None = None,
-    profile: str = "local",
-    workers: int | None = None,
+    recipe: Annotated[str, Field(min_length=1, examples=["/srv/films/recipe.yaml"])],
+    only: tuple[str, ...] = (),
+    overrides: tuple[str, ...] = (),
+    profile: Profiled = "local",
+    workers: Workers = None,
 ) -> Build | State[Any]:
     """Make every shard of a recipe that does not exist yet, and commit the versions.
 
     Args:
         recipe: path of the recipe file.
         only: datasets to build, with what they need; all of them if empty.
-        overrides: changed values, such as `clips.max_seconds=8`.
-        profile: where the workers are: a name, or the path of a YAML file.
+        overrides: changed values, such as clips.max_seconds=8.
+        profile: where the workers are: local, gpu, address, slurm, kubernetes, or the path of a
+            YAML file.
         workers: worker processes of a local cluster, instead of one per core.
     """
+    with served(), counted():
+        where = load_profile(profile, workers)
+        loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
+        return await build_recipe(loaded, where, only=only)
+
+
+async def build_recipe(recipe: Recipe, where: Profile, *, only: Sequence[str] = ()) -> State[Any]:
+    """Build a recipe within a flow run; the state that the flow run ends with.
+
+    Its data is the ``Build``, or the error that ended it.
+    """
     logger = get_run_logger()
+    assert flow_run.id is not None
     run = str(flow_run.id)
-    where = load_profile(profile, workers)
-    loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides or ())
-    store = await asyncio.to_thread(Store.open, loaded.store, create=True)
+    store = await asyncio.to_thread(Store.open, recipe.store, create=True)
+    with decoration():
+        for name in await crash_dead_runs(store):
+            logger.info("flow run %s had died without a word; it is marked as crashed", name)
     stop = Stop()
-    with lease(store, run), _stopping(stop):
-        build = await asyncio.to_thread(prepare, loaded, store, only=only or (), run=run)
+    with lease(store, run), stopping(stop):
+        build = await asyncio.to_thread(prepare, recipe, store, only=only, run=run)
         logger.info(
             "%d shards are there, %d are ready to be made",
             sum(progress.have for progress in build.progress.values()),
             len(build.missing),
         )
-        await asyncio.to_thread(drive.commit_versions, build, run)
+        patience = Patience(float(where.patience), partial(_note, build), stop.is_set)
+        build.store = patience.with_store(store)
+        page = Page(build, flow_run.id, stop, logger)
         watch = _watch.get()
-        outcome: State[Any] | None = None
-        async with shown_in_prefect(build):
-            try:
-                with watch(build) if watch else contextlib.nullcontext():
-                    await _make(build, where, run, stop)
-            except StoppedError as error:
-                outcome = Cancelled(message=str(error), data=error)
-            except ReelmillError as error:
-                outcome = Failed(message=str(error), data=error)
-    return outcome or Completed(message=_summary(build), data=build)
+        with watch(build) if watch else contextlib.nullcontext():
+            async with page.shown():
+                try:
+                    await _make(build, where, run, stop, patience, page, logger)
+                except ReelmillError as error:
+                    build.error = error
+            build.over = True
+    with decoration():
+        await crash_dead_runs(store)
+    return _state(build)
 
 
-async def _make(build: Build, profile: Any, run: str, stop: Stop) -> None:
-    needs = [
-        (name, get_stage(progress.stage).resources)
+def _state(build: Build) -> State[Any]:
+    if isinstance(build.error, StoppedError):
+        return Cancelled(message=str(build.error), data=build.error)
+    if build.error:
+        return Failed(message=str(build.error), data=build.error)
+    return Completed(message=_summary(build), data=build)
+
+
+def _note(build: Build, text: str) -> None:
+    build.notes["store"] = text
+
+
+async def _make(
+    build: Build,
+    where: Profile,
+    run: str,
+    stop: Stop,
+    patience: Patience,
+    page: Page,
+    logger: LoggingAdapter,
+) -> None:
+    build.listeners += [_Log(logger), Announcer()]
+    follow(build)
+    await drive.commit(build, run)
+    needs = {
+        name: _need(name, progress.stage)
         for name, progress in build.progress.items()
         if progress.have != progress.expected
-    ]
-    async with dask_client(profile, _most(build)) as client:
-        threads = await check_resources(client, needs)
-        logger = get_run_logger()
-        logger.info("%d worker threads; Dask's dashboard: %s", threads, client.dashboard_link)
+    }
+    if not needs:
+        if problems := build.planner.problems():
+            raise drive.BuildFailedError("; ".join(problems.values()))
+        return
+    reservations = Reservations(build.store, run)
+    await asyncio.to_thread(reservations.sweep)
+    async with (
+        open_cluster(where, _most(build), list(needs.values())) as cluster,
+        visible_work(cluster, where, execute, run=run, outcomes=page.outcomes) as work,
+    ):
+        page.dashboard = _dashboard(cluster.dashboard, where)
+        logger.info("%d worker threads; Dask's dashboard: %s", cluster.capacity, page.dashboard)
 
         async def submit(todo: Todo, order: str) -> str:
-            attempts = 0
+            key = todo.action.key
+            if not await asyncio.to_thread(reservations.take, key):
+                raise drive.TakenError(f"{todo.label} is being made by another run")
+            try:
+                return await work(
+                    todo.label,
+                    order,
+                    key=key,
+                    need=needs[todo.dataset],
+                    tags=(todo.dataset, todo.action.stage),
+                    priority=todo.depth,
+                )
+            finally:
+                await asyncio.to_thread(reservations.release, key)
 
-            async def work() -> str:
-                nonlocal attempts
-                attempts += 1
-                return await _on_worker(client, todo, order, f"{run}-{attempts}")
+        def window() -> int:
+            return where.window or max(2, 2 * cluster.capacity)
 
-            result: str = await _tagged(todo.dataset, todo.action.stage)(todo.label, work)
-            return result
+        await drive.drive(
+            build,
+            submit,
+            window=window,
+            run=run,
+            stop=stop,
+            store_has_failed=partial(patience.has_failed, build.store),
+        )
 
-        await drive.drive(build, submit, window=profile.window or 2 * threads, run=run, stop=stop)
+
+def _dashboard(link: str, where: Profile) -> str:
+    scheduler_is_here = where.kind in ("local", "gpu", "slurm")
+    if scheduler_is_here and importlib.util.find_spec("bokeh") is None:
+        return f"{link} (empty without: pip install 'reelmill[dashboard]')"
+    return link
 
 
-async def _on_worker(client: Any, todo: Todo, order: str, attempt: str) -> str:
-    from distributed.scheduler import KilledWorker
+class _Log:
+    def __init__(self, logger: LoggingAdapter) -> None:
+        self._logger = logger
 
-    resources = get_stage(todo.action.stage).resources
-    future = client.submit(
-        execute,
-        order,
-        key=f"{todo.label}-{todo.action.key[:12]}-{attempt}",
-        pure=False,
-        resources=dict(resources) or None,
-        priority=todo.depth,
-    )
-    try:
-        answer: str = await future
-    except KilledWorker as error:
-        raise PoisonError(
-            f"{error.allowed_failures + 1} workers died while making it (out of memory, or a "
-            "crash); nothing of it was committed"
-        ) from None
-    finally:
-        # An unreleased future keeps its result on a worker, and would have it made again if that
-        # worker died.
-        future.release()
-    return answer
+    def shard_ended(
+        self, _build: Build, todo: Todo, _seconds: float, outcome: Result | str
+    ) -> None:
+        if isinstance(outcome, str):
+            self._logger.warning("%s failed: %s", todo.label, outcome)
+
+    def committed(self, build: Build, name: str) -> None:
+        progress = build.progress[name]
+        label = build.labels[name]
+        self._logger.info(
+            "committed %s: %d samples in %d shards", label, progress.samples, progress.have
+        )
+        for shard, message in build.planner.holes(name).items():
+            self._logger.warning("%s is without shard %s: %s", label, shard, message)
+
+
+def _need(name: str, stage: str) -> Need:
+    known = get_stage(stage)
+    return Need(label=f"{stage} ({name})", resources=known.resources, memory=known.memory)
 
 
 def _most(build: Build) -> int | None:
@@ -188,7 +241,7 @@ def _most(build: Build) -> int | None:
 
 
 @contextlib.contextmanager
-def _stopping(stop: Stop) -> Iterator[None]:
+def stopping(stop: Stop) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the build to stop, the second one ends it at once."""
     loop = asyncio.get_running_loop()
     here = asyncio.current_task()
@@ -217,4 +270,6 @@ def _stopping(stop: Stop) -> Iterator[None]:
 def _summary(build: Build) -> str:
     made = sum(progress.made for progress in build.progress.values())
     reused = sum(progress.reused for progress in build.progress.values())
-    return f"{made} shards made, {reused} were there already"
+    holes = sum(len(build.planner.holes(name)) for name in build.names)
+    tail = f"; {holes} shards could not be made, which the recipe allows" if holes else ""
+    return f"{made} shards made, {reused} were there already{tail}"

@@ -17,6 +17,7 @@ from reelmill.errors import ReelmillError
 
 if TYPE_CHECKING:
     from reelmill.dataset import Version
+    from reelmill.flows.run import Show
     from reelmill.recipe import Recipe
     from reelmill.store import Store
 
@@ -56,6 +57,21 @@ Overrides = Annotated[
     ),
 ]
 AsJSON = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+ProfileName = Annotated[
+    str,
+    typer.Option(
+        "--profile",
+        "-p",
+        help="Where the workers are: local, gpu, address, slurm, kubernetes, or a YAML file.",
+    ),
+]
+WorkerCount = Annotated[
+    int | None, typer.Option("--workers", "-w", min=1, help="Local worker processes.")
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No progress, only results.")]
+JSONLog = Annotated[
+    bool, typer.Option("--json-log", help="Progress as JSON lines on standard error.")
+]
 Spec = Annotated[
     str,
     typer.Argument(metavar="DATASET[@VERSION|@TAG]", help="A dataset; its latest version if none."),
@@ -157,16 +173,10 @@ def build(
     recipe: RecipePath,
     only: Only = None,
     overrides: Overrides = None,
-    profile: Annotated[
-        str,
-        typer.Option("--profile", "-p", help="Where the workers are: local, address, or a file."),
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option("--workers", "-w", min=1, help="Local worker processes.")
-    ] = None,
-    quiet: Annotated[
-        bool, typer.Option("--quiet", "-q", help="No progress, only results.")
-    ] = False,
+    profile: ProfileName = "local",
+    workers: WorkerCount = None,
+    quiet: Quiet = False,
+    json_log: JSONLog = False,
     as_json: AsJSON = False,
 ) -> None:
     """Make every shard that does not exist yet, and commit the versions.
@@ -181,8 +191,97 @@ def build(
         overrides=overrides or [],
         profile=profile,
         workers=workers,
-        console=None if quiet or as_json else err,
-        report=_print_json if as_json else out,
+        show=_show(quiet, json_log, as_json),
+    )
+
+
+@app.command(rich_help_panel=BUILDING)
+def derive(
+    parent: Annotated[
+        str, typer.Argument(metavar="DATASET[@VERSION|@TAG]", help="The version to start from.")
+    ],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the new dataset is called.")],
+    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Such as frames, flow or shuffle.")],
+    parameters: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Its parameters, such as count=3."),
+    ] = None,
+    store: StoreURL = None,
+    profile: ProfileName = "local",
+    workers: WorkerCount = None,
+    quiet: Quiet = False,
+    json_log: JSONLog = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Make one more dataset from a finished version, without a recipe.
+
+    For example: reelmill derive clips@latest triplets frames count=3 max_side=640
+    """
+    from reelmill.flows.run import run_derive
+
+    run_derive(
+        _store(store).url,
+        parent,
+        name,
+        stage,
+        overrides=parameters or [],
+        profile=profile,
+        workers=workers,
+        show=_show(quiet, json_log, as_json),
+    )
+
+
+@app.command(rich_help_panel=BUILDING)
+def serve(
+    recipes: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE]...", help="Recipes to build.")
+    ] = None,
+    every: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Build now and then again: 1d, 6h, 30m.")
+    ] = None,
+    cron: Annotated[
+        str | None, typer.Option(metavar="CRON", help="Build at these times (UTC): '0 3 * * *'.")
+    ] = None,
+    store: Annotated[
+        str | None,
+        typer.Option("--store", "-s", metavar="URL", help="One more store, to derive from."),
+    ] = None,
+    profile: ProfileName = "local",
+    workers: WorkerCount = None,
+    port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where Prefect listens, if none is configured.")
+    ] = 4200,
+    limit: Annotated[int, typer.Option(min=1, help="Runs at a time.")] = 2,
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="[HOST:]PORT", help="Where Prometheus finds metrics; no host: here."),
+    ] = None,
+) -> None:
+    """Have recipes built by schedule, and from Prefect's UI, until Ctrl-C.
+
+    Uses the configured Prefect server, or starts one on this machine.
+    """
+    from datetime import timedelta
+
+    from reelmill.units import parse_seconds
+
+    try:
+        interval = timedelta(seconds=float(parse_seconds(every))) if every else None
+    except ValueError as error:
+        raise ReelmillError(f"--every {every}: {error}") from None
+    from reelmill.flows.serve import run_serve
+
+    run_serve(
+        recipes or [],
+        store=store,
+        every=interval,
+        cron=cron,
+        profile=profile,
+        workers=workers,
+        metrics=metrics,
+        port=port,
+        limit=limit,
+        console=err,
     )
 
 
@@ -206,12 +305,18 @@ def list_datasets(
         for ref, tags in opened.history(name)
         if dataset or "latest" in tags
     ]
+    there = opened.present({ref.version for _, ref, _ in found})
     if dataset and not found:
         raise NotFoundError(f"no dataset '{dataset}' in {opened.url}")
     if as_json:
         _print_json(
             [
-                {"dataset": name, **ref.model_dump(mode="json"), "tags": tags}
+                {
+                    "dataset": name,
+                    **ref.model_dump(mode="json"),
+                    "tags": tags,
+                    "collected": ref.version not in there,
+                }
                 for name, ref, tags in found
             ]
         )
@@ -238,7 +343,7 @@ def list_datasets(
             f"{totals.shards:,}",
             f"{totals.samples:,}",
             f"{totals.rejects:,}",
-            format_bytes(totals.bytes),
+            format_bytes(totals.bytes) if ref.version in there else "collected",
             _escaped(one_line(ref.time)),
         )
     out.print(table)
@@ -300,6 +405,8 @@ def show(
         "bytes": format_bytes(totals.bytes),
         "store": version.store.url,
     }
+    for shard, message in ref.holes.items():
+        rows[f"no {shard}"] = message
     for name, text in rows.items():
         out.print(f"[bold]{name:<9}[/]", end="")
         out.print(one_line(text), markup=False)
@@ -431,9 +538,76 @@ def tag(
             f"'{name}' cannot be a tag: letters, digits, '.', '_' and '-', beginning with a "
             "letter; 'latest' moves by itself"
         )
+    version.store.claim_version(version.digest)
     update = {"event": "tag", "tags": (name,), "time": now(), "run": "tag"}
     version.store.commit_ref(version.name, version.ref.model_copy(update=update))
     out.print(f"{version.name}@{name} is {version}", markup=False)
+
+
+@app.command(rich_help_panel=USING)
+def collect(
+    keep_versions: Annotated[
+        int,
+        typer.Option(
+            "--keep-versions", metavar="N", min=1, help="Newest versions of a dataset that stay."
+        ),
+    ] = 3,
+    keep: Annotated[
+        str,
+        typer.Option(
+            "--keep", metavar="TIME", help="How long something must have been of no use: 7d, 12h."
+        ),
+    ] = "30d",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be removed.")
+    ] = False,
+    store: StoreURL = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Remove superseded versions, and whatever else no version needs any more.
+
+    Tagged versions stay, and so does all that runs in progress need.
+    """
+    import dataclasses
+
+    from rich.table import Table
+
+    from reelmill.store import collect as collecting
+    from reelmill.units import format_bytes, format_seconds, parse_seconds
+
+    try:
+        seconds = parse_seconds(keep)
+    except ValueError as error:
+        raise ReelmillError(f"--keep {keep}: {error}") from None
+    if seconds < collecting.SHORTEST_KEEP:
+        shortest = format_seconds(collecting.SHORTEST_KEEP)
+        raise ReelmillError(f"--keep {keep} is too short to be safe; say {shortest} or more")
+    policy = collecting.Policy(keep_versions=keep_versions, keep=seconds)
+    run = collecting.plan_collection if dry_run else collecting.collect
+    with err.status("looking ...") as status:
+
+        def watch(found: collecting.Collection) -> None:
+            size = format_bytes(found.total.bytes)
+            status.update(f"{found.total.count:,} objects of no use, {size}")
+
+        found = run(_store(store), policy, watch)
+    if as_json:
+        _print_json({**dataclasses.asdict(found), "dry_run": dry_run})
+        return
+    done = "would be removed" if dry_run else "removed"
+    for version in found.versions:
+        out.print(f"{version} {done}", markup=False)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column(done, no_wrap=True)
+    table.add_column("objects", justify="right", no_wrap=True)
+    table.add_column("bytes", justify="right", no_wrap=True)
+    for kind, tally in found.removed.items():
+        if tally.count:
+            table.add_row(kind, f"{tally.count:,}", format_bytes(tally.bytes))
+    if table.rows:
+        out.print(table)
+    gone, stay = format_bytes(found.total.bytes), format_bytes(found.kept.bytes)
+    out.print(f"{gone} {done}; {stay} stay", markup=False)
 
 
 @app.command(rich_help_panel=BUILDING)
@@ -472,6 +646,16 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         err.print(f"[bold red]error:[/] {_escaped(str(error))}")
         sys.exit(1)
     sys.exit(0)
+
+
+def _show(quiet: bool, json_log: bool, as_json: bool) -> Show:
+    from reelmill.flows.run import Show
+
+    return Show(
+        console=None if quiet or json_log or as_json else err,
+        report=_print_json if as_json else out,
+        events=sys.stderr if json_log else None,
+    )
 
 
 def _escaped(text: str) -> str:

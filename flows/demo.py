@@ -22,7 +22,7 @@ from rich.console import Console
 from reelmill.dataset import Version, open_version
 from reelmill.errors import ReelmillError
 from reelmill.flows.drive import prepare
-from reelmill.flows.run import planning_store, run_build
+from reelmill.flows.run import Show, planning_store, run_build
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.tasks import Stages
@@ -62,7 +62,7 @@ def run_demo(
         else:
             _write_if_new(table, table_of(address, videos))
             _write_if_new(recipe, RECIPE.format(store=store or "./store"))
-        build = run_build(str(recipe), workers=workers, console=err, report=out)
+        build = run_build(str(recipe), workers=workers, show=Show(console=err, report=out))
     for name, count in SHEETS.items():
         version = open_version(build.store, name)
         sheet = _sheet(folder, version, count)

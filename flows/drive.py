@@ -7,13 +7,15 @@ import heapq
 import itertools
 import signal
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from reelmill import tables
+from reelmill.dataset import open_version
 from reelmill.digest import SHORT
 from reelmill.errors import RecipeError, ReelmillError
-from reelmill.recipe import Recipe
+from reelmill.recipe import Pinned, Recipe
 from reelmill.store import Store
 from reelmill.store.model import Lineage, Manifest, Ref, Result
 from reelmill.store.store import now
@@ -26,6 +28,12 @@ from reelmill.tasks.planner import Node, Planner, Todo
 LATEST = ("latest",)
 GRACE_SECONDS = 10.0
 """How long a stopped build waits for the shards that are being made."""
+
+AGAIN_SECONDS = 2.0
+"""How often a build looks whether the shards are there that other runs are making."""
+
+_LONGEST_MESSAGE = 500
+_FIRST = asyncio.FIRST_COMPLETED
 
 
 class BuildFailedError(ReelmillError):
@@ -40,6 +48,10 @@ class StoppedError(ReelmillError):
         self.number = number
 
 
+class TakenError(ReelmillError):
+    """Another run is making the shard at the moment."""
+
+
 class Stop(asyncio.Event):
     """Set when the build shall stop, by the signal that asked for it."""
 
@@ -48,7 +60,8 @@ class Stop(asyncio.Event):
 
 @dataclass(slots=True)
 class Progress:
-    """How far a dataset is. ``expected`` is unknown until its input is."""
+    """How far a dataset is. ``expected`` is unknown until its input is; ``moved`` says whether the
+    build gave the dataset another version than it had."""
 
     name: str
     stage: str
@@ -62,6 +75,7 @@ class Progress:
     bytes: int = 0
     reasons: dict[str, int] = field(default_factory=dict)
     version: str | None = None
+    moved: bool = False
     started: float | None = None
     ended: float | None = None
 
@@ -109,21 +123,53 @@ class Grown:
     rejects: int
 
 
+class Listener(Protocol):
+    """Is told what happens in a build, in its event loop: it must not wait for anything."""
+
+    def shard_ended(
+        self, build: Build, todo: Todo, seconds: float, outcome: Result | str, /
+    ) -> None:
+        """A shard was made, or could not be for the reason that ``outcome`` gives."""
+
+    def committed(self, build: Build, name: str, /) -> None:
+        """A dataset has its version."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Running:
+    todo: Todo
+    started: float
+
+
 @dataclass
 class Build:
-    """A build whose plan is made: what is known, and what is missing."""
+    """A build whose plan is made: what is known, and what is missing.
+
+    ``labels`` name the versions of sources and of finished datasets: ``clips@3fa9c1d20b7e``;
+    ``notes`` are for whoever watches, by what they are about; ``error`` is what a build that is
+    ``over`` failed of.
+    """
 
     recipe: Recipe
     store: Store
     names: list[str]
     planner: Planner
-    sources: dict[str, str]
+    labels: dict[str, str]
     grown: list[Grown]
     missing: list[Todo]
     progress: dict[str, Progress]
     versions: dict[str, str] = field(default_factory=dict)
     forgotten: set[str] = field(default_factory=set)
     stopping: bool = False
+    notes: dict[str, str] = field(default_factory=dict)
+    error: ReelmillError | None = None
+    over: bool = False
+    listeners: list[Listener] = field(default_factory=list)
+
+    @property
+    def note(self) -> str:
+        """What whoever watches should know now, in a line; mostly nothing."""
+        return "; ".join(text for text in self.notes.values() if text)
 
     @property
     def is_complete(self) -> bool:
@@ -146,11 +192,19 @@ def prepare(
     names = recipe.select(only) if only else recipe.order()
     wanted = {parent for name in names for parent in recipe.datasets[name].inputs.values()}
     manifests: dict[str, Manifest] = {}
-    versions: dict[str, str] = {}
+    labels: dict[str, str] = {}
     grown = []
-    for name in recipe.sources:
-        if name in wanted:
-            manifests[name], versions[name], growth = _ingest(recipe, store, name, run, write)
+    for name, source in recipe.sources.items():
+        if name not in wanted:
+            continue
+        if isinstance(source, Pinned):
+            pinned = open_version(store, source.version)
+            if write:
+                store.claim_version(pinned.digest)
+            manifests[name], labels[name] = pinned.manifest, str(pinned)
+        else:
+            manifests[name], version, growth = _ingest(recipe, store, name, run, write)
+            labels[name] = f"{name}@{version[:SHORT]}"
             grown.append(growth)
     for name in names:
         if (ref := store.latest(name)) and ref.stage == "ingest":
@@ -160,8 +214,8 @@ def prepare(
     nodes = [_node(recipe, name) for name in names]
     planner = Planner(nodes, manifests)
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
-    build = Build(recipe, store, names, planner, versions, grown, [], progress)
-    build.missing = _settle(build, planner.start(), _Memory(store, names))
+    build = Build(recipe, store, names, planner, labels, grown, [], progress)
+    build.missing = _settle(build, planner.start(), _Memory(store, names, claim=write))
     return build
 
 
@@ -175,6 +229,7 @@ def _node(recipe: Recipe, name: str) -> Node:
         parents=dataset.inputs,
         salt=dataset.salt,
         max_rejects=dataset.max_rejects,
+        max_holes=dataset.max_holes,
     )
 
 
@@ -238,8 +293,9 @@ class _Memory:
     """Results of earlier builds. The lineage of the newest versions answers for most shards with
     one read a dataset; the store's action records answer for the rest."""
 
-    def __init__(self, store: Store, names: Iterable[str]) -> None:
+    def __init__(self, store: Store, names: Iterable[str], *, claim: bool = True) -> None:
         self._store = store
+        self._claim = claim
         self._known: dict[str, Result] = {}
         for name in names:
             ref = store.latest(name)
@@ -263,7 +319,7 @@ class _Memory:
         known = {key: self._known[key] for key in keys if key in self._known}
         found = self._store.intact(known) if known else {}
         rest = [key for key in keys if key not in known]
-        return {**found, **(self._store.recall(rest) if rest else {})}
+        return {**found, **(self._store.recall(rest, claim=self._claim) if rest else {})}
 
 
 def may_pass(stage: str, reason: str) -> bool:
@@ -299,10 +355,12 @@ def commit_versions(build: Build, run: str) -> list[str]:
     """Commit every dataset that became complete; their names."""
     committed = []
     for name, manifest, lineage in build.planner.finished():
-        version = _commit(build, name, manifest, lineage, run)
+        version, moved = _commit(build, name, manifest, lineage, run)
         build.versions[name] = version
+        build.labels[name] = f"{name}@{version[:SHORT]}"
         progress = build.progress[name]
         progress.version = version
+        progress.moved = moved
         progress.expected = progress.have
         committed.append(name)
     for key in set(build.planner.passing()) - build.forgotten:
@@ -311,10 +369,13 @@ def commit_versions(build: Build, run: str) -> list[str]:
     return committed
 
 
-def _commit(build: Build, name: str, manifest: Manifest, lineage: Lineage, run: str) -> str:
+def _commit(
+    build: Build, name: str, manifest: Manifest, lineage: Lineage, run: str
+) -> tuple[str, bool]:
     dataset = build.recipe.datasets[name]
-    known = {**build.sources, **build.versions}
-    version = build.store.put_manifest(manifest)
+    before = build.store.latest(name)
+    kept = {before.version, before.lineage or ""} if before else set()
+    version = build.store.put_manifest(manifest, kept=kept)
     ref = Ref(
         event="commit",
         version=version,
@@ -322,25 +383,39 @@ def _commit(build: Build, name: str, manifest: Manifest, lineage: Lineage, run: 
         time=now(),
         run=run,
         stage=dataset.stage,
-        parents={
-            role: f"{parent}@{known[parent][:SHORT]}" for role, parent in dataset.inputs.items()
-        },
-        lineage=build.store.put_blob(lineage.as_bytes(), "json").digest,
+        parents={role: build.labels[parent] for role, parent in dataset.inputs.items()},
+        lineage=build.store.put_blob(lineage.as_bytes(), "json", kept=kept).digest,
         totals=manifest.totals(),
+        holes={
+            shard: message[:_LONGEST_MESSAGE]
+            for shard, message in build.planner.holes(name).items()
+        },
     )
     build.store.commit_ref(name, ref)
-    return version
+    return version, before is None or before.version != version
 
 
 Submit = Callable[[Todo, str], Awaitable[str]]
 """Has an ``Order`` (JSON) executed somewhere; the ``Result`` (JSON)."""
 
+HasFailed = Callable[[float], bool]
+"""Whether the store has failed since a moment (seconds since the epoch). May wait for it."""
 
-async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: Stop) -> None:
-    """Make what is missing, with at most ``window`` shards in flight, and commit the versions.
 
-    Shards that fail do not hold up the others. Shards deeper in the recipe go first, so that
-    chains finish instead of all starting.
+async def drive(
+    build: Build,
+    submit: Submit,
+    *,
+    window: Callable[[], int],
+    run: str,
+    stop: Stop,
+    store_has_failed: HasFailed = lambda _since: False,
+) -> None:
+    """Make what is missing, with at most ``window()`` shards in flight, and commit the versions.
+
+    Shards that fail do not hold up the others. Those that failed because the store did are made
+    again. Shards deeper in the recipe go first, so that chains finish instead of all starting.
+    What ``submit`` refuses by a ``TakenError`` is looked up, and submitted again, now and then.
 
     Raises:
         BuildFailedError: some shards or datasets could not be made.
@@ -349,7 +424,9 @@ async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: St
     memory = _Memory(build.store, ())
     count = itertools.count()
     queue: list[tuple[int, int, int, Todo]] = []
-    active: dict[asyncio.Task[str], Todo] = {}
+    active: dict[asyncio.Task[str], _Running] = {}
+    taken: list[Todo] = []
+    look_again = 0.0
     attached: set[str] = set()
 
     def enqueue(todos: Iterable[Todo]) -> None:
@@ -361,22 +438,42 @@ async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: St
         progress.started = progress.started or time.time()
         progress.running += 1
         order = order_of(build, todo, run)
-        active[asyncio.ensure_future(submit(todo, order))] = todo
+        active[asyncio.ensure_future(submit(todo, order))] = _Running(todo, time.time())
 
     enqueue(build.missing)
     stopped = asyncio.ensure_future(stop.wait())
     try:
-        while (queue or active) and not stop.is_set():
-            while queue and len(active) < window:
+        while (queue or active or taken) and not stop.is_set():
+            while queue and len(active) < window():
                 todo = heapq.heappop(queue)[-1]
                 await asyncio.to_thread(_attach, build.store, todo, attached)
                 start(todo)
-            await asyncio.wait({stopped, *active}, return_when=asyncio.FIRST_COMPLETED)
+            patience = AGAIN_SECONDS if taken else None
+            await asyncio.wait({stopped, *active}, timeout=patience, return_when=_FIRST)
             for task in [task for task in active if task.done()]:
-                todo = active.pop(task)
-                ready = _take(build, todo, task)
+                build.stopping = stop.is_set()
+                running = active.pop(task)
+                if _is_taken(task):
+                    build.progress[running.todo.dataset].running -= 1
+                    taken.append(running.todo)
+                    continue
+                if (
+                    _has_failed(task)
+                    and not build.stopping
+                    and await asyncio.to_thread(store_has_failed, running.started)
+                ):
+                    build.progress[running.todo.dataset].running -= 1
+                    enqueue([running.todo])
+                    continue
+                ready = _take(build, running, task)
                 enqueue(await asyncio.to_thread(_settle, build, ready, memory))
-                await asyncio.to_thread(commit_versions, build, run)
+                await commit(build, run)
+            build.notes["others"] = _waiting(taken, active, queue)
+            if taken and time.monotonic() >= look_again:
+                look_again = time.monotonic() + AGAIN_SECONDS
+                enqueue(await asyncio.to_thread(_settle, build, taken, memory))
+                taken = []
+                await commit(build, run)
         build.stopping = stop.is_set()
         if stop.is_set() and active:
             await _wind_down(build, active)
@@ -385,7 +482,7 @@ async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: St
         for task in active:
             task.cancel()
         await asyncio.gather(*active, return_exceptions=True)
-        await asyncio.to_thread(commit_versions, build, run)
+        await commit(build, run)
     problems = build.planner.problems()
     if stop.is_set() and len(build.versions) < len(build.names):
         raise StoppedError(_kept(build, "stopped"), stop.number)
@@ -393,24 +490,54 @@ async def drive(build: Build, submit: Submit, *, window: int, run: str, stop: St
         raise BuildFailedError("; ".join(problems.values()))
 
 
-async def _wind_down(build: Build, active: dict[asyncio.Task[str], Todo]) -> None:
+async def commit(build: Build, run: str) -> None:
+    """Commit every dataset that became complete, and tell the listeners."""
+    for name in await asyncio.to_thread(commit_versions, build, run):
+        for listener in build.listeners:
+            listener.committed(build, name)
+
+
+async def _wind_down(build: Build, active: dict[asyncio.Task[str], _Running]) -> None:
     done, _ = await asyncio.wait(active, timeout=GRACE_SECONDS)
     for task in done:
-        _take(build, active.pop(task), task)
+        running = active.pop(task)
+        if not _is_taken(task):
+            _take(build, running, task)
 
 
-def _take(build: Build, todo: Todo, task: asyncio.Task[str]) -> list[Todo]:
+def _has_failed(task: asyncio.Task[str]) -> bool:
+    return not task.cancelled() and task.exception() is not None
+
+
+def _is_taken(task: asyncio.Task[str]) -> bool:
+    return not task.cancelled() and isinstance(task.exception(), TakenError)
+
+
+def _waiting(taken: Sequence[Todo], *ours: Collection[object]) -> str:
+    if not taken or any(ours):
+        return ""
+    return f"waiting for {len(taken)} shards that other runs are making"
+
+
+def _take(build: Build, running: _Running, task: asyncio.Task[str]) -> list[Todo]:
+    todo = running.todo
     progress = build.progress[todo.dataset]
     progress.running -= 1
     progress.ended = time.time()
+    seconds = progress.ended - running.started
     if task.cancelled() or (error := task.exception()):
         progress.failed += 1
         message = "cancelled" if task.cancelled() else _one_line(error)
-        build.planner.failed(todo, message)
-        return []
+        for listener in build.listeners:
+            listener.shard_ended(build, todo, seconds, message)
+        # What a stop cut off is not a shard that cannot be made.
+        over = task.cancelled() or build.stopping
+        return build.planner.failed(todo, message, may_be_hole=not over)
     result = Result.model_validate_json(task.result())
     progress.made += 1
     progress.take(result)
+    for listener in build.listeners:
+        listener.shard_ended(build, todo, seconds, result)
     return build.planner.done(todo, result)
 
 

@@ -63,18 +63,33 @@ def reject_lines(build: Build) -> list[str]:
     ]
 
 
+def hole_lines(build: Build) -> list[str]:
+    """A line per shard that a dataset has to do without, which its recipe allows."""
+    return [
+        f"{name}/{shard}: {message}"
+        for name in build.names
+        for shard, message in build.planner.holes(name).items()
+    ]
+
+
 def markdown_report(build: Build) -> str:
     """The datasets as a markdown table, with the reasons of rejects and of failures."""
     lines = [
         f"| {' | '.join(HEADINGS)} |",
         "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2),
-        *(f"| {' | '.join(row)} |" for row in rows(build)),
+        *(f"| {' | '.join(_unbroken(row))} |" for row in rows(build)),
     ]
     if rejected := reject_lines(build):
         lines += ["", "**Rejects**", "", *(f"- {line}" for line in rejected)]
+    if short := hole_lines(build):
+        lines += ["", "**Shards that could not be made**", "", *(f"- {line}" for line in short)]
     if problems := build.planner.problems():
         lines += ["", "**Not built**", "", *(f"- {text}" for text in problems.values())]
     return "\n".join(lines)
+
+
+def _unbroken(row: tuple[str, ...]) -> list[str]:
+    return [cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row]
 
 
 def as_json(build: Build) -> dict[str, Any]:
@@ -82,7 +97,7 @@ def as_json(build: Build) -> dict[str, Any]:
     return {
         "store": build.store.url,
         "datasets": {
-            name: {**asdict(progress), "have": progress.have}
+            name: {**asdict(progress), "have": progress.have, "holes": build.planner.holes(name)}
             for name, progress in build.progress.items()
         },
         "problems": build.planner.problems(),

@@ -9,18 +9,20 @@ import os
 import secrets
 import signal
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TextIO
 
 from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
+from reelmill.flows.derivation import derivation
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import load_profile
-from reelmill.flows.report import as_json, reject_lines, table
-from reelmill.recipe import load_recipe
+from reelmill.flows.report import as_json, hole_lines, reject_lines, table
+from reelmill.recipe import Recipe, load_recipe
 from reelmill.store import Store
 from reelmill.store.lease import lease
 from reelmill.tasks import Stages
@@ -28,7 +30,30 @@ from reelmill.tasks.ingest import Source
 
 FLUSH_SECONDS = 5
 
+_PREFECT = {
+    # Its own chatter would tear the progress table apart.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_FLOW_RUNS_LEVEL": "CRITICAL",
+    "PREFECT_LOGGING_INTERNAL_LEVEL": "CRITICAL",
+    # Each doubles a pause. A run waits for its server by itself, and shall not do so twice.
+    "PREFECT_CLIENT_MAX_RETRIES": "2",
+}
+"""What Prefect reads when it is imported, unless somebody has said otherwise."""
+
 Report = Console | Callable[[Any], None]
+
+
+@dataclass(frozen=True)
+class Show:
+    """What a command shows of a build.
+
+    ``console`` gets progress and ``report`` the outcome: a console for the table, or a function
+    for the JSON. ``events`` gets a JSON line for all that happens. Each may be absent.
+    """
+
+    console: Console | None = None
+    report: Report | None = None
+    events: TextIO | None = None
 
 
 def run_build(
@@ -38,16 +63,11 @@ def run_build(
     overrides: Sequence[str] = (),
     profile: str = "local",
     workers: int | None = None,
-    console: Console | None = None,
-    report: Report | None = None,
+    show: Show = Show(),
 ) -> Build:
     """Build a recipe and tell what came of it.
 
     Where all shards exist, no server, no cluster and no flow run are started.
-
-    Args:
-        console: where progress goes; nowhere if ``None``.
-        report: where the outcome goes: a console for the table, or a function for the JSON.
 
     Raises:
         ReelmillError: something could not be made; the outcome was reported.
@@ -55,48 +75,117 @@ def run_build(
     """
     load_profile(profile, workers)
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
-    store = Store.open(loaded.store, create=True)
+
+    async def start() -> Any:
+        from reelmill.flows.build import build_flow
+
+        return await build_flow(
+            recipe=recipe,
+            only=list(only),
+            overrides=list(overrides),
+            profile=profile,
+            workers=workers,
+            return_state=True,
+        )
+
+    return _run(loaded, start, only=only, again=f"reelmill build {recipe}", show=show)
+
+
+def run_derive(
+    store: str,
+    parent: str,
+    name: str,
+    stage: str,
+    *,
+    overrides: Sequence[str] = (),
+    profile: str = "local",
+    workers: int | None = None,
+    show: Show = Show(),
+) -> Build:
+    """Derive one dataset from a version and tell what came of it; as ``run_build``."""
+    load_profile(profile, workers)
+    loaded = derivation(store, parent, name, stage, {}, overrides=list(overrides))
+    dataset = loaded.datasets[name]
+
+    async def start() -> Any:
+        from reelmill.flows.derive import derive_flow
+
+        return await derive_flow(
+            parent=parent,
+            name=name,
+            make={"stage": stage, **dataset.params.model_dump(mode="json", exclude_unset=True)},
+            store=loaded.store,
+            max_rejects=dataset.max_rejects,
+            max_holes=dataset.max_holes,
+            profile=profile,
+            workers=workers,
+            return_state=True,
+        )
+
+    again = " ".join(["reelmill derive", parent, name, stage, *overrides])
+    Store.open(loaded.store)
+    return _run(loaded, start, again=again, show=show)
+
+
+def _run(
+    recipe: Recipe,
+    start: Callable[[], Coroutine[Any, Any, Any]],
+    *,
+    only: Sequence[str] = (),
+    again: str,
+    show: Show,
+) -> Build:
+    store = Store.open(recipe.store, create=True)
     run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
-        build = prepare(loaded, store, only=only, run=run)
+        build = prepare(recipe, store, only=only, run=run)
         if not build.missing:
             drive.commit_versions(build, run)
-            _tell(build, report)
+            _announce(build)
+            _tell(build, show.report)
             if problems := build.planner.problems():
                 raise ReelmillError("; ".join(problems.values()))
             return build
     try:
-        build, error = _run_flow(recipe, only, overrides, profile, workers, console)
+        build = _run_flow(start, show)
     except (KeyboardInterrupt, asyncio.CancelledError):
-        raise Interrupted(
-            _go_on("stopped at once; finished shards are kept", recipe), signal.SIGINT
-        ) from None
-    _tell(build, report)
-    if isinstance(error, StoppedError):
-        raise Interrupted(_go_on(str(error), recipe), error.number)
-    if error is not None:
-        raise error
+        message = "stopped at once; finished shards are kept"
+        raise Interrupted(f"{message}. To go on: {again}", signal.SIGINT) from None
+    _tell(build, show.report)
+    if isinstance(build.error, StoppedError):
+        raise Interrupted(f"{build.error}. To go on: {again}", build.error.number)
+    if build.error is not None:
+        raise build.error
     return build
 
 
-def _run_flow(
-    recipe: str,
-    only: Sequence[str],
-    overrides: Sequence[str],
-    profile: str,
-    workers: int | None,
-    console: Console | None,
-) -> tuple[Build, ReelmillError | None]:
-    # Read by Prefect when it is imported: its own chatter would tear the progress table apart.
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL", "CRITICAL")
-    os.environ.setdefault("PREFECT_LOGGING_HANDLERS_CONSOLE_FLOW_RUNS_LEVEL", "CRITICAL")
+def _announce(build: Build) -> None:
+    """Send the events of versions that moved without a shard made, where there is a server."""
+    if not any(progress.moved for progress in build.progress.values()):
+        return
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value():
+        from reelmill.flows.events import Announcer
+
+        for name in build.versions:
+            Announcer().committed(build, name)
+        _flush_prefect()
+
+
+def _run_flow(start: Callable[[], Coroutine[Any, Any, Any]], show: Show) -> Build:
+    for name, value in _PREFECT.items():
+        os.environ.setdefault(name, value)
+    # A log that does not reach Prefect's server is nothing for the screen either.
+    logging.raiseExceptions = False
     from reelmill.flows.server import prefect_api
 
+    console = show.console
     if console is not None:
         console.print("starting Prefect and Dask ...", markup=False)
     with prefect_api() as url:
-        from reelmill.flows.build import build_flow, watched_by
-        from reelmill.flows.terminal import show_progress
+        from reelmill.flows.build import watched_by
+        from reelmill.flows.terminal import show_progress, write_events
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
         if console is not None:
@@ -107,35 +196,41 @@ def _run_flow(
         @contextlib.contextmanager
         def watch(build: Build) -> Iterator[None]:
             seen.append(build)
-            if console is None:
+            with contextlib.ExitStack() as shown:
+                if console is not None:
+                    shown.enter_context(show_progress(console, build))
+                if show.events is not None:
+                    shown.enter_context(write_events(show.events, build))
                 yield
-            else:
-                with show_progress(console, build):
-                    yield
 
         async def run() -> Any:
             with watched_by(watch):
-                return await build_flow(
-                    recipe=recipe,
-                    only=list(only),
-                    overrides=list(overrides),
-                    profile=profile,
-                    workers=workers,
-                    return_state=True,
-                )
+                return await start()
 
         try:
             state = asyncio.run(run())
             outcome = asyncio.run(_outcome(state))
+        except Exception as error:
+            if not (seen and seen[0].over):
+                raise
+            # The build is over and its data is safe: only Prefect does not know.
+            outcome = seen[0]
+            if console is not None:
+                console.print(_unrecorded(error), markup=False)
         finally:
             _flush_prefect()
-    if isinstance(outcome, Build):
-        return outcome, None
-    if isinstance(outcome, ReelmillError) and seen:
-        return seen[0], outcome
+    if seen and seen[0].over:
+        return seen[0]
     if isinstance(outcome, BaseException):
         raise outcome
     raise ReelmillError(f"the flow run ended as {state.name}: {state.message}")
+
+
+def _unrecorded(error: Exception) -> str:
+    from prefect.exceptions import ObjectNotFound
+
+    why = "has lost it" if isinstance(error, ObjectNotFound) else "does not answer"
+    return f"Prefect has no record of how this run ended: its server {why}"
 
 
 def _flush_prefect() -> None:
@@ -154,10 +249,6 @@ async def _outcome(state: Any) -> Any:
     return await state.aresult(raise_on_failure=False)
 
 
-def _go_on(what: str, recipe: str) -> str:
-    return f"{what}. To go on: reelmill build {recipe}"
-
-
 def _tell(build: Build, report: Report | None) -> None:
     if report is None:
         return
@@ -167,6 +258,8 @@ def _tell(build: Build, report: Report | None) -> None:
     report.print(table(build))
     for line in reject_lines(build):
         report.print(f"rejects of {line}", markup=False)
+    for line in hole_lines(build):
+        report.print(f"could not be made: {line}", markup=False)
     made = sum(progress.made for progress in build.progress.values())
     have = sum(progress.have for progress in build.progress.values())
     if build.is_complete and not made:

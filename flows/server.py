@@ -19,10 +19,15 @@ from reelmill.errors import ReelmillError
 START_SECONDS = 120.0
 """How long a first start may take: it creates the database."""
 
+PATIENCE = "REELMILL_SERVER_PATIENCE"
+"""Environment variable: how long a finished run waits for a server that went away, such as ``10m``,
+to report there."""
+
 _EMBEDDED = {
     # Nothing leaves the machine, and services that only deployments need stay off.
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
     # Batches cut the server's CPU per task run by more than half.
@@ -32,14 +37,28 @@ _EMBEDDED = {
     "PREFECT_LOGGING_LEVEL": "ERROR",
 }
 
+_SCHEDULING = {
+    "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "true",
+    "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "true",
+    # In memory, where they are else, the place that a run takes in its deployment is lost with the
+    # server, and no other run would ever get it.
+    "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (
+        "prefect.server.concurrency.lease_storage.filesystem"
+    ),
+}
+
 
 @contextlib.contextmanager
-def prefect_api() -> Iterator[str]:
+def prefect_api(port: int | None = None, *, schedules: bool = False) -> Iterator[str]:
     """Yield the address of a Prefect API for the time of a run.
 
     The configured one (``PREFECT_API_URL`` in the environment or the active Prefect profile) is
     used as it is; without one a server is started on a free loopback port, with Prefect's usual
     database so that ``prefect server start`` shows its runs later, and stopped again.
+
+    Args:
+        port: where a server of our own listens, instead of on a free port.
+        schedules: whether a server of our own starts the runs that schedules ask for.
 
     Raises:
         ReelmillError: the server does not start, or the configured one does not answer.
@@ -55,14 +74,24 @@ def prefect_api() -> Iterator[str]:
             )
         yield configured
         return
-    with own_server() as url, temporary_settings({PREFECT_API_URL: url}):
+    own = own_server(port, schedules=schedules)
+    with own as url, temporary_settings({PREFECT_API_URL: url}):
+        # Should it die, nobody starts it again.
+        os.environ.setdefault(PATIENCE, "0")
         yield url
 
 
 @contextlib.contextmanager
-def own_server() -> Iterator[str]:
-    """Start a server on a free loopback port and stop it again; yields its API's address."""
-    port = _free_port()
+def own_server(port: int | None = None, *, schedules: bool = False) -> Iterator[str]:
+    """Start a server on a loopback port and stop it again; yields its API's address."""
+    if port is None:
+        port = _free_port()
+    elif not _is_free(port):
+        raise ReelmillError(
+            f"port {port} of this machine is taken: choose another one with --port, or, if a "
+            f"Prefect server listens there, set PREFECT_API_URL=http://127.0.0.1:{port}/api"
+        )
+    settings = {**_EMBEDDED, **(_SCHEDULING if schedules else {})}
     url = f"http://127.0.0.1:{port}/api"
     descriptor, name = tempfile.mkstemp(prefix="reelmill-server-", suffix=".log")
     log = Path(name)
@@ -74,7 +103,7 @@ def own_server() -> Iterator[str]:
             stderr=subprocess.STDOUT,
             # A Ctrl-C in the terminal is for the run; the server must outlive its last report.
             start_new_session=True,
-            env={**os.environ, **_EMBEDDED, "PREFECT_SERVER_API_HOST": "127.0.0.1"},
+            env={**os.environ, **settings, "PREFECT_SERVER_API_HOST": "127.0.0.1"},
         )
     try:
         _wait_until_up(process, url, log)
@@ -115,6 +144,16 @@ def _free_port() -> int:
         return port
 
 
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+        return True
+
+
 def serve(port: int) -> None:
     """Run a Prefect server in this process until standard input ends.
 
@@ -125,8 +164,17 @@ def serve(port: int) -> None:
     import uvicorn
     from prefect.server.api.server import create_app
 
+    # The UI asks a host of its makers how to count visits, even where visits are not counted.
+    here = f"127.0.0.1:{port}"
+    policy = f"connect-src 'self' http://{here} ws://{here} blob: data:"
     server = uvicorn.Server(
-        uvicorn.Config(create_app(), host="127.0.0.1", port=port, log_level="error")
+        uvicorn.Config(
+            create_app(),
+            host="127.0.0.1",
+            port=port,
+            log_level="error",
+            headers=[("Content-Security-Policy", policy)],
+        )
     )
 
     def stop_with_parent() -> None:

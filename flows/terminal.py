@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import threading
 from collections.abc import Iterator
+from typing import Any, TextIO
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -13,6 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from reelmill.flows.drive import GRACE_SECONDS, Build, Progress
+from reelmill.store.model import Result
+from reelmill.store.store import now
+from reelmill.tasks.planner import Todo
 from reelmill.units import format_bytes, format_seconds
 
 LOG_SECONDS = 10.0
@@ -33,12 +38,69 @@ def show_progress(console: Console, build: Build) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def write_events(file: TextIO, build: Build) -> Iterator[None]:
+    """Write a JSON line to ``file`` for every shard and version of a build, and at both ends."""
+    events = Events(file)
+    events.write(
+        "started",
+        store=build.store.url,
+        datasets={
+            name: {"shards": p.expected, "have": p.have} for name, p in build.progress.items()
+        },
+    )
+    build.listeners.append(events)
+    try:
+        yield
+    finally:
+        events.write("ended", error=str(build.error) if build.error else None)
+
+
+class Events:
+    """Writes what happens in a build to ``file``, a JSON line each."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, event: str, **values: Any) -> None:
+        line = {"time": now(), "event": event, **values}
+        self._file.write(json.dumps(line) + "\n")
+        self._file.flush()
+
+    def shard_ended(self, build: Build, todo: Todo, seconds: float, outcome: Result | str) -> None:
+        about = {"dataset": todo.dataset, "shard": todo.shard, "stage": todo.action.stage}
+        took = {"seconds": round(seconds, 3)}
+        if isinstance(outcome, str):
+            self.write("shard failed", **about, **took, error=outcome)
+            return
+        self.write(
+            "shard made",
+            **about,
+            **took,
+            samples=outcome.samples,
+            rejects=outcome.reasons,
+            bytes=sum(outcome.blob_names().values()),
+        )
+
+    def committed(self, build: Build, name: str) -> None:
+        progress = build.progress[name]
+        self.write(
+            "committed",
+            dataset=name,
+            version=progress.version,
+            store=build.store.url,
+            samples=progress.samples,
+            holes=build.planner.holes(name),
+        )
+
+
+@contextlib.contextmanager
 def _logged(console: Console, build: Build) -> Iterator[None]:
     over = threading.Event()
 
     def write() -> None:
         while not over.wait(LOG_SECONDS):
-            console.print("  ".join(_brief(p) for p in build.progress.values()), highlight=False)
+            brief = "  ".join(_brief(p) for p in build.progress.values())
+            console.print(f"{brief}  {build.note}".rstrip(), highlight=False)
 
     thread = threading.Thread(target=write, name="progress", daemon=True)
     thread.start()
@@ -78,6 +140,8 @@ def _screen(build: Build) -> RenderableType:
             format_bytes(progress.bytes),
             Text.from_markup(", ".join(notes)),
         )
+    if build.note:
+        return Group(shown, Text(build.note, style="yellow"))
     if build.stopping:
         shown_below = f"stopping: up to {GRACE_SECONDS:.0f} s for running shards; again: at once"
         return Group(shown, Text(shown_below, style="yellow"))
