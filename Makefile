@@ -8,13 +8,13 @@ FOLDERS := $(shell find lib tasks flows configs -type d -not -name '__pycache__'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--config-settings editable_mode=strict
 
-.PHONY: demo test lint types bench format clean
+.PHONY: demo test lint types bench format constraints system clean
 
 demo: $(VENV)/.user
 	$(BIN)/reelmill demo demo
 
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -29,6 +29,17 @@ bench: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# What some tests skip without, on Debian and its like; needs root.
+SYSTEM := chromium postgresql iproute2
+
+system:
+	@dpkg -s $(SYSTEM) >/dev/null 2>&1 || { apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $(SYSTEM); }
+
+# The versions of the packages in the images, from those that are installed here.
+constraints: $(VENV)/.dev
+	$(BIN)/python infra/images/constraints.py
 
 clean:
 	rm -rf $(VENV) build demo *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
