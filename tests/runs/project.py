@@ -8,8 +8,9 @@ import os
 import subprocess
 import sys
 import sysconfig
+import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,14 @@ from reelmill.tasks.ingest import Source
 
 COMMAND = Path(sysconfig.get_path("scripts"), "reelmill")
 PLUGIN = Path(__file__).parent / "plugin"
+
+
+def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
+    """Wait until ``condition`` holds; fail if it does not for so long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain"
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -89,7 +98,7 @@ class Project:
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv(TRACE, str(self.trace))
-            asyncio.run(drive(build, submit, window=2, run="here", stop=Stop()))
+            asyncio.run(drive(build, submit, window=lambda: 2, run="here", stop=Stop()))
         return build
 
     def executed(self) -> Counter[str]:

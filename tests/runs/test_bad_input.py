@@ -198,7 +198,7 @@ def test_a_resource_that_no_worker_has_is_said_at_once(project: Project, demo_me
     text = recipe() + "  t: {stage: needy, from: videos}\n"
     project.write(text, [f"file://{demo_media}/dunes.mp4"])
     problem = line(project.run("build", "recipe.yaml", "--workers", "1"))
-    assert problem.startswith("t needs a worker with MOON=1, and none has it")
+    assert problem.startswith("needy (t) needs a worker with MOON=1, and none has it")
     assert project.executed() == {}
 
 

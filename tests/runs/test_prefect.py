@@ -5,12 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from tests.runs.project import Project
+from tests.runs.project import COMMAND, Project, wait_for
 
 RECIPE = """
 store: ./store
@@ -24,7 +27,7 @@ datasets:
 
 async def _seen(url: str, recipe: str) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
-    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter
+    from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: url}):
@@ -40,7 +43,9 @@ async def _seen(url: str, recipe: str) -> dict[str, Any]:
             artifacts = await client.read_artifacts(
                 artifact_filter=ArtifactFilter(flow_run_id={"any_": [run.id]})
             )
-            return {"run": run, "tasks": tasks, "artifacts": artifacts}
+            about = LogFilter(flow_run_id={"any_": [run.id]})
+            logs = await client.read_logs(log_filter=about)
+            return {"run": run, "tasks": tasks, "artifacts": artifacts, "logs": logs}
 
 
 def test_a_build_is_one_flow_run_with_a_task_run_per_shard_and_its_artifacts(
@@ -62,15 +67,21 @@ def test_a_build_is_one_flow_run_with_a_task_run_per_shard_and_its_artifacts(
         "split/clips/00001": {"clips", "split"},
     }
     assert {task.state.name for task in seen["tasks"]} == {"Completed"}
-    artifacts = {artifact.type: artifact for artifact in seen["artifacts"]}
-    assert float(artifacts["progress"].data) == 100.0
-    rows = {row["dataset"]: row for row in json.loads(artifacts["table"].data)}
+    artifacts = {artifact.key: artifact for artifact in seen["artifacts"]}
+    assert set(artifacts) == {"progress-videos", "progress-clips", "shards", "datasets"}
+    for name in ("videos", "clips"):
+        assert float(artifacts[f"progress-{name}"].data) == 100.0
+    rows = {row["dataset"]: row for row in json.loads(artifacts["shards"].data)}
     assert (rows["clips"]["shards"], rows["clips"]["made"]) == ("2 of 2", 2)
-    card = artifacts["markdown"].data
+    card = artifacts["datasets"].data
     assert "| dataset | version | shards |" in card
     assert "| videos | videos@" in card
     assert "  d_videos -->|split| d_clips" in card
     assert "![clips](data:image/jpeg;base64,/9j/" in card
+    assert "Dask's dashboard, while it runs: http://127.0.0.1:" in card
+    said = [log.message for log in seen["logs"]]
+    assert any(line.startswith("committed clips@") for line in said)
+    assert any("worker threads; Dask's dashboard: http://127.0.0.1:" in line for line in said)
 
 
 def test_a_failed_build_is_a_failed_flow_run_that_says_why(
@@ -101,3 +112,53 @@ def test_a_missing_server_is_said_in_one_line(
     _, line = done.stderr.strip().splitlines()
     assert line.startswith("error: the Prefect server at http://127.0.0.1:9/api does not answer")
     assert os.environ.get("PREFECT_API_URL") is None
+
+
+SLOW = """
+store: ./store
+sources:
+  urls: {path: urls.csv, rows_per_shard: 1}
+datasets:
+  rows: {stage: rows, from: urls}
+  naps: {stage: trouble, from: rows, kind: slow, seconds: 3}
+"""
+
+
+def test_whatever_listens_during_a_build_listens_on_loopback_alone(project: Project) -> None:
+    project.write(SLOW, [f"https://example.org/{n}.mp4" for n in range(4)])
+    alone = {k: v for k, v in project.environ.items() if k != "PREFECT_API_URL"}
+    alone["PREFECT_HOME"] = str(project.folder / "prefect")
+    command = [sys.executable, str(COMMAND), "build", str(project.recipe), "--workers", "2"]
+    process = subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True)
+    try:
+        wait_for(lambda: project.trace.exists(), seconds=120)
+        family = [psutil.Process(process.pid)]
+        family += family[0].children(recursive=True)
+        listening = {
+            connection.laddr.ip
+            for member in family
+            for connection in member.net_connections("inet")
+            if connection.status == psutil.CONN_LISTEN
+        }
+        servers = [p for p in family if "reelmill.flows.server" in " ".join(p.cmdline())]
+    finally:
+        process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert listening == {"127.0.0.1"}
+    assert len(servers) == 1, "only the build itself starts a Prefect server, no worker does"
+    wait_for(lambda: not any(member.is_running() for member in family), seconds=30)
+
+
+def test_prefects_own_dask_runner_makes_the_same_by_profile(
+    project: Project, demo_media: Path
+) -> None:
+    project.write(RECIPE, [f"file://{demo_media}/{n}.mp4" for n in ("dunes", "pond")])
+    profile = project.folder / "profile.yaml"
+    profile.write_text("kind: local\nworkers: 2\nrunner: prefect-dask\n")
+    versions = project.build("--profile", str(profile))
+    assert versions == dict(project.build_here().versions)
+    seen = asyncio.run(_seen(project.prefect_url, str(project.recipe)))
+    assert {task.name for task in seen["tasks"]} == {
+        f"{stage}/0000{n}" for stage in ("download/videos", "split/clips") for n in range(2)
+    }
+    assert {task.state.name for task in seen["tasks"]} == {"Completed"}

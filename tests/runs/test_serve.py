@@ -1,0 +1,250 @@
+"""`reelmill serve` with real servers and processes: schedules, kills, automations, metrics."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from reelmill.dataset import open_version
+from tests.runs.project import Project
+from tests.runs.serving import RECIPE, Serving, free_port, serving, until
+
+SLOW = RECIPE + "  slow: {stage: trouble, from: videos, kind: slow, seconds: 2}\n"
+TRIPLETS = "  triplets: {stage: frames, from: clips, count: 3, max_side: 640}\n"
+INFRA = Path(__file__).parents[2] / "infra"
+METRICS = free_port()
+
+
+@pytest.fixture(scope="module")
+def service(
+    tmp_path_factory: pytest.TempPathFactory, demo_media: Path, blank_prefect: Path
+) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("service")
+    arguments = ("--every", "1d", "--metrics", str(METRICS))
+    with serving(folder, demo_media, blank_prefect, *arguments, recipe=SLOW) as it:
+        yield it
+
+
+@pytest.fixture
+def expected(tmp_path: Path, demo_media: Path) -> Callable[..., dict[str, str]]:
+    """The versions of the recipe as a build in this process makes them."""
+
+    def build(recipe: str = SLOW) -> dict[str, str]:
+        project = Project(tmp_path, "")
+        project.write(recipe, [f"file://{demo_media}/{n}.mp4" for n in ("dunes", "pond")])
+        return dict(project.build_here().versions)
+
+    return build
+
+
+def versions(store: Path, *names: str) -> dict[str, str]:
+    return {name: open_version(str(store), name).digest for name in names}
+
+
+def metrics() -> dict[str, float]:
+    """What Prometheus would see: ``builds_total completed`` and the like."""
+    with urllib.request.urlopen(f"http://127.0.0.1:{METRICS}/metrics", timeout=10) as answer:
+        text = answer.read().decode()
+    return {
+        " ".join([sample.name.removeprefix("reelmill_"), *sample.labels.values()]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def below(process: int) -> list[psutil.Process]:
+    return psutil.Process(process).children(recursive=True)
+
+
+def wait_for_trace(service: Serving, label: str) -> None:
+    trace = service.project.trace
+    until(lambda: trace.exists() and label in trace.read_text(), f"{label} in the trace")
+
+
+def test_a_schedule_builds_at_once_and_does_not_overlap(
+    service: Serving, expected: Callable[..., dict[str, str]]
+) -> None:
+    (first,) = until(lambda: service.runs("build/films"), "the first run of the schedule")
+    until(lambda: service.state(first["id"])["type"] == "RUNNING", "the start of the run")
+    wait_for_trace(service, "download/videos/00001")
+    second = service.ended(service.run("build/films"))
+    assert (second["type"], second["message"]) == (
+        "CANCELLED",
+        "Deployment concurrency limit reached.",
+    )
+    until(lambda: metrics().get("shards_total videos made download") == 2, "both shards' count")
+    seen = metrics()
+    assert seen["builds_running"] == 1
+    assert service.state(first["id"])["type"] == "RUNNING"
+    assert service.ended(first["id"])["message"] == "6 shards made, 0 were there already"
+    store = service.project.folder / "store"
+    assert versions(store, "videos", "clips", "slow") == expected()
+    assert set(service.project.executed().values()) == {1}
+    assert "reelmill" in first["tags"]
+    after = metrics()
+    assert after["builds_running"] == 0
+    assert after["builds_total completed"] == 1
+    assert after["shard_seconds_count split"] == 2
+    assert (
+        after[f"dataset_samples clips {store}"] == open_version(str(store), "clips").totals.samples
+    )
+    assert all(after[name] >= value for name, value in seen.items() if "_total" in name)
+
+
+def test_a_killed_run_is_marked_and_the_next_one_finishes_it(
+    service: Serving, expected: Callable[..., dict[str, str]]
+) -> None:
+    store = service.project.folder / "killed"
+    before = metrics()
+    run = service.run("build/films", overrides=[f"store={store}"])
+    wait_for_trace(service, "split/clips/00001")
+    (engine,) = (p for p in below(service.process.pid) if "prefect.engine" in p.cmdline())
+    family = [engine, *below(engine.pid)]
+    engine.kill()
+    state = service.ended(run)
+    assert state["type"] == "CRASHED"
+    assert "SIGKILL" in state["message"]
+    until(lambda: not any(p.is_running() for p in family), "the end of the run's workers")
+    again = service.ended(service.run("build/films", overrides=[f"store={store}"]))
+    assert again["type"] == "COMPLETED"
+    assert versions(store, "videos", "clips", "slow") == expected()
+    assert set(service.project.executed().values()) == {1}
+    only = {"flow_runs": {"id": {"any_": [run]}}}
+    states = {task["state"]["type"] for task in service.call("task_runs/filter", only)}
+    assert states == {"COMPLETED", "CRASHED"}
+    after = metrics()
+    assert after["builds_total crashed"] == before["builds_total crashed"] + 1
+    assert after["builds_total completed"] == before["builds_total completed"] + 1
+    assert after["builds_running"] == 0
+
+
+def test_an_automation_derives_when_a_dataset_moves(
+    service: Serving, expected: Callable[..., dict[str, str]], tmp_path: Path
+) -> None:
+    deployment = f"derive/{service.store_name}"
+    identity = service.call(f"deployments/name/{deployment}", method="GET")["id"]
+    automations = (INFRA / "automations.yaml").read_text()
+    file = tmp_path / "automations.yaml"
+    file.write_text(automations.replace("DERIVE_DEPLOYMENT", identity))
+    service.prefect("automation", "create", "--from-file", str(file))
+    store = service.project.folder / "moved"
+    build = service.run("build/films", only=["clips"], overrides=[f"store={store}"])
+    assert service.ended(build)["type"] == "COMPLETED"
+    (derived,) = until(lambda: service.runs(deployment), "the run that the automation starts")
+    clips = str(open_version(str(store), "clips"))
+    assert derived["parameters"]["parent"] == clips
+    # A second run of the deployment waits for the first.
+    make = {"stage": "frames", "max_side": 64}
+    second = service.run(deployment, parent=clips, name="small", make=make, store=str(store))
+    runs = [derived["id"], second]
+    assert [service.ended(run)["type"] for run in runs] == ["COMPLETED"] * 2
+    first, last = (service.call(f"flow_runs/{run}", method="GET") for run in runs)
+    assert first["end_time"] <= last["start_time"]
+    assert versions(store, "triplets") == {"triplets": expected(RECIPE + TRIPLETS)["triplets"]}
+    # What is derived sends events too, which start nothing.
+    wanted = {"filter": {"event": {"name": ["reelmill.dataset.committed"]}}}
+    until(
+        lambda: {"clips", "triplets", "small"}.issubset(
+            event["payload"]["name"] for event in service.call("events/filter", wanted)["events"]
+        ),
+        "the events of the derived datasets",
+    )
+    assert len(service.runs(deployment)) == 2
+    for automation in service.call("automations/filter"):
+        service.call(f"automations/{automation['id']}", method="DELETE")
+
+
+def heartbeat(service: Serving, run: str) -> None:
+    service.call(
+        "events",
+        [
+            {
+                "event": "prefect.flow-run.heartbeat",
+                "occurred": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "id": os.urandom(16).hex(),
+                "resource": {"prefect.resource.id": f"prefect.flow-run.{run}"},
+                "related": [
+                    {
+                        "prefect.resource.id": "prefect.tag.reelmill",
+                        "prefect.resource.role": "tag",
+                    }
+                ],
+            }
+        ],
+    )
+
+
+def test_a_run_whose_heart_stops_is_marked(service: Serving) -> None:
+    (zombies,) = (
+        one
+        for one in yaml.safe_load((INFRA / "automations.yaml").read_text())["automations"]
+        if "heartbeat" in one["name"]
+    )
+    zombies["trigger"]["within"] = 10
+    automation = service.call("automations/", zombies)["id"]
+    known = service.call("deployments/name/build/films", method="GET")["id"]
+    runs = []
+    for _ in range(2):
+        later = {"type": "SCHEDULED", "state_details": {"scheduled_time": "2100-01-01T00:00:00Z"}}
+        run = service.call(f"deployments/{known}/create_flow_run", {"state": later})["id"]
+        running = {"state": {"type": "RUNNING"}, "force": True}
+        service.call(f"flow_runs/{run}/set_state", running)
+        heartbeat(service, run)
+        runs.append(run)
+    dead, done = runs
+    service.call(f"flow_runs/{done}/set_state", {"state": {"type": "COMPLETED"}, "force": True})
+    state = service.ended(dead)
+    assert state["type"] == "CRASHED"
+    assert "no heartbeat" in state["message"]
+    assert service.state(done)["type"] == "COMPLETED"
+    # Real runs send a heartbeat less often.
+    service.call(f"automations/{automation}", method="DELETE")
+
+
+def test_a_killed_service_leaves_nothing_and_goes_on(
+    service: Serving, expected: Callable[..., dict[str, str]]
+) -> None:
+    shutil.rmtree(service.project.folder / "store")
+    service.project.executed()
+    run = service.run("build/films")
+    wait_for_trace(service, "split/clips/")
+    known = {one["id"] for one in service.runs("build/films")}
+    family = below(service.process.pid)
+    service.process.kill()
+    service.process.wait()
+    until(lambda: not any(p.is_running() for p in family), "the end of all that was started")
+    service.start()
+    state = service.ended(run)
+    assert state["type"] == "CRASHED"
+    assert "what was finished is kept" in state["message"]
+    # The place of the dead one is free for the first run of the new service, which goes on.
+    (first,) = until(
+        lambda: [one for one in service.runs("build/films") if one["id"] not in known],
+        "the first run of the new service",
+    )
+    assert service.ended(first["id"])["type"] == "COMPLETED"
+    assert versions(service.project.folder / "store", "videos", "clips", "slow") == expected()
+    assert set(service.project.executed().values()) == {1}
+
+
+def test_a_service_that_is_stopped_stops_its_runs(service: Serving) -> None:
+    values = {"only": ["slow"], "overrides": ["slow.salt=third", "slow.seconds=60"]}
+    before = service.log.read_text().count("worker threads")
+    service.run("build/films", **values)
+    until(lambda: service.log.read_text().count("worker threads") > before, "the run's workers")
+    family = below(service.process.pid)
+    assert service.stop(signal.SIGINT) == 0
+    assert [p for p in family if p.is_running()] == []
+    log = service.log.read_text()
+    assert "Finished in state Cancelled('stopped; 2 finished shards are kept')" in log
+    assert "Traceback" not in log
