@@ -6,7 +6,7 @@ import argparse
 import importlib
 import time
 
-NAMES = ("shards", "shuffle", "second_build", "orchestration", "media")
+NAMES = ("shards", "shuffle", "second_build", "orchestration", "scale", "workers", "media")
 
 
 def main() -> None:

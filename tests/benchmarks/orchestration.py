@@ -1,4 +1,4 @@
-"""What a task run per shard costs around the shard, against bare Dask and Prefect's Dask runner.
+"""What a task run per shard costs around the shard, against other designs.
 
 Every subject has the same orders executed: shards of one tiny sample, whose making is measured by
 itself. Each is run with few and with many shards; the difference of the two holds no start-up. CPU
@@ -21,7 +21,7 @@ from unittest import mock
 from reelmill.flows.server import own_server
 from reelmill.tasks.frame import execute
 from tests.benchmarks.harness import Cost, Costs, measure, show
-from tests.benchmarks.peers import orders_of
+from tests.benchmarks.peers import BATCH, WORKERS, orders_of
 from tests.benchmarks.projects import PLUGIN, plan, use_plugin, write_project
 
 COMMAND = Path(sysconfig.get_path("scripts"), "reelmill")
@@ -31,21 +31,28 @@ ROUNDS = 2
 SETTLE_SECONDS = 2.0
 _TICKS = os.sysconf("SC_CLK_TCK")
 
-FLOW, DASK, RUNNER, BARE = "reelmill build", "bare Dask", "Prefect's DaskTaskRunner", "in a loop"
+FLOW, DASK, BARE = "reelmill build", "bare Dask", "in a loop"
+BY_PROFILE = "reelmill build, runner: prefect-dask"
+RUNNER, THREADS = "Prefect's DaskTaskRunner", "Prefect's thread runner over Dask"
+BATCHES = f"a task run for {BATCH} shards"
+
+SIZES = {
+    FLOW: (FEW, MANY),
+    DASK: (FEW, MANY),
+    BATCHES: (FEW, MANY),
+    THREADS: (FEW, MANY),
+    RUNNER: (FEW_PREFECT, MANY_PREFECT),
+    BY_PROFILE: (FEW_PREFECT, MANY_PREFECT),
+}
 
 
 def run() -> None:
     use_plugin()
-    sizes = {
-        FLOW: (FEW, MANY),
-        DASK: (FEW, MANY),
-        RUNNER: (FEW_PREFECT, MANY_PREFECT),
-    }
     bare: list[Cost] = []
-    costs: dict[str, list[Cost]] = {name: [] for name in sizes}
-    with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as home, _server(home) as environ:
+    costs: dict[str, list[Cost]] = {name: [] for name in SIZES}
+    with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as home, prefect(home) as environ:
         for _ in range(ROUNDS):
-            for name, (few, many) in sizes.items():
+            for name, (few, many) in SIZES.items():
                 less, more = (_one(name, shards, environ) for shards in (few, many))
                 costs[name].append((more - less).per(many - few))
             bare.append(_bare(MANY))
@@ -70,7 +77,7 @@ def _show(costs: Mapping[str, Costs]) -> None:
 
 
 @contextmanager
-def _server(home: str) -> Iterator[dict[str, str]]:
+def prefect(home: str) -> Iterator[dict[str, str]]:
     """A Prefect server with an empty database; yields the environment of its clients."""
     with mock.patch.dict(os.environ, {"PREFECT_HOME": home}), own_server() as url:
         yield {
@@ -88,17 +95,31 @@ def _one(name: str, shards: int, environ: Mapping[str, str]) -> Cost:
         assert len(plan(recipe).missing) == shards
         commands = {
             FLOW: [str(COMMAND), "build", str(recipe), "--json"],
-            DASK: ["-m", "tests.benchmarks.peers", "dask", str(recipe)],
-            RUNNER: ["-m", "tests.benchmarks.peers", "prefect", str(recipe)],
+            BY_PROFILE: [str(COMMAND), "build", str(recipe), "--json", "--profile", _profile(made)],
+            **{
+                name: ["-m", "tests.benchmarks.peers", how, str(recipe)]
+                for name, how in {
+                    DASK: "dask",
+                    BATCHES: "batches",
+                    THREADS: "threads",
+                    RUNNER: "runner",
+                }.items()
+            },
         }
         command = [sys.executable, *commands[name]]
-        before = _children_cpu()
+        before = children_cpu()
         cost = measure(lambda: _run(command, environ))
         # The server goes on taking in events for a moment.
         time.sleep(SETTLE_SECONDS)
-        server = _children_cpu() - before
+        server = children_cpu() - before
         assert plan(recipe).is_complete
         return Cost(cost.cpu + server, cost.wall)
+
+
+def _profile(folder: str) -> str:
+    path = Path(folder, "profile.yaml")
+    path.write_text(f"kind: local\nworkers: {WORKERS}\nrunner: prefect-dask\n")
+    return str(path)
 
 
 def _bare(shards: int) -> Cost:
@@ -114,7 +135,7 @@ def _run(command: list[str], environ: Mapping[str, str]) -> None:
         raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr}")
 
 
-def _children_cpu() -> float:
+def children_cpu() -> float:
     """CPU-seconds of the living children of this process and what they have waited for."""
     total = 0
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -55,5 +55,5 @@ async def execute_here(todo: Todo, order: str) -> str:
 def build(recipe: Path, submit: Callable[[Todo, str], Awaitable[str]] = execute_here) -> Build:
     """Plan and make what is missing: planner, driver and frame, without Prefect and Dask."""
     planned = plan(recipe)
-    asyncio.run(drive(planned, submit, window=2, run="bench", stop=Stop()))
+    asyncio.run(drive(planned, submit, window=lambda: 2, run="bench", stop=Stop()))
     return planned
