@@ -8,7 +8,7 @@ import contextlib
 import io
 import json
 import logging
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -33,7 +33,7 @@ from reelmill.flows.prefect_state import (
     settle_task_runs,
     wait_for_server,
 )
-from reelmill.flows.report import markdown_report, reasons_text
+from reelmill.flows.report import markdown_link, markdown_report, reasons_text
 from reelmill.flows.shards import Outcomes
 from reelmill.units import format_bytes, format_seconds
 
@@ -191,7 +191,8 @@ class Page:
                 await events.deliver_all(client)
             with decoration():
                 await self._refresh(client)
-                card = await asyncio.to_thread(dataset_card, self._build, self.dashboard)
+                pages = await _pages(client, self._build)
+                card = await asyncio.to_thread(dataset_card, self._build, self.dashboard, pages)
                 await self._show(client, "markdown", "datasets", card, "the datasets of this run")
             with decoration():
                 await settle_task_runs(client, self._flow_run, self.outcomes)
@@ -248,9 +249,39 @@ def _shards(progress: Progress) -> str:
     return f"{progress.have} of {'?' if progress.expected is None else progress.expected}"
 
 
-def dataset_card(build: Build, dashboard: str = "") -> str:
-    """Markdown: the table of datasets, their lineage as a graph, and a picture of each new one."""
-    parts = ["## Datasets", markdown_report(build), "## Lineage", _lineage_graph(build)]
+async def _pages(client: PrefectClient, build: Build) -> dict[str, str]:
+    """Links to the flow runs that committed the versions of a build and those it is made from, by
+    the versions' labels, as far as the server knows the runs."""
+    made = await asyncio.to_thread(_committed_by, build)
+    known = set()
+    for run in set(made.values()):
+        with contextlib.suppress(ObjectNotFound):
+            await client.read_flow_run(run)
+            known.add(run)
+    # Relative, since people may reach the UI by another address than this process, and below a
+    # prefix: an artifact's page lies two levels below that of the UI.
+    return {label: f"../../runs/flow-run/{run}" for label, run in made.items() if run in known}
+
+
+def _committed_by(build: Build) -> dict[str, UUID]:
+    made = {}
+    for label in build.labels.values():
+        with contextlib.suppress(ReelmillError, ValueError):
+            _, ref = build.store.resolve(label)
+            made[label] = UUID(ref.run)
+    return made
+
+
+def dataset_card(build: Build, dashboard: str, pages: Mapping[str, str]) -> str:
+    """Markdown: the table of datasets, their lineage as a graph, and a picture of each new one.
+
+    Args:
+        dashboard: where Dask shows what its workers do, if there are workers.
+        pages: links for versions, by their labels.
+    """
+    sources = [build.labels[name] for name in build.recipe.sources if name in build.labels]
+    parts = ["## Datasets", markdown_report(build, pages), "## Lineage", _lineage_graph(build)]
+    parts.append(f"From {', '.join(markdown_link(label, pages) for label in sources)}.")
     if dashboard:
         parts.insert(2, f"Store: `{build.store.url}`. Dask's dashboard, while it runs: {dashboard}")
     # The last one first: it is what the others were made for.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -72,12 +72,16 @@ def hole_lines(build: Build) -> list[str]:
     ]
 
 
-def markdown_report(build: Build) -> str:
-    """The datasets as a markdown table, with the reasons of rejects and of failures."""
+def markdown_report(build: Build, pages: Mapping[str, str]) -> str:
+    """The datasets as a markdown table, with the reasons of rejects and of failures.
+
+    Args:
+        pages: links for versions, by their labels: ``clips@3fa9c1d20b7e``.
+    """
     lines = [
         f"| {' | '.join(HEADINGS)} |",
         "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2),
-        *(f"| {' | '.join(_unbroken(row))} |" for row in rows(build)),
+        *(f"| {' | '.join(_unbroken(_linked(row, pages)))} |" for row in rows(build)),
     ]
     if rejected := reject_lines(build):
         lines += ["", "**Rejects**", "", *(f"- {line}" for line in rejected)]
@@ -88,7 +92,16 @@ def markdown_report(build: Build) -> str:
     return "\n".join(lines)
 
 
-def _unbroken(row: tuple[str, ...]) -> list[str]:
+def markdown_link(label: str, pages: Mapping[str, str]) -> str:
+    """A version's label, as a link where there is one."""
+    return f"[{label}]({pages[label]})" if label in pages else label
+
+
+def _linked(row: tuple[str, ...], pages: Mapping[str, str]) -> list[str]:
+    return [markdown_link(cell, pages) for cell in row]
+
+
+def _unbroken(row: Sequence[str]) -> list[str]:
     return [cell.replace(" ", "\N{NO-BREAK SPACE}") for cell in row]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
 import sysconfig
@@ -33,6 +34,13 @@ def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s in vain"
         time.sleep(0.05)
+
+
+def let_pass(gate: Path, count: int) -> None:
+    """Let so many shards through the gate of a stage ``trouble`` of the kind ``gate``."""
+    gate.mkdir(exist_ok=True)
+    for _ in range(count):
+        (gate / secrets.token_hex(8)).touch()
 
 
 @dataclass(frozen=True)

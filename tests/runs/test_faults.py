@@ -6,6 +6,7 @@ was committed, and with what Prefect shows of the runs.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -26,7 +27,7 @@ import psutil
 import pytest
 
 from reelmill.tasks.frame import TRACE
-from tests.runs.dask_processes import DaskProcesses
+from tests.runs.dask_processes import DaskProcesses, Wire, until
 from tests.runs.project import Project
 from tests.s3_server import STORM, Delay, Fault, Faults
 
@@ -523,6 +524,70 @@ def test_a_worker_whose_disk_is_full_leaves_its_shards_to_others(
     log = "\n".join(line["message"] for line in _post(project, "logs", {}))
     assert "No space left on device" in log
     finish(project, undisturbed, project.executed())
+
+
+# The cluster
+
+
+def executions(project: Project) -> list[dict[str, Any]]:
+    if not project.trace.exists():
+        return []
+    return [json.loads(line) for line in project.trace.read_text().splitlines()]
+
+
+def assert_nothing_made_again(project: Project) -> None:
+    """What one worker had committed, no other began to make. One that was cut off may have been at
+    it still."""
+    ends: dict[str, float] = {}
+    for one in sorted(executions(project), key=lambda one: float(one["started"])):
+        assert one["started"] < ends.get(one["label"], float("inf")), one["label"]
+        ends.setdefault(one["label"], one["started"] + one["seconds"])
+
+
+def test_workers_and_schedulers_come_and_go_under_a_build(
+    project: Project, make_project: Callable[[], Project], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shards = 16
+    undisturbed = dict(write(make_project(), shards=shards).build_here().versions)
+    write(project, 1.0, shards=shards)
+    profile = project.folder / "cluster.yaml"
+    monkeypatch.setenv(TRACE, str(project.trace))
+
+    async def has_worked(worker: subprocess.Popen[bytes]) -> None:
+        await until(lambda: any(one["pid"] == worker.pid for one in executions(project)), 90)
+
+    async def disturb(dask: DaskProcesses) -> subprocess.Popen[str]:
+        impatient = {"DASK_DISTRIBUTED__SCHEDULER__WORKER_TTL": "2s"}
+        scheduler = dask.scheduler(**impatient)
+        async with Wire(dask.port).open() as wire:
+            far = dask.worker("far", "--no-nanny", to=f"tcp://127.0.0.1:{wire.port}")
+            build = project.start("build", str(project.recipe), "--profile", str(profile))
+            await has_worked(far)
+            frozen = dask.worker("frozen", "--no-nanny")
+            await has_worked(frozen)
+            wire.cut()
+            frozen.send_signal(signal.SIGSTOP)
+            doomed = dask.worker("doomed", "--no-nanny")
+            await has_worked(doomed)
+            doomed.kill()
+            late = dask.worker("late", "--no-nanny")
+            await has_worked(late)
+            scheduler.kill()
+            dask.scheduler(**impatient)
+            last = dask.worker("last", "--no-nanny")
+            await has_worked(last)
+            return build
+
+    with DaskProcesses(project.folder) as dask:
+        profile.write_text(f"kind: address\naddress: {dask.address}\n")
+        build = asyncio.run(disturb(dask))
+        _, err = build.communicate(timeout=120)
+    assert build.returncode == 0, err
+    assert "Traceback" not in err
+    assert_nothing_made_again(project)
+    (run,) = runs(project)
+    assert_shown_as_completed(run, 3 * shards)
+    finish(project, undisturbed, Counter(set(project.executed())), 3 * shards)
 
 
 # Several builds at once

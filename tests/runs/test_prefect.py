@@ -75,7 +75,7 @@ def test_a_build_is_one_flow_run_with_a_task_run_per_shard_and_its_artifacts(
     assert (rows["clips"]["shards"], rows["clips"]["made"]) == ("2 of 2", 2)
     card = artifacts["datasets"].data
     assert "| dataset | version | shards |" in card
-    assert "| videos | videos@" in card
+    assert "| videos | [videos@" in card
     assert "  d_videos -->|split| d_clips" in card
     assert "![clips](data:image/jpeg;base64,/9j/" in card
     assert "Dask's dashboard, while it runs: http://127.0.0.1:" in card

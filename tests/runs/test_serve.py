@@ -16,10 +16,12 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from reelmill.dataset import open_version
-from tests.runs.project import Project
+from tests.runs.project import Project, let_pass
 from tests.runs.serving import RECIPE, Serving, free_port, serving, until
 
-SLOW = RECIPE + "  slow: {stage: trouble, from: videos, kind: slow, seconds: 2}\n"
+GATED = RECIPE + "  last: {stage: trouble, from: videos, kind: gate, marker: GATE}\n"
+"""Goes on when it is let: ``pass_gate``."""
+
 TRIPLETS = "  triplets: {stage: frames, from: clips, count: 3, max_side: 640}\n"
 INFRA = Path(__file__).parents[2] / "infra"
 METRICS = free_port()
@@ -31,7 +33,8 @@ def service(
 ) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("service")
     arguments = ("--every", "1d", "--metrics", str(METRICS))
-    with serving(folder, demo_media, blank_prefect, *arguments, recipe=SLOW) as it:
+    recipe = GATED.replace("GATE", str(folder / "gate"))
+    with serving(folder, demo_media, blank_prefect, *arguments, recipe=recipe) as it:
         yield it
 
 
@@ -39,7 +42,7 @@ def service(
 def expected(tmp_path: Path, demo_media: Path) -> Callable[..., dict[str, str]]:
     """The versions of the recipe as a build in this process makes them."""
 
-    def build(recipe: str = SLOW) -> dict[str, str]:
+    def build(recipe: str = GATED.replace("gate", "none")) -> dict[str, str]:
         project = Project(tmp_path, "")
         project.write(recipe, [f"file://{demo_media}/{n}.mp4" for n in ("dunes", "pond")])
         return dict(project.build_here().versions)
@@ -71,24 +74,29 @@ def wait_for_trace(service: Serving, label: str) -> None:
     until(lambda: trace.exists() and label in trace.read_text(), f"{label} in the trace")
 
 
+def pass_gate(service: Serving) -> None:
+    let_pass(service.project.folder / "gate", 2)
+
+
 def test_a_schedule_builds_at_once_and_does_not_overlap(
     service: Serving, expected: Callable[..., dict[str, str]]
 ) -> None:
     (first,) = until(lambda: service.runs("build/films"), "the first run of the schedule")
     until(lambda: service.state(first["id"])["type"] == "RUNNING", "the start of the run")
-    wait_for_trace(service, "download/videos/00001")
+    wait_for_trace(service, "download/videos/")
     second = service.ended(service.run("build/films"))
     assert (second["type"], second["message"]) == (
         "CANCELLED",
         "Deployment concurrency limit reached.",
     )
-    until(lambda: metrics().get("shards_total videos made download") == 2, "both shards' count")
+    until(lambda: metrics().get("shards_total videos made download"), "a shard's count")
     seen = metrics()
     assert seen["builds_running"] == 1
     assert service.state(first["id"])["type"] == "RUNNING"
+    pass_gate(service)
     assert service.ended(first["id"])["message"] == "6 shards made, 0 were there already"
     store = service.project.folder / "store"
-    assert versions(store, "videos", "clips", "slow") == expected()
+    assert versions(store, "videos", "clips", "last") == expected()
     assert set(service.project.executed().values()) == {1}
     assert "reelmill" in first["tags"]
     after = metrics()
@@ -102,12 +110,13 @@ def test_a_schedule_builds_at_once_and_does_not_overlap(
 
 
 def test_a_killed_run_is_marked_and_the_next_one_finishes_it(
-    service: Serving, expected: Callable[..., dict[str, str]]
+    service: Serving, expected: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
-    store = service.project.folder / "killed"
+    store = tmp_path / "killed"
+    service.project.executed()
     before = metrics()
     run = service.run("build/films", overrides=[f"store={store}"])
-    wait_for_trace(service, "split/clips/00001")
+    wait_for_trace(service, "download/videos/")
     (engine,) = (p for p in below(service.process.pid) if "prefect.engine" in p.cmdline())
     family = [engine, *below(engine.pid)]
     engine.kill()
@@ -115,13 +124,15 @@ def test_a_killed_run_is_marked_and_the_next_one_finishes_it(
     assert state["type"] == "CRASHED"
     assert "SIGKILL" in state["message"]
     until(lambda: not any(p.is_running() for p in family), "the end of the run's workers")
+    pass_gate(service)
     again = service.ended(service.run("build/films", overrides=[f"store={store}"]))
     assert again["type"] == "COMPLETED"
-    assert versions(store, "videos", "clips", "slow") == expected()
+    assert versions(store, "videos", "clips", "last") == expected()
     assert set(service.project.executed().values()) == {1}
     only = {"flow_runs": {"id": {"any_": [run]}}}
     states = {task["state"]["type"] for task in service.call("task_runs/filter", only)}
-    assert states == {"COMPLETED", "CRASHED"}
+    # The very last word of a process that is killed may not be heard.
+    assert {"CRASHED"} <= states <= {"COMPLETED", "CRASHED"}
     after = metrics()
     assert after["builds_total crashed"] == before["builds_total crashed"] + 1
     assert after["builds_total completed"] == before["builds_total completed"] + 1
@@ -217,7 +228,7 @@ def test_a_killed_service_leaves_nothing_and_goes_on(
     shutil.rmtree(service.project.folder / "store")
     service.project.executed()
     run = service.run("build/films")
-    wait_for_trace(service, "split/clips/")
+    wait_for_trace(service, "download/videos/")
     known = {one["id"] for one in service.runs("build/films")}
     family = below(service.process.pid)
     service.process.kill()
@@ -232,13 +243,14 @@ def test_a_killed_service_leaves_nothing_and_goes_on(
         lambda: [one for one in service.runs("build/films") if one["id"] not in known],
         "the first run of the new service",
     )
+    pass_gate(service)
     assert service.ended(first["id"])["type"] == "COMPLETED"
-    assert versions(service.project.folder / "store", "videos", "clips", "slow") == expected()
+    assert versions(service.project.folder / "store", "videos", "clips", "last") == expected()
     assert set(service.project.executed().values()) == {1}
 
 
 def test_a_service_that_is_stopped_stops_its_runs(service: Serving) -> None:
-    values = {"only": ["slow"], "overrides": ["slow.salt=third", "slow.seconds=60"]}
+    values = {"only": ["last"], "overrides": ["last.salt=third"]}
     before = service.log.read_text().count("worker threads")
     service.run("build/films", **values)
     until(lambda: service.log.read_text().count("worker threads") > before, "the run's workers")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 
 import reelmill
-from tests.runs.project import Project
+from tests.runs.project import Project, let_pass
 from tests.runs.serving import Serving, serving, until
 
 pytest.importorskip("playwright", reason="Playwright is not installed: pip install '.[dev]'")
@@ -38,15 +39,15 @@ datasets:
 SLOW = """
 store: ./slow-store
 sources:
-  urls: {path: many.csv, rows_per_shard: 1}
+  urls: {{path: many.csv, rows_per_shard: 1}}
 datasets:
-  videos: {stage: download, from: urls, allow_files: true}
-  broken: {stage: trouble, from: videos, kind: raise, shard: "00001"}
-  clips: {stage: split, from: videos, method: fixed, seconds: 4s, cut: copy}
-  slow: {stage: trouble, from: clips, kind: slow, seconds: 1.5}
-  unasked: {stage: shuffle, from: clips}
+  videos: {{stage: download, from: urls, allow_files: true}}
+  broken: {{stage: trouble, from: videos, kind: raise, shard: "00001"}}
+  clips: {{stage: split, from: videos, method: fixed, seconds: 4s, cut: copy}}
+  slow: {{stage: trouble, from: clips, kind: gate, marker: "{gate}"}}
+  unasked: {{stage: shuffle, from: clips}}
 """
-"""Takes long enough to be watched and cancelled; one shard of ``broken`` fails at once."""
+"""Goes on when it is let, to be watched and cancelled; one shard of ``broken`` fails at once."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def served(
 ) -> Iterator[Serving]:
     """``films``, which is small, and ``slow``, both served."""
     folder = tmp_path_factory.mktemp("ui")
-    (folder / "slow.yaml").write_text(SLOW)
+    (folder / "slow.yaml").write_text(SLOW.format(gate=folder / "gate"))
     names = ("dunes", "pond", "court", "tiles", "city", "fields", "winter", "lights")
     addresses = [f"file://{demo_media}/{name}.mp4" for name in names]
     (folder / "many.csv").write_text("\n".join(["url", *addresses]) + "\n")
@@ -192,7 +193,8 @@ def test_a_form_derives_a_dataset(ui: Ui, served: Serving, beside: Project, fini
     expect(ui.field("max_rejects")).to_have_value("50%")
     ui.field("max_rejects").fill("12.5 %")
     ui.field("store").fill(str(beside.folder / "store"))
-    ui.run(ui.submitted(), "Logs")
+    run = ui.submitted()
+    ui.run(run, "Logs")
     expect(ui.page.get_by_text("pairs from clips@latest").first).to_be_visible()
     ui.ends_as("Completed")
     pairs = reelmill.open_version(str(beside.folder / "store"), "pairs@latest")
@@ -202,6 +204,11 @@ def test_a_form_derives_a_dataset(ui: Ui, served: Serving, beside: Project, fini
     assert "000002.image.png" not in pairs.manifest.fields
     sample = next(iter(pairs.samples()))
     assert json.loads(sample.fields["json"])["width"] == 64
+    # Its card leads to the run that made what it is made from.
+    ui.artifact(run, "datasets")
+    ui.page.get_by_role("link", name=str(clips)).click()
+    expect(ui.page).to_have_url(re.compile(f"/runs/flow-run/{finished}"))
+    expect(ui.page.get_by_text("flow", exact=True).first).to_be_visible()
 
 
 def test_a_form_looks_after_a_store(
@@ -259,7 +266,20 @@ def test_what_cannot_be_is_refused(ui: Ui, served: Serving) -> None:
     expect(ui.page.get_by_text("no dataset 'dreams' in")).to_be_visible()
 
 
+def test_a_failed_shard_says_why(ui: Ui, served: Serving) -> None:
+    run = served.run("build/slow", only=["broken"])
+    assert served.ended(run)["type"] == "FAILED"
+    ui.run(run, "TaskRuns")
+    ui.page.get_by_text("trouble/broken/00001", exact=True).click()
+    reason = re.compile(
+        "trouble/broken/00001 failed.*: RuntimeError: the moon is in the wrong phase"
+    )
+    expect(ui.page.get_by_text(reason).first).to_be_visible()
+    ui.ends_as("Failed")
+
+
 def test_a_form_starts_a_build_that_is_watched_and_cancelled(ui: Ui, served: Serving) -> None:
+    shutil.rmtree(served.project.folder / "slow-store", ignore_errors=True)
     ui.form("build/slow")
     expect(ui.field("recipe")).to_have_value(str(served.project.folder / "slow.yaml"))
     expect(ui.page.get_by_text("datasets to build, with what they need")).to_be_visible()
@@ -268,28 +288,15 @@ def test_a_form_starts_a_build_that_is_watched_and_cancelled(ui: Ui, served: Ser
         only.get_by_role("button", name="Add item").click()
         only.get_by_role("textbox").nth(place).fill(name)
     run = ui.submitted()
+    gate = served.project.folder / "gate"
+    shutil.rmtree(gate, ignore_errors=True)
     card = ui.card("progress-slow")
-    seen: list[int] = []
-
-    def moved() -> bool:
-        ui.run(run, "Artifacts")
-        ui.refreshed(card.filter(has_text="of 8 shards"))
-        share = re.search(r"(\d+) %", card.inner_text())
-        assert share
-        seen.append(int(share[1]))
-        return len({one for one in seen if 0 < one < 100}) > 1
-
-    until(moved, "progress")
-    assert seen == sorted(seen)
+    ui.run(run, "Artifacts")
+    for passed, told in ((2, "25 %: 2 of 8 shards"), (3, "62 %: 5 of 8 shards")):
+        let_pass(gate, passed)
+        ui.refreshed(card.filter(has_text=told))
+    expect(ui.card("progress-broken")).to_be_visible()
     expect(ui.card("progress-unasked")).to_have_count(0)
-
-    ui.run(run, "TaskRuns")
-    ui.page.get_by_text("trouble/broken/00001", exact=True).click()
-    reason = re.compile(
-        "trouble/broken/00001 failed.*: RuntimeError: the moon is in the wrong phase"
-    )
-    expect(ui.page.get_by_text(reason).first).to_be_visible()
-    ui.ends_as("Failed")
 
     ui.run(run, "Logs")
     ui.cancel()

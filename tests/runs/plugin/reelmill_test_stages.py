@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -14,7 +15,7 @@ from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, Sample
 
 
 class TroubleParams(Params):
-    kind: Annotated[Literal["none", "raise", "die", "once", "slow"], Runtime] = "none"
+    kind: Annotated[Literal["none", "raise", "die", "once", "slow", "gate"], Runtime] = "none"
     shard: Annotated[str, Runtime] = ""
     marker: Annotated[str, Runtime] = ""
     seconds: Annotated[float, Runtime] = 0.2
@@ -26,6 +27,11 @@ class Trouble(SampleStage[TroubleParams]):
     name = "trouble"
     params = TroubleParams
     conserves = True
+
+    def make(self, job: Job[TroubleParams]) -> Iterator[Output]:
+        if job.params.kind == "gate":
+            _pass(Path(job.params.marker))
+        return super().make(job)
 
     def each(self, job: Job[TroubleParams], sample: InputSample) -> Iterator[Output]:
         params = job.params
@@ -40,6 +46,16 @@ class Trouble(SampleStage[TroubleParams]):
                 Path(params.marker).touch()
                 raise OSError(5, "a passing fault")
         yield Sample(sample.key, dict(sample.fields))
+
+
+def _pass(gate: Path) -> None:
+    """Wait for one of the files in a folder, and take it away."""
+    while True:
+        for ticket in sorted(gate.glob("*")):
+            with contextlib.suppress(FileNotFoundError):
+                ticket.unlink()
+                return
+        time.sleep(0.05)
 
 
 class Needy(Trouble):
