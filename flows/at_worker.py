@@ -9,7 +9,11 @@ from typing import Any
 def call(function: Callable[..., Any], *args: Any) -> Any:
     """Call ``function``. What it raises tells by its attribute ``worker`` where that was."""
     try:
-        return function(*args)
+        try:
+            return function(*args)
+        except (SystemExit, KeyboardInterrupt) as error:
+            # They would end the worker.
+            raise RuntimeError(f"its code tried to end the process: {error!r}") from error
     except Exception as error:
         from distributed import get_worker
 

@@ -6,11 +6,11 @@ import asyncio
 import contextlib
 import importlib.util
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from prefect import flow, get_run_logger
 from prefect.client.schemas.objects import State
@@ -42,6 +42,8 @@ from reelmill.tasks.planner import Todo
 
 if TYPE_CHECKING:
     from prefect.logging.loggers import LoggingAdapter
+
+T = TypeVar("T")
 
 Watch = Callable[[Build], contextlib.AbstractContextManager[None]]
 
@@ -94,14 +96,21 @@ async def build_flow(
         return await build_recipe(loaded, where, only=only)
 
 
-async def build_recipe(recipe: Recipe, where: Profile, *, only: Sequence[str] = ()) -> State[Any]:
+async def build_recipe(
+    recipe: Recipe, where: Profile, *, only: Sequence[str] = (), create: bool = True
+) -> State[Any]:
     """Build a recipe within a flow run; the state that the flow run ends with.
 
     Its data is the ``Build``, or the error that ended it.
+
+    Args:
+        create: make the store if there is none.
     """
     logger = get_run_logger()
     assert flow_run.id is not None
     run = str(flow_run.id)
+    if not create:
+        await asyncio.to_thread(Store.open, recipe.store)
     store = await asyncio.to_thread(Store.open, recipe.store, create=True)
     with decoration():
         for name in await crash_dead_runs(store):
@@ -166,7 +175,7 @@ async def _make(
     reservations = Reservations(build.store, run)
     await asyncio.to_thread(reservations.sweep)
     async with (
-        open_cluster(where, _most(build), list(needs.values())) as cluster,
+        _unless_stopped(open_cluster(where, _most(build), list(needs.values())), stop) as cluster,
         visible_work(cluster, where, execute, run=run, outcomes=page.outcomes) as work,
     ):
         page.dashboard = _dashboard(cluster.dashboard, where)
@@ -199,6 +208,27 @@ async def _make(
             stop=stop,
             store_has_failed=partial(patience.has_failed, build.store),
         )
+
+
+@contextlib.asynccontextmanager
+async def _unless_stopped(
+    opening: contextlib.AbstractAsyncContextManager[T], stop: Stop
+) -> AsyncIterator[T]:
+    """``opening``, which may take an hour to open, given up when ``stop`` is set before it is."""
+    entering = asyncio.ensure_future(opening.__aenter__())
+    stopped = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({entering, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not entering.done():
+            raise StoppedError("stopped before there were workers", stop.number)
+    finally:
+        stopped.cancel()
+        if not entering.done():
+            entering.cancel()
+            await asyncio.gather(entering, return_exceptions=True)
+    async with contextlib.AsyncExitStack() as stack:
+        stack.push_async_exit(opening)
+        yield entering.result()
 
 
 def _dashboard(link: str, where: Profile) -> str:

@@ -33,7 +33,7 @@ from reelmill.flows.prefect_state import (
     settle_task_runs,
     wait_for_server,
 )
-from reelmill.flows.report import markdown_link, markdown_report, reasons_text
+from reelmill.flows.report import markdown_link, markdown_report, plain, reasons_text
 from reelmill.flows.shards import Outcomes
 from reelmill.units import format_bytes, format_seconds
 
@@ -283,7 +283,8 @@ def dataset_card(build: Build, dashboard: str, pages: Mapping[str, str]) -> str:
     parts = ["## Datasets", markdown_report(build, pages), "## Lineage", _lineage_graph(build)]
     parts.append(f"From {', '.join(markdown_link(label, pages) for label in sources)}.")
     if dashboard:
-        parts.insert(2, f"Store: `{build.store.url}`. Dask's dashboard, while it runs: {dashboard}")
+        where = plain(build.store.url)
+        parts.insert(2, f"Store: {where}. Dask's dashboard, while it runs: {dashboard}")
     # The last one first: it is what the others were made for.
     for name, progress in reversed(build.progress.items()):
         if progress.made and progress.version and (picture := _picture(build, name)):

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from reelmill import __version__
-from reelmill.errors import ReelmillError
+from reelmill.errors import ReelmillError, one_line
 
 if TYPE_CHECKING:
     from reelmill.dataset import Version
@@ -295,7 +295,6 @@ def list_datasets(
     from rich.table import Table
 
     from reelmill.errors import NotFoundError
-    from reelmill.store.backend import one_line
     from reelmill.units import format_bytes
 
     opened = _store(store)
@@ -362,7 +361,6 @@ def show(
     from collections import Counter
 
     from reelmill.flows.report import reasons_text
-    from reelmill.store.backend import one_line
     from reelmill.units import format_bytes
 
     version = _version(store, dataset)

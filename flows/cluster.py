@@ -12,10 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Self
 
-from reelmill.errors import ReelmillError, StageError
+from reelmill.errors import PoisonError, ReelmillError, told
 from reelmill.flows import at_worker
 from reelmill.flows.profile import GpuProfile, LocalProfile, Profile
-from reelmill.flows.workers import CONNECT_SECONDS, CPU, GPU, Found, Worker, find_workers, one_line
+from reelmill.flows.workers import CONNECT_SECONDS, CPU, GPU, Found, Worker, find_workers
 from reelmill.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -34,10 +34,6 @@ MAX_ARGUMENTS = 1 << 20
 logger = logging.getLogger(__name__)
 
 _UNREACHABLE = (OSError, ValueError, TypeError, ImportError)
-
-
-class PoisonError(StageError):
-    """A shard under which workers died."""
 
 
 @dataclass(frozen=True)
@@ -262,6 +258,10 @@ class Cluster:
                         self._gone = self._lost_for_good()
                         raise ReelmillError(self._gone) from None
                     await asyncio.sleep(RECONNECT_SECONDS)
+            self._heard = loop.time()
+            if self._client is not lost:
+                with contextlib.suppress(Exception):
+                    await lost.close(timeout=RECONNECT_SECONDS)
             with contextlib.suppress(OSError):
                 await self._refresh()
 
@@ -277,9 +277,7 @@ class Cluster:
             self._client = await self._found.connect(CONNECT_SECONDS)
         except _UNREACHABLE as error:
             where = getattr(self._profile, "address", "its address")
-            raise ReelmillError(
-                f"no Dask scheduler answers at {where}: {one_line(error)}"
-            ) from error
+            raise ReelmillError(f"no Dask scheduler answers at {where}: {told(error)}") from error
         self.address = self._client.scheduler.address
         self.dashboard = self._client.dashboard_link
         self.security = self._client.security
@@ -338,20 +336,23 @@ class Cluster:
         while True:
             # Telling of a thousand workers costs a scheduler something.
             await asyncio.sleep(REFRESH_SECONDS + len(self._workers) / 50)
-            if self._client.status == "running":
-                with contextlib.suppress(OSError, FutureCancelled):
-                    await asyncio.wait_for(self._refresh(), CONNECT_SECONDS)
-                await self._judge()
             try:
+                if self._client.status == "running":
+                    with contextlib.suppress(OSError, FutureCancelled):
+                        await asyncio.wait_for(self._refresh(), CONNECT_SECONDS)
+                    await self._judge()
                 await self._found.tend()
             except Exception as error:
-                logger.warning("looking after the workers failed: %s", one_line(error))
+                logger.warning("looking after the workers failed: %s", told(error))
 
     async def _judge(self) -> None:
         now = asyncio.get_running_loop().time()
+        if now - self._heard > self._patience:
+            # One that froze keeps its connections, and would hold up each shard for as long.
+            self._gone = self._lost_for_good()
         for flight in list(self._flights):
-            if now - self._heard > self._patience:
-                flight.verdict = ReelmillError(self._lost_for_good())
+            if self._gone:
+                flight.verdict = ReelmillError(self._gone)
             elif self._has_place(flight.placement):
                 flight.homeless = None
             elif self._has_place(self._placement(flight.need)):
@@ -419,7 +420,7 @@ async def open_cluster(
                     await cluster.wait_for_workers(needs)
                 except OSError as error:
                     raise ReelmillError(
-                        f"the Dask scheduler at {cluster.address} went away: {one_line(error)}"
+                        f"the Dask scheduler at {cluster.address} went away: {told(error)}"
                     ) from error
                 yield cluster
 

@@ -58,4 +58,4 @@ async def derive_flow(
         recipe = derivation(
             store, parent, name, stage, values, max_rejects=max_rejects, max_holes=max_holes
         )
-        return await build_recipe(recipe, where)
+        return await build_recipe(recipe, where, create=False)

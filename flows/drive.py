@@ -14,7 +14,7 @@ from typing import Protocol
 from reelmill import tables
 from reelmill.dataset import open_version
 from reelmill.digest import SHORT
-from reelmill.errors import RecipeError, ReelmillError
+from reelmill.errors import PoisonError, RecipeError, ReelmillError, told
 from reelmill.recipe import Pinned, Recipe
 from reelmill.store import Store
 from reelmill.store.model import Lineage, Manifest, Ref, Result
@@ -32,7 +32,6 @@ GRACE_SECONDS = 10.0
 AGAIN_SECONDS = 2.0
 """How often a build looks whether the shards are there that other runs are making."""
 
-_LONGEST_MESSAGE = 500
 _FIRST = asyncio.FIRST_COMPLETED
 
 
@@ -261,6 +260,10 @@ def _ingest(
         store.manifest(base) if base else None,
         lambda digest: store.read_blob(digest, "parquet"),
     )
+    if tables.table_digest(source.path)[0] != table:
+        raise RecipeError(
+            f"source {name}: {source.path} changed while it was read; build again when it is whole"
+        )
     if last and found.new and found.gone == last.totals.samples:
         raise RecipeError(
             f"source {name}: the store knows another table by that name, of which {source.path} "
@@ -346,8 +349,9 @@ def _settle(build: Build, todos: Sequence[Todo], memory: _Memory) -> list[Todo]:
                 progress.take(result)
                 ready += build.planner.done(todo, result)
         todos = ready
+    expected = build.planner.expected()
     for name, progress in build.progress.items():
-        progress.expected = build.planner.expected(name)
+        progress.expected = expected[name]
     return missing
 
 
@@ -386,10 +390,7 @@ def _commit(
         parents={role: build.labels[parent] for role, parent in dataset.inputs.items()},
         lineage=build.store.put_blob(lineage.as_bytes(), "json", kept=kept).digest,
         totals=manifest.totals(),
-        holes={
-            shard: message[:_LONGEST_MESSAGE]
-            for shard, message in build.planner.holes(name).items()
-        },
+        holes=build.planner.holes(name),
     )
     build.store.commit_ref(name, ref)
     return version, before is None or before.version != version
@@ -434,6 +435,11 @@ async def drive(
             heapq.heappush(queue, (-todo.depth, todo.generation, next(count), todo))
 
     def start(todo: Todo) -> None:
+        key = todo.action.key
+        if any(running.todo.action.key == key for running in active.values()):
+            # Two datasets, one action: what the first one makes is there for the second.
+            taken.append(todo)
+            return
         progress = build.progress[todo.dataset]
         progress.started = progress.started or time.time()
         progress.running += 1
@@ -525,14 +531,14 @@ def _take(build: Build, running: _Running, task: asyncio.Task[str]) -> list[Todo
     progress.running -= 1
     progress.ended = time.time()
     seconds = progress.ended - running.started
-    if task.cancelled() or (error := task.exception()):
+    if task.cancelled() or task.exception():
         progress.failed += 1
-        message = "cancelled" if task.cancelled() else _one_line(error)
+        error = None if task.cancelled() else task.exception()
+        message = told(error) if error else "cancelled"
         for listener in build.listeners:
             listener.shard_ended(build, todo, seconds, message)
-        # What a stop cut off is not a shard that cannot be made.
-        over = task.cancelled() or build.stopping
-        return build.planner.failed(todo, message, may_be_hole=not over)
+        may_be_hole = error is not None and not build.stopping and _is_its_own(error)
+        return build.planner.failed(todo, message, may_be_hole=may_be_hole)
     result = Result.model_validate_json(task.result())
     progress.made += 1
     progress.take(result)
@@ -541,11 +547,10 @@ def _take(build: Build, running: _Running, task: asyncio.Task[str]) -> list[Todo
     return build.planner.done(todo, result)
 
 
-def _one_line(error: BaseException | None) -> str:
-    if isinstance(error, ReelmillError):
-        return str(error)
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+def _is_its_own(error: BaseException) -> bool:
+    """Whether it is the shard that cannot be made: it kills its workers, or the stage's code fails
+    of it. A cluster, a store or a disk that fails, or a worker with other tools, says nothing."""
+    return isinstance(error, PoisonError) or not isinstance(error, ReelmillError | OSError)
 
 
 def _attach(store: Store, todo: Todo, attached: set[str]) -> None:

@@ -13,6 +13,7 @@ from prefect.events import Event, emit_event
 from prefect.events.worker import EventsWorker, ProcessPoolForwardingEventsClient
 from prefect.exceptions import PrefectHTTPStatusError
 
+from reelmill.errors import told
 from reelmill.flows.drive import Build
 from reelmill.store.model import Result
 from reelmill.tasks.planner import Todo
@@ -21,6 +22,7 @@ COMMITTED = "reelmill.dataset.committed"
 """A dataset has another version than before. The resource is ``reelmill.dataset.<name>``."""
 
 _BATCH = 200
+_REFUSALS = frozenset({400, 413, 422})
 _HANDOVER_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
@@ -43,23 +45,35 @@ class Courier:
 
     async def deliver(self, client: PrefectClient) -> None:
         """Send what is there. If that raises, the events are kept."""
+        size = _BATCH
         while self._waiting:
-            batch = [self._waiting.popleft() for _ in range(min(_BATCH, len(self._waiting)))]
+            batch = [self._waiting[place] for place in range(min(size, len(self._waiting)))]
             try:
                 content = [event.model_dump(mode="json") for event in batch]
                 await client.request("POST", "/events", json=content)
-            except BaseException as error:
-                if isinstance(error, PrefectHTTPStatusError) and error.response.is_client_error:
-                    log.warning("Prefect refused %d events: %s", len(batch), error)
+            except Exception as error:
+                if not _is_refusal(error):
+                    raise
+                if len(batch) > 1:
+                    # Not all for the sake of one.
+                    size = 1
                     continue
-                self._waiting.extendleft(reversed(batch))
-                raise
+                log.warning("Prefect refused the event %s: %s", batch[0].event, told(error))
+            for _ in batch:
+                self._waiting.popleft()
 
     async def deliver_all(self, client: PrefectClient) -> None:
         """Send what is there, with what Prefect has not handed over yet; as ``deliver``."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(EventsWorker.instance().drain(), _HANDOVER_SECONDS)
         await self.deliver(client)
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether events will never be taken: there are too many, or one cannot be told or read."""
+    if isinstance(error, PrefectHTTPStatusError):
+        return error.response.status_code in _REFUSALS
+    return isinstance(error, ValueError)
 
 
 @contextlib.contextmanager

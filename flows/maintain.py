@@ -23,7 +23,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from reelmill.dataset import Version, open_version
-from reelmill.errors import ReelmillError
+from reelmill.errors import ReelmillError, told
 from reelmill.flows.build import Profiled, Workers, stopping
 from reelmill.flows.cards import REFRESH_SECONDS
 from reelmill.flows.cluster import Need, open_cluster
@@ -36,11 +36,11 @@ from reelmill.flows.prefect_state import (
     settle_task_runs,
 )
 from reelmill.flows.profile import Profile, load_profile
+from reelmill.flows.report import plain
 from reelmill.flows.served import served
 from reelmill.flows.shards import Outcomes, visible_work
 from reelmill.store import Store
 from reelmill.store import collect as collecting
-from reelmill.store.backend import one_line
 from reelmill.store.collect import KEEP, KEEP_VERSIONS, Collection, Keep, KeepVersions, Policy
 from reelmill.store.lease import lease
 from reelmill.store.model import Shard
@@ -239,8 +239,7 @@ async def _verify(
                 )
                 checked = Checked.model_validate_json(answer)
             except Exception as error:
-                what = str(error) if isinstance(error, ReelmillError) else repr(error)
-                checked = Checked(problems=(f"not verified: {one_line(what)}",), removed=False)
+                checked = Checked(problems=(f"not verified: {told(error)}",), removed=False)
             report.verified += 1
             for text in checked.problems:
                 problem = Problem(str(item.version), shard.id, text, checked.removed)
@@ -363,13 +362,13 @@ async def _show(report: Report) -> None:
 
 def maintenance_card(report: Report) -> str:
     """Markdown: what was verified, and what was removed."""
-    parts = [f"Store: `{report.store}`"]
+    parts = [f"Store: {plain(report.store)}"]
     if report.versions:
         parts += ["## Verified", _verified(report)]
     if report.collection:
         parts += ["## Collected", _collected(report.collection)]
     if report.error:
-        parts += ["## Not finished", str(report.error)]
+        parts += ["## Not finished", plain(str(report.error))]
     return "\n\n".join(parts)
 
 

@@ -127,7 +127,8 @@ class _Followed:
 
     def lines(self) -> Iterator[dict[str, Any]]:
         while (line := self.file.readline()).endswith(b"\n"):
-            yield json.loads(line)
+            with contextlib.suppress(ValueError):
+                yield json.loads(line)
         # Half a line is read again when it is whole.
         self.file.seek(-len(line), os.SEEK_CUR)
 
@@ -190,9 +191,9 @@ class Metrics:
                 if dead:
                     if not followed.ended:
                         self._builds.labels("crashed").inc()
-                    followed.file.close()
-                    path.unlink()
                     del self._followed[path]
+                    followed.file.close()
+                    path.unlink(missing_ok=True)
             self._running.set(sum(not one.ended for one in self._followed.values()))
 
     def _take(self, line: dict[str, Any]) -> None:

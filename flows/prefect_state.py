@@ -14,7 +14,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
-from prefect.client.schemas.objects import State, StateType, TaskRun
+from prefect.client.schemas.objects import TERMINAL_STATES, State, StateType, TaskRun
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from prefect.settings import PREFECT_API_URL
 
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 300.0
 """How long a finished run waits for a Prefect server that went away, unless the environment says
 otherwise."""
 
-LAG_SECONDS = 5.0
+LAG_SECONDS = 10.0
 """How long a server's record of task runs may lag behind them."""
 
 _PAGE = 200
@@ -93,16 +93,18 @@ async def wait_for_server(
 
 
 async def settle_task_runs(client: PrefectClient, flow_run: UUID, outcomes: Outcomes) -> None:
-    """Tell the server what became of those task runs that it still takes for running.
+    """Wait until the server knows of all task runs that they have ended, and tell it what became
+    of those that it still takes for running.
 
-    Task runs report by events; those sent while the server was away may have been lost.
+    Task runs report by events, which a server takes in some time after they came; those sent while
+    it was away may have been lost.
     """
     deadline = time.monotonic() + LAG_SECONDS
-    while lost := await _unfinished(client, flow_run):
+    while await _finished(client, flow_run) < len(outcomes):
         if time.monotonic() > deadline:
             break
-        await asyncio.sleep(0.5)
-    for one in lost:
+        await asyncio.sleep(0.2)
+    for one in await _unfinished(client, flow_run):
         kind, message = outcomes.get(one.id, (StateType.CRASHED, "never ended"))
         await _set_task_run(client, one, kind, message)
 
@@ -153,6 +155,14 @@ def _uuid(run: str) -> UUID | None:
         return UUID(run)
     except ValueError:
         return None
+
+
+async def _finished(client: PrefectClient, flow_run: UUID) -> int:
+    """How many task runs of a flow run have ended, as far as the server knows."""
+    ended = {"state": {"type": {"any_": list(TERMINAL_STATES)}}}
+    counted = {"flow_runs": {"id": {"any_": [str(flow_run)]}}, "task_runs": ended}
+    answer = await client.request("POST", "/task_runs/count", json=counted)
+    return int(answer.json())
 
 
 async def _unfinished(client: PrefectClient, flow_run: UUID) -> list[TaskRun]:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.resources
-import os
-import re
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import (
     AfterValidator,
     BaseModel,
@@ -22,10 +19,12 @@ from pydantic import (
     model_validator,
 )
 
-from reelmill.errors import RecipeError
+from reelmill.errors import RecipeError, one_line
+from reelmill.recipe import read_document
 from reelmill.units import Bytes, Seconds, nearest
 
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=100_000, strict=True)]
+Memory = Annotated[Bytes, Field(ge=1_000_000)]
 
 
 def _beside_the_profile(path: Path, info: ValidationInfo) -> Path:
@@ -33,17 +32,7 @@ def _beside_the_profile(path: Path, info: ValidationInfo) -> Path:
     return Path(folder, path.expanduser()).absolute()
 
 
-def _was_set(text: str) -> str:
-    unset = re.search(r"\$\{?(\w+)", text)
-    if unset:
-        raise ValueError(f"set {unset[1]} in the environment, or write a profile of your own")
-    if not text:
-        raise ValueError("is empty")
-    return text
-
-
-Told = Annotated[str, AfterValidator(_was_set)]
-"""A text in which no variable of the environment was left without a value."""
+Told = Annotated[str, Field(min_length=1)]
 
 File = Annotated[Path, AfterValidator(_beside_the_profile)]
 """A file; one that is not absolute lies beside the profile."""
@@ -91,7 +80,7 @@ class _Common(_Model):
 
 class _OnThisMachine(_Common):
     workers: Count | None = Field(None, description="worker processes; one per core if not set")
-    memory: Bytes | None = Field(
+    memory: Memory | None = Field(
         None, description="limit of each worker; an equal share of the machine's if not set"
     )
     dashboard: str = Field("127.0.0.1:0", description="where Dask's dashboard listens")
@@ -189,7 +178,7 @@ class SlurmProfile(_Elsewhere):
     queue: str | None = Field(None, description="the partition; Slurm's own choice if not set")
     account: str | None = Field(None, description="who is charged for the jobs")
     cores: Count = Field(description="of each job")
-    memory: Bytes = Field(description="of each job")
+    memory: Memory = Field(description="of each job")
     walltime: Annotated[Seconds, Field(ge=60)] = Field(
         description="of each job, such as 4h; its workers leave in time, and another takes over"
     )
@@ -234,7 +223,7 @@ class GpuPods(_Model):
 
     workers: Count = Field(description="how many")
     cores: Count = Field(1, description="of each pod")
-    memory: Bytes = Field(description="of each pod")
+    memory: Memory = Field(description="of each pod")
     image: Told | None = Field(None, description="the others' image if not set")
     resource: str = Field("nvidia.com/gpu", description="what the GPUs' device plugin calls them")
     node_selector: dict[str, str] = Field({}, description="labels of nodes that have GPUs")
@@ -251,7 +240,7 @@ class KubernetesProfile(_Elsewhere):
     image: Told = Field(description="container image with Reelmill, for scheduler and workers")
     namespace: str | None = Field(None, description="that of the current context if not set")
     cores: Count = Field(1, description="of each pod, which makes one shard at a time")
-    memory: Bytes = Field(description="of each pod")
+    memory: Memory = Field(description="of each pod")
     node_selector: dict[str, str] = Field({}, description="labels of nodes to run on")
     env: dict[str, str] = Field({}, description="environment variables of the workers")
     secrets: list[str] = Field(
@@ -290,9 +279,11 @@ def load_profile(name: str, workers: int | None = None) -> Profile:
     if name.endswith((".yaml", ".yml")):
         where = name
         try:
-            text = Path(name).read_text(encoding="utf-8")
+            text = Path(name).read_bytes()
         except OSError as error:
             raise RecipeError(f"{name}: {error.strerror}") from None
+        except ValueError as error:
+            raise RecipeError(one_line(f"{name}: {error}")) from None
         folder = Path(name).parent
     else:
         known = known_profiles()
@@ -304,14 +295,12 @@ def load_profile(name: str, workers: int | None = None) -> Profile:
             )
         where = f"profile {name}"
         file = importlib.resources.files("reelmill.configs") / "profiles" / f"{name}.yaml"
-        text = file.read_text(encoding="utf-8")
+        text = file.read_bytes()
+    values = read_document(text, where)
     try:
-        values = yaml.safe_load(os.path.expandvars(text))
         profile = _PROFILE.validate_python(values, context={"folder": folder})
-    except yaml.YAMLError as error:
-        raise RecipeError(f"{where}: not YAML: {str(error).splitlines()[0]}") from None
     except ValidationError as error:
-        raise RecipeError(f"{where}: {_first(error)}") from None
+        raise RecipeError(one_line(f"{where}: {_first(error)}")) from None
     try:
         return profile.with_workers(workers) if workers else profile
     except ValueError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -9,9 +10,12 @@ from typing import Any
 from rich.table import Table
 
 from reelmill.digest import SHORT
+from reelmill.errors import one_line
 from reelmill.flows.drive import Build, Progress
 from reelmill.tasks.planner import by_count
 from reelmill.units import format_bytes
+
+_MARKED = re.compile(r"[\\`*_{}\[\]()#+!<>&|~$]")
 
 HEADINGS = ("dataset", "version", "shards", "made", "samples", "rejects", "bytes", "time")
 
@@ -50,7 +54,7 @@ def table(build: Build) -> Table:
 
 def reasons_text(reasons: Mapping[str, int]) -> str:
     """``3 http_404, 1 truncated``."""
-    return ", ".join(f"{count:,} {reason}" for reason, count in by_count(reasons))
+    return ", ".join(f"{count:,} {one_line(reason)}" for reason, count in by_count(reasons))
 
 
 def reject_lines(build: Build) -> list[str]:
@@ -83,13 +87,19 @@ def markdown_report(build: Build, pages: Mapping[str, str]) -> str:
         "| --- | --- |" + " ---: |" * (len(HEADINGS) - 2),
         *(f"| {' | '.join(_unbroken(_linked(row, pages)))} |" for row in rows(build)),
     ]
-    if rejected := reject_lines(build):
-        lines += ["", "**Rejects**", "", *(f"- {line}" for line in rejected)]
-    if short := hole_lines(build):
-        lines += ["", "**Shards that could not be made**", "", *(f"- {line}" for line in short)]
-    if problems := build.planner.problems():
-        lines += ["", "**Not built**", "", *(f"- {text}" for text in problems.values())]
+    for heading, texts in (
+        ("Rejects", reject_lines(build)),
+        ("Shards that could not be made", hole_lines(build)),
+        ("Not built", build.planner.problems().values()),
+    ):
+        if texts:
+            lines += ["", f"**{heading}**", "", *(f"- {plain(text)}" for text in texts)]
     return "\n".join(lines)
+
+
+def plain(text: str) -> str:
+    """``text``, which may hold what strangers wrote, as markdown that shows it as it is."""
+    return _MARKED.sub(r"\\\g<0>", one_line(text))
 
 
 def markdown_link(label: str, pages: Mapping[str, str]) -> str:

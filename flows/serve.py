@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.client.schemas.filters import DeploymentFilter, FlowRunFilter
 from prefect.client.schemas.objects import (
@@ -38,7 +37,7 @@ from prefect.types.entrypoint import EntrypointType
 from pydantic import ValidationError
 from rich.console import Console
 
-from reelmill.errors import ReelmillError
+from reelmill.errors import ReelmillError, told
 from reelmill.flows.build import build_flow
 from reelmill.flows.derive import derive_flow
 from reelmill.flows.drive import GRACE_SECONDS
@@ -332,7 +331,7 @@ class _Service:
 
     async def run(self, stop: asyncio.Event, console: Console) -> None:
         """Start the runs that are due, until ``stop`` is set, or the server is lost for good."""
-        runner = await self._new_runner()
+        runner: Runner | None = await self._new_runner()
         if isinstance(self._served.schedule, IntervalSchedule):
             self._due = self._ids[: len(self._served.recipes)]
         for one in deployments(self._served):
@@ -340,14 +339,14 @@ class _Service:
         console.print("Ctrl-C stops", markup=False)
         keeping = asyncio.ensure_future(self._keep_house())
         try:
-            while True:
+            while runner:
                 async with runner:
                     await self._start_runs(runner, stop)
                     if stop.is_set() or self.is_lost:
                         console.print("stopping; again: at once", markup=False)
                         await self._stop_runs(runner)
                         break
-                runner = await self._new_runner()
+                runner = await self._another_runner(stop)
         finally:
             keeping.cancel()
         if await server_answers():
@@ -371,6 +370,22 @@ class _Service:
         self._is_worn = False
         return runner
 
+    async def _another_runner(self, stop: asyncio.Event) -> Runner | None:
+        """A new runner, as soon as the server lets us deploy, unless ``stop`` is set before, or
+        the server is lost."""
+        began = time.monotonic()
+        while not stop.is_set():
+            try:
+                return await self._new_runner()
+            except Exception as error:
+                log.warning("the Prefect server takes no deployments: %s", told(error))
+                if time.monotonic() - began > self._patience:
+                    self.is_lost = True
+                    break
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), POLL_SECONDS)
+        return None
+
     async def _start_runs(self, runner: Runner, stop: asyncio.Event) -> None:
         """Start runs until ``stop`` is set, the server is lost, or another runner is needed."""
         poller = runner._scheduled_run_poller
@@ -378,10 +393,10 @@ class _Service:
         while not stop.is_set():
             try:
                 await _unless(stop, poller._get_and_submit_flow_runs())
-            except httpx.HTTPError as error:
+            except Exception as error:
+                # A proxy in front of a server that starts again may answer anything.
                 if not self._is_worn:
-                    what = error or type(error).__name__
-                    log.warning("the Prefect server does not answer: %s", what)
+                    log.warning("the Prefect server does not answer: %s", told(error))
                 # What listens for cancelled runs has given up by then.
                 self._is_worn = True
                 if time.monotonic() - answered > self._patience:
@@ -432,7 +447,8 @@ class _Service:
             with decoration():
                 await self._build_first()
             if self._metrics:
-                self._metrics.update()
+                with decoration():
+                    self._metrics.update()
             await asyncio.sleep(HOUSEKEEPING_SECONDS)
 
     async def _miss_deployments(self) -> None:

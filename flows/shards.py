@@ -28,8 +28,8 @@ from prefect.logging.loggers import task_run_logger
 from prefect.states import AwaitingRetry, Cancelled, Completed, Failed, Retrying, Running
 from prefect.utilities.engine import emit_task_run_state_change_event
 
-from reelmill.errors import ReelmillError, StageError
-from reelmill.flows.cluster import Cluster, Need, PoisonError
+from reelmill.errors import PoisonError, StageError, told
+from reelmill.flows.cluster import Cluster, Need
 from reelmill.flows.profile import Profile
 
 RETRIES = 1
@@ -155,7 +155,7 @@ class _InFlow:
             answer = await self._try(shown, label, order, f"{label}-{key[:12]}", need, priority)
         except BaseException as error:
             cancelled = isinstance(error, asyncio.CancelledError)
-            self._end(shown, Cancelled() if cancelled else Failed(message=_message(error)))
+            self._end(shown, Cancelled() if cancelled else Failed(message=told(error)))
             raise
         self._end(shown, Completed())
         return answer
@@ -173,12 +173,12 @@ class _InFlow:
             except Exception as error:
                 # A worker whose disk is full is quick to fail, and so the first to be free again.
                 avoid = getattr(error, "worker", None)
-                shown.warn("%s failed on %s: %s", label, avoid or "a worker", _message(error))
+                shown.warn("%s failed on %s: %s", label, avoid or "a worker", told(error))
                 # Another try of a shard that killed its workers would kill as many again.
                 if attempt > RETRIES or isinstance(error, PoisonError):
                     raise
                 again = datetime.now(UTC) + timedelta(seconds=RETRY_SECONDS)
-                shown.enter(AwaitingRetry(scheduled_time=again, message=_message(error)))
+                shown.enter(AwaitingRetry(scheduled_time=again, message=told(error)))
             else:
                 return answer
             await asyncio.sleep(RETRY_SECONDS)
@@ -188,10 +188,6 @@ class _InFlow:
     def _end(self, shown: _TaskRun, state: State[Any]) -> None:
         shown.enter(state)
         self._outcomes[shown.id] = state.type, state.message or ""
-
-
-def _message(error: BaseException) -> str:
-    return str(error) if isinstance(error, ReelmillError) else f"{type(error).__name__}: {error}"
 
 
 class _PrefectDask:
@@ -234,4 +230,4 @@ class _PrefectDask:
                 self._threads, context.run, submit_and_wait
             )
         except Exception as error:
-            raise StageError(f"{type(error).__name__}: {error}") from error
+            raise StageError(told(error)) from error

@@ -19,7 +19,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reelmill.errors import MissingDependencyError, ReelmillError
+from reelmill.errors import MissingDependencyError, ReelmillError, told
 from reelmill.flows.profile import (
     Adapt,
     AddressProfile,
@@ -155,13 +155,21 @@ async def _on_this_machine(
         "dashboard": True,
         "dashboard_address": profile.dashboard,
     }
-    async with SpecCluster(
+    cluster = SpecCluster(
         workers=workers,
         scheduler={"cls": Scheduler, "options": options},
         name="reelmill",
         silence_logs=logging.CRITICAL,
         asynchronous=True,
-    ) as cluster:
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            await stack.enter_async_context(cluster)
+        except (RuntimeError, OSError) as error:
+            raise ReelmillError(
+                f"profile {profile.kind}: the workers on this machine cannot be started: "
+                f"{told(error)}"
+            ) from error
         yield Found(lambda seconds: _client(cluster, seconds))
 
 
@@ -226,7 +234,7 @@ async def _slurm(profile: SlurmProfile) -> AsyncIterator[Found]:
             made = jobqueue.SLURMCluster(asynchronous=True, security=security, **options)
             cluster = await stack.enter_async_context(made)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ReelmillError(f"profile slurm: {one_line(error)}") from error
+            raise ReelmillError(f"profile slurm: {told(error)}") from error
         workers = _slurm_workers(profile)
         if bounds:
             _adapt_by_job(cluster, bounds, len(workers))
@@ -378,7 +386,7 @@ async def _kubernetes(profile: KubernetesProfile) -> AsyncIterator[Found]:
         with contextlib.suppress(Exception):
             await cluster.close(timeout=CONNECT_SECONDS)
         raise ReelmillError(
-            f"profile kubernetes: {one_line(error)}; is the Dask operator installed, and may "
+            f"profile kubernetes: {told(error)}; is the Dask operator installed, and may "
             "you create daskclusters?"
         ) from error
     async with cluster:
@@ -471,8 +479,3 @@ def _optional(module: str, extra: str) -> Any:
         # dask-jobqueue takes Ctrl-C over when it is imported; a build has its own way to stop.
         if signal.getsignal(signal.SIGINT) is not handler:
             signal.signal(signal.SIGINT, handler)
-
-
-def one_line(error: BaseException) -> str:
-    """What an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__

@@ -2,6 +2,21 @@
 
 from __future__ import annotations
 
+LONGEST_LINE = 500
+
+
+def one_line(text: str) -> str:
+    """``text``, which may hold what strangers wrote, as one printable line."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def told(error: BaseException) -> str:
+    """What an error says, in one printable line of at most ``LONGEST_LINE`` characters."""
+    text = one_line(" ".join(str(error).split()))
+    if not isinstance(error, ReelmillError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"
+
 
 class ReelmillError(Exception):
     """Base of all errors a user can cause or mend; its text is one printable line."""
@@ -25,6 +40,10 @@ class ShardError(ReelmillError):
 
 class StageError(ReelmillError):
     """A stage that could not make its shard for a reason outside the data; nothing is committed."""
+
+
+class PoisonError(StageError):
+    """A shard under which workers died, again and again."""
 
 
 class MissingDependencyError(ReelmillError):

@@ -231,6 +231,19 @@ def load_recipe(
     return _Checker(report, stages, source_model, path.parent).recipe(data)
 
 
+def read_document(text: str | bytes, name: str, environ: Mapping[str, str] = os.environ) -> Any:
+    """The value of one YAML document, by the rules of recipes: JSON's types, ``${NAME}`` filled in.
+
+    Raises:
+        RecipeError: in one line that cites ``name`` and the line.
+    """
+    report = _Report(name)
+    node = _compose(text, name)
+    value = None if node is None else _Reader(report, environ, report.lines).read(node)
+    report.check()
+    return value
+
+
 def parse_recipe(
     text: str | bytes,
     *,
@@ -392,7 +405,7 @@ def _compose(text: str | bytes, name: str, *, numbered: bool = True) -> yaml.Nod
 
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(raw) > _MAX_FILE:
-        raise refuse(1, f"a recipe holds at most {format_bytes(_MAX_FILE)}")
+        raise refuse(1, f"the file holds more than {format_bytes(_MAX_FILE)}")
     try:
         decoded = raw.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -410,7 +423,7 @@ def _compose(text: str | bytes, name: str, *, numbered: bool = True) -> yaml.Nod
         if "'\\t'" in problem:
             problem = "a tab cannot indent or separate values; use spaces"
         elif "another document" in problem:
-            problem = "a recipe is one document; remove the ---"
+            problem = "only one document is read; remove the ---"
         elif "got '{'" in problem and "${" in decoded:
             problem += "; inside { } and [ ] put ${NAME} in quotes"
         raise refuse(mark.line + 1 if mark else 1, f"not valid YAML: {problem}") from error

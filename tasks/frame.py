@@ -17,7 +17,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from reelmill import __version__
-from reelmill.errors import ReelmillError, ShardError, StageError
+from reelmill.errors import ReelmillError, ShardError, StageError, told
 from reelmill.shards.writer import ShardWriter, Written
 from reelmill.store import Store
 from reelmill.store.local import scratch_name
@@ -71,7 +71,7 @@ def execute(order: str) -> str:
 
 
 def _make(store: Store, task: Order) -> Written:
-    stage = get_stage(task.action.stage)
+    stage = _stage(task.action.stage)
     params = stage.params.model_validate(task.params)
     _same_tools(stage, params, task.action)
     scratch = store.backend.scratch()
@@ -92,6 +92,16 @@ def _make(store: Store, task: Order) -> Written:
         except BaseException:
             writer.abort()
             raise
+
+
+def _stage(name: str) -> Stage[Any]:
+    try:
+        return get_stage(name)
+    except (KeyError, ImportError) as error:
+        raise StageError(
+            f"the worker on {socket.gethostname()} has no stage {name} ({told(error)}); install "
+            "the same packages on all workers"
+        ) from error
 
 
 def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:

@@ -7,7 +7,8 @@ the digests of what came before.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any
@@ -101,6 +102,7 @@ class Planner:
         self._given = sources
         self._states: dict[str, _State] = {}
         self._children: dict[str, list[str]] = {}
+        self._woken: list[str] = []
         for node in nodes:
             counts = {
                 len(self._given[parent].generations)
@@ -124,12 +126,11 @@ class Planner:
 
     def start(self) -> list[Todo]:
         """What can be made before anything else is."""
-        return [
-            todo
+        return self._advance_all(
+            (name, None)
             for name, state in self._states.items()
             if all(parent in self._given for parent in state.node.parents.values())
-            for todo in self._advance(name)
-        ]
+        )
 
     def done(self, todo: Todo, result: Result) -> list[Todo]:
         """Take in a shard's result; what can be made now that could not before."""
@@ -151,18 +152,28 @@ class Planner:
         return self._wake(todo)
 
     def _wake(self, todo: Todo) -> list[Todo]:
-        return [
-            ready
-            for child in self._children.get(todo.dataset, ())
-            for ready in self._advance(child, todo)
-        ]
+        children = self._children.get(todo.dataset, ())
+        return self._advance_all((child, todo) for child in children)
+
+    def _advance_all(self, causes: Iterable[tuple[str, Todo | None]]) -> list[Todo]:
+        """What can be made in datasets whose input has changed, and in those that this wakes."""
+        ready: list[Todo] = []
+        waiting = deque(causes)
+        while waiting:
+            ready += self._advance(*waiting.popleft())
+            waiting.extend((child, None) for child in self._woken)
+            self._woken.clear()
+        return ready
 
     def finished(self) -> Iterator[tuple[str, Manifest, Lineage]]:
         """Datasets that became complete since the last call, each with its version."""
+        failed: set[str] = set()
+        # Parents come before children.
         for name, state in self._states.items():
-            if state.reported or state.failure or not all(g.complete for g in state.growths):
+            if state.failure or not failed.isdisjoint(state.node.parents.values()):
+                failed.add(name)
                 continue
-            if any(self._failed(parent) for parent in state.node.parents.values()):
+            if state.reported or not all(g.complete for g in state.growths):
                 continue
             state.reported = True
             state.failure = (
@@ -172,6 +183,8 @@ class Planner:
             )
             if state.failure is None:
                 yield name, self.manifest(name), self._lineage(state)
+            else:
+                failed.add(name)
 
     def problems(self) -> dict[str, str]:
         """Why datasets could not be completed, by name."""
@@ -182,17 +195,21 @@ class Planner:
         growths = self._states[name].growths
         return {shard: message for g in growths for shard, message in sorted(g.holes.items())}
 
-    def expected(self, name: str) -> int | None:
-        """How many shards a dataset will have; ``None`` before its input is known."""
-        if name in self._given:
-            return sum(1 for _ in self._given[name].shards)
-        state = self._states[name]
-        if all(growth.closed for growth in state.growths):
-            return sum(len(growth.planned) for growth in state.growths)
-        if state.node.stage.scope == "shard":
-            counts = [self.expected(parent) for parent in state.node.parents.values()]
-            return None if None in counts else min(c for c in counts if c is not None)
-        return None
+    def expected(self) -> dict[str, int | None]:
+        """How many shards each dataset will have; ``None`` before its input is known."""
+        found: dict[str, int | None] = {
+            name: sum(1 for _ in manifest.shards) for name, manifest in self._given.items()
+        }
+        # Parents come before children.
+        for name, state in self._states.items():
+            found[name] = None
+            if all(growth.closed for growth in state.growths):
+                found[name] = sum(len(growth.planned) for growth in state.growths)
+            elif state.node.stage.scope == "shard":
+                counts = [found[parent] for parent in state.node.parents.values()]
+                if None not in counts:
+                    found[name] = min(count for count in counts if count is not None)
+        return found
 
     def results(self, name: str) -> Iterator[tuple[str, Result]]:
         """The results of a dataset so far, by shard ID."""
@@ -228,22 +245,20 @@ class Planner:
             )
         )
 
-    def _failed(self, name: str) -> bool:
-        state = self._states.get(name)
-        if state is None:
-            return False
-        return bool(state.failure) or any(self._failed(p) for p in state.node.parents.values())
-
     def _too_many_holes(self, state: _State) -> str | None:
         holes = self.holes(state.node.name)
         planned = sum(len(growth.planned) for growth in state.growths)
         if not holes or (len(holes) < planned and len(holes) <= state.node.max_holes * planned):
             return None
         shard, message = next(iter(holes.items()))
+        allowed = (
+            "and a version of none is none"
+            if len(holes) == planned
+            else f"more than max_holes ({state.node.max_holes:%}) allows"
+        )
         return (
             f"{label(state.node.stage.name, state.node.name, shard)}: {message}; "
-            f"{len(holes)} of {planned} shards could not be made, more than max_holes "
-            f"({state.node.max_holes:%}) allows"
+            f"{len(holes)} of {planned} shards could not be made, {allowed}"
         )
 
     def _lost_samples(self, state: _State) -> str | None:
@@ -294,7 +309,7 @@ class Planner:
             inputs = {r: self._available(p, number, shard_id) for r, p in parents.items()}
             yield from self._take(state, number, inputs, 0)
             if all(self._complete(parent, number) for parent in parents.values()):
-                yield from self._close(state, number)
+                self._close(state, number)
 
     def _plan_generations(self, state: _State) -> Iterator[Todo]:
         parents = state.node.parents
@@ -309,7 +324,7 @@ class Planner:
             inputs = {r: self._available(p, number, None) for r, p in parents.items()}
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
             yield from self._take(state, number, inputs, first)
-            yield from self._close(state, number)
+            self._close(state, number)
 
     def _take(
         self, state: _State, number: int, inputs: Mapping[str, Sequence[Shard]], first: int
@@ -322,13 +337,12 @@ class Planner:
                 growth.planned[slot.shard_id] = action.key
                 yield Todo(node.name, number, slot, action, state.depth)
 
-    def _close(self, state: _State, number: int) -> Iterator[Todo]:
+    def _close(self, state: _State, number: int) -> None:
         growth = state.growths[number]
         growth.closed = True
         if growth.complete:
             # No more results of this generation will ever come to wake its children.
-            for child in self._children.get(state.node.name, ()):
-                yield from self._advance(child)
+            self._woken += self._children.get(state.node.name, ())
 
     def _available(self, name: str, number: int, shard_id: str | None) -> list[Shard]:
         if name in self._given:

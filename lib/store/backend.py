@@ -13,11 +13,6 @@ DELETED_AT_ONCE = 1000
 """Objects that one request can remove: S3's limit."""
 
 
-def one_line(text: str) -> str:
-    """``text``, which may hold what strangers wrote, as one printable line."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One object: its name below the store's root, its size in bytes, its age's start.
@@ -95,8 +90,8 @@ class Backend(Protocol):
         """A folder for files on their way into the store."""
 
     def sweep(self, before: float | None = None) -> None:
-        """Remove scratch files whose process is gone: one of this host that ended, or one of
-        another host that has not touched them since ``before`` (seconds since the epoch)."""
+        """Remove scratch files whose process is gone: one of this place that ended, or one of
+        another place that has not touched them since ``before`` (seconds since the epoch)."""
 
 
 def open_backend(url: str) -> Backend:

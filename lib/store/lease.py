@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from reelmill.errors import StoreError
 from reelmill.store.model import LeaseRecord
+from reelmill.store.place import is_running, place
 
 if TYPE_CHECKING:
     from reelmill.store.store import Store
@@ -23,6 +24,9 @@ BEAT = 20.0
 
 DEAD_AFTER = 120
 """Seconds without a heartbeat after which a run counts as dead."""
+
+AHEAD = 600
+"""Seconds by which another host's clock may be ahead: a heartbeat from further on is none."""
 
 COLLECTION = "collect-"
 """What the names of those runs begin with that remove things from the store."""
@@ -66,7 +70,7 @@ def leases(store: Store, prefix: str = "") -> Iterator[tuple[str, LeaseRecord]]:
 
 def live_runs(store: Store, prefix: str = "") -> list[LeaseRecord]:
     """The leases of runs that gave a sign of life within ``DEAD_AFTER`` seconds."""
-    return [one for _, one in leases(store, prefix) if time.time() - one.beat < DEAD_AFTER]
+    return [one for _, one in leases(store, prefix) if _beats(one)]
 
 
 def await_collections(store: Store) -> bool:
@@ -99,6 +103,7 @@ def lease(store: Store, run: str) -> Iterator[Lease]:
         record = LeaseRecord(
             run=run,
             host=socket.gethostname(),
+            place=place(),
             pid=os.getpid(),
             started=started,
             beat=int(time.time()),
@@ -125,14 +130,13 @@ def lease(store: Store, run: str) -> Iterator[Lease]:
 
 def is_alive(record: LeaseRecord) -> bool:
     """Whether a run gave a sign of life of late, and has not ended since as far as can be seen."""
-    if record.host == socket.gethostname() and record.pid != os.getpid():
-        try:
-            os.kill(record.pid, 0)
-        except ProcessLookupError:
-            return False
-        except OSError:
-            pass
-    return time.time() - record.beat <= DEAD_AFTER
+    if record.place == place() and not is_running(record.pid):
+        return False
+    return _beats(record)
+
+
+def _beats(record: LeaseRecord) -> bool:
+    return -AHEAD <= time.time() - record.beat <= DEAD_AFTER
 
 
 def read_lease(store: Store, name: str) -> LeaseRecord | None:

@@ -7,12 +7,12 @@ import errno
 import os
 import secrets
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from reelmill.errors import StoreError
 from reelmill.store.backend import Entry, Range
+from reelmill.store.place import is_running, place
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK, errno.EXDEV}
 _READ_ONLY = 0o444
@@ -210,14 +210,13 @@ class LocalBackend:
 
 
 def scratch_name(folder: Path) -> Path:
-    """A fresh name in ``folder`` that tells which process of which host owns it."""
-    return folder / f"{_host()}~{os.getpid()}~{secrets.token_hex(8)}"
+    """A fresh name in ``folder`` that tells which process of which place owns it."""
+    return folder / f"{place()}~{os.getpid()}~{secrets.token_hex(8)}"
 
 
 def sweep_scratch(folder: Path, before: float | None = None) -> None:
-    """Remove what processes of this host left in ``folder`` when they were killed, and what
-    those of other hosts have not touched since ``before``."""
-    host = _host()
+    """Remove what processes of this place left in ``folder`` when they were killed, and what
+    those of other places have not touched since ``before``."""
     with contextlib.suppress(OSError):
         for path in folder.iterdir():
             owner, _, rest = path.name.partition("~")
@@ -225,8 +224,8 @@ def sweep_scratch(folder: Path, before: float | None = None) -> None:
             if not pid.isdecimal():
                 continue
             with contextlib.suppress(OSError):
-                if owner == host:
-                    left = not _is_alive(int(pid))
+                if owner == place():
+                    left = not is_running(int(pid))
                 else:
                     left = before is not None and _last_touched(path) < before
                 if left:
@@ -235,20 +234,6 @@ def sweep_scratch(folder: Path, before: float | None = None) -> None:
 
 def _last_touched(path: Path) -> float:
     return max(one.lstat().st_mtime for one in (path, *path.rglob("*")))
-
-
-def _host() -> str:
-    return socket.gethostname().replace("~", "-").replace("/", "-")
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _unless_gone(error: OSError) -> None:

@@ -15,6 +15,9 @@ ShardID = Annotated[str, Field(pattern=r"^[0-9]{5,9}$")]
 TagName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9._-]{0,62}$")]
 Suffix = Literal["tar", "parquet", "json"]
 Count = Annotated[int, Field(ge=0, le=2**53 - 1)]
+RunID = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")]
+Moment = Annotated[int, Field(ge=0, lt=2**40)]
+"""Seconds since the epoch."""
 
 
 class _Document(BaseModel):
@@ -189,22 +192,23 @@ class Ref(_Document):
 
 
 class LeaseRecord(_Document):
-    """The heartbeat of a live run; times are seconds since the epoch."""
+    """The heartbeat of a live run. ``place`` is where its process number can be looked up."""
 
     format: Literal[1] = 1
-    run: str
+    run: RunID
     host: str
-    pid: int
-    started: int
-    beat: int
+    place: str = ""
+    pid: Annotated[int, Field(ge=0, lt=2**31)]
+    started: Moment
+    beat: Moment
 
 
 class ReservationRecord(_Document):
-    """Which run is making an action's result, since when (seconds since the epoch)."""
+    """Which run is making an action's result, since when."""
 
     format: Literal[1] = 1
-    run: str
-    time: int
+    run: RunID
+    time: Moment
 
 
 class Claim(_Document):

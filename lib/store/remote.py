@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from reelmill.errors import MissingDependencyError, StoreError
-from reelmill.store.backend import Entry, Range, one_line
+from reelmill.errors import MissingDependencyError, StoreError, one_line
+from reelmill.store.backend import Entry, Range
 from reelmill.store.local import sweep_scratch
 
 T = TypeVar("T")

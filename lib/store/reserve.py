@@ -12,7 +12,7 @@ import time
 from pydantic import ValidationError
 
 from reelmill.errors import StoreError
-from reelmill.store.lease import is_alive, read_lease
+from reelmill.store.lease import AHEAD, is_alive, read_lease
 from reelmill.store.model import ReservationRecord
 from reelmill.store.store import Store
 
@@ -55,7 +55,7 @@ class Reservations:
                 self._backend.delete(entry.name)
 
     def _stands(self, held: ReservationRecord) -> bool:
-        if time.time() - held.time > LONGEST:
+        if not -AHEAD <= time.time() - held.time <= LONGEST:
             return False
         lease = read_lease(self._store, f"leases/{held.run}.json")
         return lease is not None and is_alive(lease)

@@ -14,8 +14,8 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from reelmill.digest import sha256
-from reelmill.errors import NotFoundError, StoreError
-from reelmill.store.backend import Backend, one_line, open_backend
+from reelmill.errors import LONGEST_LINE, NotFoundError, StoreError, one_line
+from reelmill.store.backend import Backend, open_backend
 from reelmill.store.lease import await_collections
 from reelmill.store.model import (
     Action,
@@ -37,7 +37,6 @@ M = TypeVar("M", bound=BaseModel)
 _READERS = 16
 _READ_ATTEMPTS = 3
 _SHORTEST_PREFIX = 4
-_LONGEST_LINE = 500
 _DATASET = re.compile(r"[a-z][a-z0-9_-]{0,62}")
 _CLAIM = re.compile(r"claims/[0-9a-f]{32}\.json")
 _REF = re.compile(rf"refs/(?P<dataset>{_DATASET.pattern})/[0-9]{{20}}\.json")
@@ -394,7 +393,7 @@ def _validated(data: bytes, model: type[M], where: str) -> M:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         what = f"{where} is not a valid {model.__name__}: {field and field + ': '}{first['msg']}"
-        raise StoreError(f"{one_line(what)[:_LONGEST_LINE]}; it is damaged or forged") from None
+        raise StoreError(f"{one_line(what)[:LONGEST_LINE]}; it is damaged or forged") from None
 
 
 def _probe(backend: Backend) -> bool:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs.project import PLUGIN, Project
+from tests.runs.dask_processes import DaskProcesses
+from tests.runs.project import PLUGIN, Project, wait_for
 
 RECIPE = """
 store: ./store
@@ -59,11 +60,32 @@ def test_a_build_on_an_existing_cluster_places_needy_shards_where_they_can_run(
     assert versions == dict(project.build_here().versions)
 
 
+def test_a_build_that_waits_for_workers_can_be_stopped(project: Project) -> None:
+    project.write(
+        "store: ./store\nsources: {urls: {path: urls.csv}}\n"
+        "datasets: {rows: {stage: rows, from: urls}}\n",
+        ["https://rows.invalid/1.mp4"],
+    )
+    with DaskProcesses(project.folder) as dask:
+        dask.scheduler()
+        profile = project.folder / "cluster.yaml"
+        profile.write_text(f"kind: address\naddress: {dask.address}\n")
+        log = project.folder / "scheduler.log"
+        process = project.start("build", "recipe.yaml", "--profile", "cluster.yaml")
+        wait_for(lambda: "Receive client connection" in log.read_text())
+        started = time.monotonic()
+        process.terminate()
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert "stopped before there were workers" in err
+    assert time.monotonic() - started < 30
+
+
 def test_a_scheduler_that_is_not_there_is_named(project: Project, demo_media: Path) -> None:
     project.write(RECIPE, [f"file://{demo_media}/dunes.mp4"])
     done = project.run("build", "recipe.yaml", "--profile", "address")
     assert done.returncode == 1
-    assert "set DASK_SCHEDULER_ADDRESS" in done.stderr
+    assert "environment variable DASK_SCHEDULER_ADDRESS is not set" in done.stderr
     (project.folder / "far.yaml").write_text("kind: address\naddress: tcp://127.0.0.1:9\n")
     done = project.run("build", "recipe.yaml", "--profile", "far.yaml")
     assert done.returncode == 1

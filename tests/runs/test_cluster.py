@@ -18,13 +18,12 @@ import pytest
 import reelmill_cluster_work as work
 import yaml
 
-from reelmill.errors import ReelmillError
+from reelmill.errors import PoisonError, ReelmillError
 from reelmill.flows import cluster, workers
 from reelmill.flows.cluster import (
     MAX_ARGUMENTS,
     Cluster,
     Need,
-    PoisonError,
     open_cluster,
 )
 from reelmill.flows.drive import order_of, prepare
@@ -330,7 +329,10 @@ def test_a_scheduler_that_comes_back_finds_its_callers_waiting(
     asyncio.run(main())
 
 
-def test_a_scheduler_that_stays_away_is_given_up(processes: DaskProcesses) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_scheduler_that_stays_away_is_given_up(
+    processes: DaskProcesses, number: signal.Signals
+) -> None:
     scheduler = processes.scheduler()
     processes.worker("one", "--no-nanny")
 
@@ -338,7 +340,7 @@ def test_a_scheduler_that_stays_away_is_given_up(processes: DaskProcesses) -> No
         async with open_cluster(at(processes, patience="2s"), needs=[PLAIN]) as cluster:
             calls = [asyncio.ensure_future(run(cluster, work.where, 60)) for _ in range(3)]
             await asyncio.sleep(0.5)
-            kill(scheduler)
+            scheduler.send_signal(number)
             ends = await asyncio.gather(*calls, return_exceptions=True)
             told = (
                 f"the Dask scheduler at {processes.address} went away and did not come back for "

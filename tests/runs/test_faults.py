@@ -193,7 +193,7 @@ def terminate_twice(project: Project, process: subprocess.Popen[str]) -> None:
 def test_whatever_ends_the_flow_the_next_one_goes_on_and_prefect_shows_what_happened(
     project: Project, make_project: Callable[[], Project]
 ) -> None:
-    shards = 16
+    shards = 32
     undisturbed = write(make_project(), shards=shards).build_here().versions
     write(project, 1.0, shards=shards)
     done: Counter[str] = Counter()
@@ -414,6 +414,26 @@ def test_a_poison_shard_is_left_out_where_the_recipe_allows_holes(
     finish(project, undisturbed, executed)
 
 
+def test_what_an_error_says_is_shown_as_it_is_and_breaks_nothing(
+    project: Project, undisturbed: dict[str, str]
+) -> None:
+    more = ", salt: other, max_holes: 50%, kind: garble, shard: '00001'"
+    write(project, last="trouble", more=more)
+    done = project.run("build", str(project.recipe), "--workers", "1")
+    assert done.returncode == 0, done.stderr
+    (line,) = (line for line in done.stdout.splitlines() if "could not be made" in line)
+    assert r"ValueError: caf\udce9 # owned \x1b[2J\x00<img src=x>" in line
+    assert len(line) < 600
+    (run,) = runs(project)
+    assert run.state == "Completed"
+    assert run.tasks.pop("trouble/last/00001") == ["Failed"]
+    assert set(run.states) == {"Completed"}
+    assert run.artifacts == ARTIFACTS
+    shown = card(project)
+    assert r"\<img src=x\> \!\[t\]\(http" in shown
+    assert "<img src=x>" not in shown
+
+
 def test_a_shard_that_takes_too_much_memory_fails_alone(
     project: Project, undisturbed: dict[str, str]
 ) -> None:
@@ -588,6 +608,31 @@ def test_workers_and_schedulers_come_and_go_under_a_build(
     (run,) = runs(project)
     assert_shown_as_completed(run, 3 * shards)
     finish(project, undisturbed, Counter(set(project.executed())), 3 * shards)
+
+
+def test_a_scheduler_that_is_gone_makes_no_holes(
+    project: Project, undisturbed: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(project, 1.0, more=", max_holes: 100%")
+    project.recipe.write_text(project.recipe.read_text().replace("1.0}", "1.0, max_holes: 100%}"))
+    profile = project.folder / "cluster.yaml"
+    monkeypatch.setenv(TRACE, str(project.trace))
+    with DaskProcesses(project.folder) as dask:
+        profile.write_text(f"kind: address\naddress: {dask.address}\npatience: 2s\n")
+        scheduler = dask.scheduler()
+        dask.worker("one", "--no-nanny")
+        process = project.start("build", str(project.recipe), "--profile", str(profile))
+        wait_for(project, process, 3)
+        scheduler.kill()
+        _, err = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "went away and did not come back for 2s" in err.strip().splitlines()[-1]
+    (run,) = runs(project)
+    assert run.state == "Failed"
+    refs = project.folder / "store" / "refs"
+    assert not (refs / "slow").exists()
+    assert not (refs / "last").exists()
+    finish(project, undisturbed, project.executed())
 
 
 # Several builds at once

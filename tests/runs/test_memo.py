@@ -6,12 +6,16 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from reelmill.dataset import open_version
+from reelmill.errors import RecipeError
+from reelmill.flows import drive
 from reelmill.flows.drive import Build
 from reelmill.tasks import get_stage
+from reelmill.tasks.ingest import ingest
 from tests.runs.project import Project
 
 RECIPE = """
@@ -138,6 +142,34 @@ def test_another_name_for_the_same_work_makes_nothing(built: Project) -> None:
     build = built.build_here()
     assert built.executed() == Counter()
     assert set(build.versions) == {"videos", "pieces", "shuffled", "threes", "flow"}
+
+
+def test_two_names_for_the_same_work_in_one_recipe_make_it_once(
+    project: Project, table: list[str]
+) -> None:
+    split = "{stage: split, from: videos, method: fixed, seconds: 2s, cut: copy, max_rejects: 100%}"
+    project.write(f"{RECIPE}  pieces: {split}\n  twins: {split}\n", table[:2])
+    found = versions(project.build_here(only=["pieces", "twins"]))
+    assert found["pieces"] == found["twins"]
+    made = [label for label in project.executed().elements() if label.startswith("split/")]
+    assert len(made) == 1
+
+
+def test_a_table_that_changes_while_it_is_read_is_not_taken_in(
+    project: Project, table: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.write(RECIPE, table[:2])
+
+    def read_meanwhile(*given: Any) -> Any:
+        found = ingest(*given)
+        project.write(RECIPE, table[:3])
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(drive, "ingest", read_meanwhile)
+        with pytest.raises(RecipeError, match=r"urls\.csv changed while it was read"):
+            project.build_here(only=["videos"])
+    assert project.build_here(only=["videos"]).grown[0].new == 3
 
 
 def test_a_shard_whose_bytes_are_gone_is_made_anew_and_nothing_else(built: Project) -> None:

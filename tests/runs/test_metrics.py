@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import socket
 import subprocess
 import sys
@@ -133,6 +134,22 @@ def test_a_killed_run_leaves_its_counts_and_nothing_else(metrics: Metrics) -> No
     assert value(metrics, "builds_running") == 0
     assert value(metrics, "builds_total", outcome="crashed") == 1
     assert value(metrics, "shards_total", **failed) == 1
+    assert list(metrics._folder.iterdir()) == []
+
+
+def test_damaged_and_lost_files_cost_their_own_counts_alone(metrics: Metrics) -> None:
+    damaged, lost = metrics._folder / "a.jsonl", metrics._folder / "b.jsonl"
+    ended = b'{"event": "ended", "outcome": "failed"}\n'
+    with damaged.open("wb") as file:
+        file.write(b'{"event": \n' + ended)
+    with lost.open("wb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(ended)
+        file.flush()
+        assert value(metrics, "builds_total", outcome="failed") == 2
+        lost.unlink()
+    assert value(metrics, "builds_running") == 0
+    assert value(metrics, "builds_total", outcome="failed") == 2
     assert list(metrics._folder.iterdir()) == []
 
 

@@ -122,7 +122,7 @@ def test_a_shuffle_waits_for_its_whole_generation_and_for_no_other() -> None:
             continue
         waiting += planner.done(todo, made(todo))
     assert [todo.label for todo in seen if todo.dataset == "shuffled"] == ["shuffle/shuffled/00000"]
-    assert planner.expected("shuffled") is None
+    assert planner.expected()["shuffled"] is None
 
 
 def test_shuffled_shards_of_later_generations_are_numbered_on() -> None:
@@ -205,7 +205,7 @@ def test_an_empty_shard_of_a_narrow_stage_still_gets_its_children() -> None:
     (child,) = planner.done(first, made(first, samples=0, rejects=10))
     assert child.label == "narrow/clips/00000"
     assert planner.done(child, made(child, samples=0)) == []
-    assert planner.expected("shuffled") == 0
+    assert planner.expected()["shuffled"] == 0
     names = [name for name, _, _ in planner.finished()]
     assert names == ["videos", "clips", "shuffled", "frames"]
 
@@ -344,3 +344,48 @@ def test_what_a_stop_cut_off_is_no_hole() -> None:
     planner.failed(cut, "cancelled", may_be_hole=False)
     assert list(planner.finished()) == []
     assert planner.holes("videos") == {}
+
+
+class Two(Narrow):
+    name = "two"
+    roles = ("left", "right")
+
+
+def test_a_recipe_may_be_deep_and_full_of_diamonds() -> None:
+    layers = 400
+    deep = [Node("a0", Narrow(), Params(), {"source": "urls"})]
+    deep.append(Node("b0", Narrow(), Params(), {"source": "urls"}))
+    for n in range(1, layers):
+        for name, other in ("ab", "ba"):
+            parents = {"left": f"{name}{n - 1}", "right": f"{other}{n - 1}"}
+            deep.append(Node(f"{name}{n}", Two(), Params(), parents))
+    planner = Planner(deep, {"urls": table(1)})
+    assert planner.start()
+    assert set(planner.expected().values()) == {1}
+    assert len(finish(Planner(deep, {"urls": table(1)}))[1]) == 2 * layers
+    # One of the first fails: what derives from it, and that is all that follows, stays open.
+    planner = Planner(deep, {"urls": table(1)})
+    first, second = planner.start()
+    planner.failed(first, "no")
+    planner.done(second, made(second))
+    assert [name for name, *_ in planner.finished()] == ["b0"]
+
+
+def test_shards_that_hold_nothing_up_wake_a_long_chain() -> None:
+    chain = [
+        Node(
+            f"d{n:03d}",
+            Narrow(),
+            Params(),
+            {"source": f"d{n - 1:03d}" if n else "urls"},
+            max_holes=Decimal(1),
+        )
+        for n in range(800)
+    ]
+    planner = Planner(chain, {"urls": table(1)})
+    (first,) = planner.start()
+    assert planner.failed(first, "no") == []
+    assert list(planner.finished()) == []
+    assert planner.problems()["d000"].endswith(
+        "1 of 1 shards could not be made, and a version of none is none"
+    )

@@ -40,7 +40,8 @@ def written(tmp_path: Path) -> Any:
 
     def load(values: Any, workers: int | None = None) -> Profile:
         path = tmp_path / "mine.yaml"
-        path.write_text(values if isinstance(values, str) else yaml.safe_dump(values))
+        text = values if isinstance(values, str) else yaml.safe_dump(values)
+        path.write_text(text, errors="surrogateescape")
         return load_profile(str(path), workers)
 
     return load
@@ -78,14 +79,14 @@ def test_what_a_shipped_profile_suggests_in_comments_is_accepted(name: str, writ
         ({"kind": "locl"}, "kind: there is no 'locl'; there are 'local', 'gpu', 'address', "),
         ({"workers": 3}, "kind: a profile says where its workers are"),
         ("", "valid dictionary"),
-        ("kind: [local", "not YAML"),
+        ("kind: [local", "not valid YAML"),
         ({"kind": "local", "worker": 3}, "worker: Extra inputs are not permitted"),
         ({"kind": "local", "workers": 0}, "workers: Input should be greater than or equal to 1"),
         ({"kind": "local", "memory": "3 GBit"}, "memory: '3 GBit' has an unknown unit"),
         ({"kind": "gpu", "gpus": []}, "gpus: List should have at least 1 item"),
         ({"kind": "address"}, "address: Field required"),
-        ({"kind": "address", "address": ""}, "address: is empty"),
-        ({"kind": "address", "address": "$NOT_SET"}, "address: set NOT_SET in the environment"),
+        ({"kind": "address", "address": ""}, "address: String should have at least 1 character"),
+        ({"kind": "address", "address": "${NOT_SET}"}, "address: environment variable NOT_SET is"),
         (
             {
                 "kind": "address",
@@ -99,8 +100,15 @@ def test_what_a_shipped_profile_suggests_in_comments_is_accepted(name: str, writ
         ({**SLURM, "workers": None, "adapt": {"min": 3, "max": 2}}, "adapt: max is less than min"),
         ({**SLURM, "gpus": 2}, "gpus: Input should be less than or equal to 1"),
         ({**SLURM, "walltime": "30s"}, "walltime: Input should be greater than or equal to 60"),
-        ({**KUBERNETES, "image": "${NOT_SET}"}, "image: set NOT_SET in the environment"),
+        ({**KUBERNETES, "image": "${NOT_SET}"}, "image: environment variable NOT_SET is not set"),
         ({**KUBERNETES, "gpu": {"workers": 1}}, "gpu.memory: Field required"),
+        ({"kind": "local", "window": True}, "window: Input should be a valid integer"),
+        ({"kind": "local", "workers": 10**30}, "workers: Input should be less than or equal to"),
+        ({"kind": "local", "memory": 0}, "memory: Input should be greater than or equal to"),
+        ("kind: local\nwindow: 2024-13-45", "window: Input should be a valid integer"),
+        ("kind: local\nwindow: " + "9" * 5000, "window: the number is out of range"),
+        ("[" * 3000, "nested too deeply"),
+        ("kind: local\ndashboard: caf\udce9", "not UTF-8 text"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(values: Any, told: str, written: Any) -> None:
@@ -112,11 +120,25 @@ def test_what_is_wrong_is_said_in_a_line(values: Any, told: str, written: Any) -
     assert "Value error" not in message
 
 
+def test_what_a_variable_holds_stays_in_its_place(
+    written: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EVIL", "tcp://x\nrunner: prefect-dask")
+    profile = written("kind: address\naddress: ${EVIL}\n")
+    assert profile.runner == "shards"
+    assert profile.address == "tcp://x\nrunner: prefect-dask"
+
+
 def test_a_profile_that_is_not_there_is_guessed(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="did you mean slurm"):
         load_profile("slrum")
     with pytest.raises(RecipeError, match=r"absent\.yaml: No such file"):
         load_profile(str(tmp_path / "absent.yaml"))
+
+
+def test_a_name_that_cannot_be_one_is_refused_in_a_line() -> None:
+    with pytest.raises(RecipeError, match="embedded null byte"):
+        load_profile("a\0.yaml")
 
 
 def test_the_number_of_workers_can_be_given_where_a_build_starts_them(written: Any) -> None:

@@ -239,7 +239,7 @@ BAD = [
     ("max_seconds: 8", "max_seconds: *x", "12: not valid YAML: found undefined alias 'x'"),
     ("max_seconds: 8", 'note: "\\UFFFFFFFF"', "12: not valid YAML: Python int too large to convert to C int"),
     ("max_seconds: 8", "note: x\x07", "12: not valid YAML: holds a control character"),
-    ("max_seconds: 8\n", "max_seconds: 8\n---\na: 1\n", "13: not valid YAML: a recipe is one document; remove the ---"),
+    ("max_seconds: 8\n", "max_seconds: 8\n---\na: 1\n", "13: not valid YAML: only one document is read; remove the ---"),
     # environment
     ("max_seconds: 8", "note: a ${NOPE}", "12: clips.note: environment variable NOPE is not set; set it or write ${NOPE:-default}"),
     ("max_seconds: 8", "max_seconds: ${N}", "12: clips.max_seconds: '8kg' has an unknown unit kg; units are d, h, m, s, ms, us"),
@@ -271,7 +271,7 @@ def test_bad(old: str, new: str, line: str) -> None:
         ("store: x\ndatasets: {}\n", "2: datasets: a recipe needs at least one dataset"),
         ("store: x\ndatasets: [a]\n", "2: datasets: must be a mapping of names"),
         ("a: " + "[" * 5000, "1: nested too deeply"),
-        ("store: " + "x" * 1024 * 1024, "1: a recipe holds at most 1.0 MiB"),
+        ("store: " + "x" * 1024 * 1024, "1: the file holds more than 1.0 MiB"),
     ],
 )
 def test_bad_files(text: str | bytes, line: str) -> None:
@@ -765,7 +765,7 @@ def test_load_a_file_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 def test_load_reads_no_more_than_the_limit() -> None:
-    with pytest.raises(RecipeError, match=r"^/dev/zero:1: a recipe holds at most 1\.0 MiB$"):
+    with pytest.raises(RecipeError, match=r"^/dev/zero:1: the file holds more than 1\.0 MiB$"):
         load(Path("/dev/zero"))
 
 

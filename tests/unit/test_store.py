@@ -42,6 +42,7 @@ from reelmill.store.model import (
     action_name,
     blob_name,
 )
+from reelmill.store.place import place
 from tests.s3_server import Faults
 
 CONTENDERS = 16
@@ -1064,13 +1065,19 @@ def test_scratch_of_dead_processes_is_swept_and_that_of_others_is_kept(
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     scratch = Store.open(store_url, create=True).backend.scratch()
-    host = socket.gethostname()
+    here = place()
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
-    kept = {f"{host}~{os.getpid()}~a", f"elsewhere~{ended.pid}~b", "notes.txt", f"{host}~x~c"}
-    for name in {*kept, f"{host}~{ended.pid}~d", f"{host}~{10**30}~e"}:
+    kept = {
+        f"{here}~{os.getpid()}~a",
+        f"elsewhere~{ended.pid}~b",
+        f"{socket.gethostname()}~{ended.pid}~g",
+        "notes.txt",
+        f"{here}~x~c",
+    }
+    for name in {*kept, f"{here}~{ended.pid}~d", f"{here}~{10**30}~e"}:
         (scratch / name).write_bytes(b"half")
-    folder = scratch / f"{host}~{ended.pid}~f"
+    folder = scratch / f"{here}~{ended.pid}~f"
     folder.mkdir()
     (folder / "half").write_bytes(b"half")
     Store.open(store_url)

@@ -13,9 +13,14 @@ from typing import Annotated, ClassVar, Literal
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage
 
+GARBLED = "caf\udce9\n# owned\n\x1b[2J\0<img src=x> ![t](http://192.0.2.1/t.png) "
+"""What no file, page or terminal should have to take."""
+
 
 class TroubleParams(Params):
-    kind: Annotated[Literal["none", "raise", "die", "once", "slow", "gate"], Runtime] = "none"
+    kind: Annotated[Literal["none", "raise", "die", "once", "slow", "gate", "garble"], Runtime] = (
+        "none"
+    )
     shard: Annotated[str, Runtime] = ""
     marker: Annotated[str, Runtime] = ""
     seconds: Annotated[float, Runtime] = 0.2
@@ -40,6 +45,8 @@ class Trouble(SampleStage[TroubleParams]):
         elif sample.key.startswith(params.shard):
             if params.kind == "raise":
                 raise RuntimeError("the moon is in the wrong phase")
+            if params.kind == "garble":
+                raise ValueError(GARBLED)
             if params.kind == "die":
                 os.kill(os.getpid(), signal.SIGKILL)
             if params.kind == "once" and not Path(params.marker).exists():
