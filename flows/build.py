@@ -9,7 +9,6 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextvars import ContextVar
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 from prefect import flow, get_run_logger
@@ -29,7 +28,7 @@ from reelmill.flows.prefect_state import crash_dead_runs, decoration
 from reelmill.flows.profile import Profile, load_profile
 from reelmill.flows.served import served
 from reelmill.flows.shards import visible_work
-from reelmill.recipe import Recipe, load_recipe
+from reelmill.recipe import Recipe, load_recipe, recipe_name
 from reelmill.store import Store
 from reelmill.store.lease import lease
 from reelmill.store.model import Result
@@ -69,7 +68,7 @@ def watched_by(watch: Watch) -> Iterator[None]:
 
 
 def _run_name() -> str:
-    return Path(flow_run.parameters["recipe"]).stem
+    return recipe_name(flow_run.parameters["recipe"])
 
 
 @flow(name="build", flow_run_name=_run_name, persist_result=False, validate_parameters=True)
@@ -96,21 +95,14 @@ async def build_flow(
         return await build_recipe(loaded, where, only=only)
 
 
-async def build_recipe(
-    recipe: Recipe, where: Profile, *, only: Sequence[str] = (), create: bool = True
-) -> State[Any]:
+async def build_recipe(recipe: Recipe, where: Profile, *, only: Sequence[str] = ()) -> State[Any]:
     """Build a recipe within a flow run; the state that the flow run ends with.
 
     Its data is the ``Build``, or the error that ended it.
-
-    Args:
-        create: make the store if there is none.
     """
     logger = get_run_logger()
     assert flow_run.id is not None
     run = str(flow_run.id)
-    if not create:
-        await asyncio.to_thread(Store.open, recipe.store)
     store = await asyncio.to_thread(Store.open, recipe.store, create=True)
     with decoration():
         for name in await crash_dead_runs(store):
@@ -251,8 +243,9 @@ class _Log:
     def committed(self, build: Build, name: str) -> None:
         progress = build.progress[name]
         label = build.labels[name]
+        word = "committed %s" if progress.moved else "%s is as it was"
         self._logger.info(
-            "committed %s: %d samples in %d shards", label, progress.samples, progress.have
+            f"{word}: %d samples in %d shards", label, progress.samples, progress.have
         )
         for shard, message in build.planner.holes(name).items():
             self._logger.warning("%s is without shard %s: %s", label, shard, message)

@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, Self
 from reelmill.errors import PoisonError, ReelmillError, told
 from reelmill.flows import at_worker
 from reelmill.flows.profile import GpuProfile, LocalProfile, Profile
-from reelmill.flows.workers import CONNECT_SECONDS, CPU, GPU, Found, Worker, find_workers
+from reelmill.flows.workers import (
+    CONNECT_SECONDS,
+    CPU,
+    GPU,
+    Found,
+    Worker,
+    find_workers,
+)
 from reelmill.units import format_bytes, format_seconds
 
 if TYPE_CHECKING:
@@ -277,7 +284,7 @@ class Cluster:
             self._client = await self._found.connect(CONNECT_SECONDS)
         except _UNREACHABLE as error:
             where = getattr(self._profile, "address", "its address")
-            raise ReelmillError(f"no Dask scheduler answers at {where}: {told(error)}") from error
+            raise ReelmillError(no_scheduler(where, error)) from error
         self.address = self._client.scheduler.address
         self.dashboard = self._client.dashboard_link
         self.security = self._client.security

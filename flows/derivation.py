@@ -14,8 +14,9 @@ from pydantic_core import CoreSchema
 
 from reelmill.errors import RecipeError
 from reelmill.recipe import Recipe
+from reelmill.store import Store
 from reelmill.tasks import Stages
-from reelmill.tasks.contract import Params
+from reelmill.tasks.contract import Params, Stage
 from reelmill.tasks.ingest import Source
 from reelmill.units import (
     Share,
@@ -46,7 +47,7 @@ def stage_choices() -> Any:
     ``stage``."""
     stages = Stages()
     names = sorted(
-        (name for name in stages if len(stages[name].roles) == 1), key=lambda n: (n != FIRST, n)
+        (name for name in stages if _can_derive(stages[name])), key=lambda n: (n != FIRST, n)
     )
     models: list[type[BaseModel]] = []
     for name in names:
@@ -57,6 +58,10 @@ def stage_choices() -> Any:
         )
     union: Any = Union[tuple(models)]  # noqa: UP007
     return Annotated[union, Field(discriminator="stage"), _ToldApart()]
+
+
+def _can_derive(stage: Stage[Any]) -> bool:
+    return len(stage.roles) == 1 and stage.takes == "samples"
 
 
 class _Form(BaseModel):
@@ -149,6 +154,11 @@ def derivation(
     source = parent.partition("@")[0]
     if source == name:
         raise RecipeError(f"{name}: give the new dataset another name than that of its parent")
+    stages = Stages()
+    if stage in stages and not _can_derive(stages[stage]):
+        raise RecipeError(
+            f"{stage} cannot be derived from {parent}: it needs a table's rows, or several datasets"
+        )
     dataset = {
         "stage": stage,
         "from": source,
@@ -156,11 +166,33 @@ def derivation(
         "max_holes": str(max_holes),
         **params,
     }
-    return Recipe.build(
-        store=store,
-        sources={source: {"version": parent}},
-        datasets={name: dataset},
-        stages=Stages(),
-        source_model=Source,
-        overrides=[f"{name}.{override}" for override in overrides or ()],
-    )
+    try:
+        return Recipe.build(
+            store=store,
+            sources={source: {"version": parent}},
+            datasets={name: dataset},
+            stages=stages,
+            source_model=Source,
+            overrides=[f"{name}.{override}" for override in overrides or ()],
+        )
+    except RecipeError as error:
+        # As it was given.
+        raise RecipeError(str(error).replace(f"--set {name}.", "", 1)) from None
+
+
+def refuse_others_name(recipe: Recipe, store: Store) -> None:
+    """Raise ``RecipeError`` if the name of the dataset to derive is that of something else.
+
+    What the same stage made of the same dataset may be derived anew.
+    """
+    ((name, dataset),) = recipe.datasets.items()
+    last = store.latest(name)
+    if last is None:
+        return
+    before = {label.partition("@")[0] for label in last.parents.values()}
+    if last.stage != dataset.stage or before != set(dataset.inputs.values()):
+        made = f"{last.stage} from {', '.join(sorted(before)) or 'a table'}"
+        raise RecipeError(
+            f"{name}: the store has a dataset of that name, made by {made}; give the new one "
+            "another name"
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -11,11 +12,18 @@ from prefect.runtime import flow_run
 from pydantic import BaseModel, Field
 
 from reelmill.flows.build import Profiled, Workers, build_recipe
-from reelmill.flows.derivation import Name, Parent, derivation, stage_choices
+from reelmill.flows.derivation import (
+    Name,
+    Parent,
+    derivation,
+    refuse_others_name,
+    stage_choices,
+)
 from reelmill.flows.drive import Build
 from reelmill.flows.metrics import counted
 from reelmill.flows.profile import load_profile
 from reelmill.flows.served import served
+from reelmill.store import Store
 from reelmill.units import Share
 
 Make: Any = stage_choices()
@@ -58,4 +66,5 @@ async def derive_flow(
         recipe = derivation(
             store, parent, name, stage, values, max_rejects=max_rejects, max_holes=max_holes
         )
-        return await build_recipe(recipe, where, create=False)
+        refuse_others_name(recipe, await asyncio.to_thread(Store.open, recipe.store))
+        return await build_recipe(recipe, where)

@@ -6,7 +6,7 @@ import importlib.resources
 from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import (
     AfterValidator,
@@ -120,6 +120,13 @@ class AddressProfile(_Common):
     def _fits_together(self) -> AddressProfile:
         if self.tls and not self.address.startswith("tls://"):
             raise ValueError("tls needs an address that begins with tls://")
+        return self
+
+    @model_validator(mode="after")
+    def _files_are_there(self) -> AddressProfile:
+        for file in (self.tls and (self.tls.ca, self.tls.cert, self.tls.key)) or ():
+            if not file.is_file():
+                raise ValueError(f"tls: there is no file {file}")
         return self
 
     def with_workers(self, count: int) -> AddressProfile:
@@ -260,6 +267,14 @@ Profile = Annotated[
     Field(discriminator="kind"),
 ]
 
+_KINDS: dict[str, type[_Model]] = {
+    "local": LocalProfile,
+    "gpu": GpuProfile,
+    "address": AddressProfile,
+    "slurm": SlurmProfile,
+    "kubernetes": KubernetesProfile,
+}
+
 _PROFILE: TypeAdapter[Profile] = TypeAdapter(Profile)
 
 
@@ -307,6 +322,18 @@ def load_profile(name: str, workers: int | None = None) -> Profile:
         raise RecipeError(f"{where}: {error}") from None
 
 
+def _options(kind: str) -> set[str]:
+    """The names of all options of a kind of profile, those of its parts included."""
+    names: set[str] = set()
+    models: list[Any] = [_KINDS[kind]]
+    while models:
+        fields = models.pop().model_fields
+        names |= set(fields)
+        inner = [part for info in fields.values() for part in get_args(info.annotation)]
+        models += [part for part in inner if isinstance(part, type) and issubclass(part, _Model)]
+    return names
+
+
 def _first(error: ValidationError) -> str:
     """The first thing that is wrong with a profile, in a line."""
     first = error.errors()[0]
@@ -315,7 +342,12 @@ def _first(error: ValidationError) -> str:
         return f"kind: there is no '{told['tag']}'; there are {told['expected_tags']}"
     if first["type"] == "union_tag_not_found":
         return "kind: a profile says where its workers are, such as 'kind: local'"
+    if not first["loc"]:
+        return "a profile is a mapping that begins with 'kind: local' or another kind"
     # What follows the kind is the field.
     field = ".".join(str(part) for part in first["loc"][1:])
     message = first["msg"].removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        guess = nearest(str(first["loc"][-1]), _options(str(first["loc"][0])))
+        message = "there is no such option" + (f"; did you mean {guess}?" if guess else "")
     return f"{field}: {message}" if field else message

@@ -17,11 +17,12 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.derivation import derivation
+from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
-from reelmill.flows.profile import load_profile
+from reelmill.flows.profile import Profile, load_profile
 from reelmill.flows.report import as_json, hole_lines, reject_lines, table
+from reelmill.flows.workers import refuse_unreachable
 from reelmill.recipe import Recipe, load_recipe
 from reelmill.store import Store
 from reelmill.store.lease import lease
@@ -73,7 +74,7 @@ def run_build(
         ReelmillError: something could not be made; the outcome was reported.
         Interrupted: the build was asked to stop.
     """
-    load_profile(profile, workers)
+    where = load_profile(profile, workers)
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
 
     async def start() -> Any:
@@ -88,7 +89,8 @@ def run_build(
             return_state=True,
         )
 
-    return _run(loaded, start, only=only, again=f"reelmill build {recipe}", show=show)
+    again = f"reelmill build {recipe}"
+    return _run(loaded, where, start, only=only, again=again, show=show)
 
 
 def run_derive(
@@ -103,7 +105,7 @@ def run_derive(
     show: Show = Show(),
 ) -> Build:
     """Derive one dataset from a version and tell what came of it; as ``run_build``."""
-    load_profile(profile, workers)
+    where = load_profile(profile, workers)
     loaded = derivation(store, parent, name, stage, {}, overrides=list(overrides))
     dataset = loaded.datasets[name]
 
@@ -123,12 +125,13 @@ def run_derive(
         )
 
     again = " ".join(["reelmill derive", parent, name, stage, *overrides])
-    Store.open(loaded.store)
-    return _run(loaded, start, again=again, show=show)
+    refuse_others_name(loaded, Store.open(loaded.store))
+    return _run(loaded, where, start, again=again, show=show)
 
 
 def _run(
     recipe: Recipe,
+    where: Profile,
     start: Callable[[], Coroutine[Any, Any, Any]],
     *,
     only: Sequence[str] = (),
@@ -146,6 +149,7 @@ def _run(
             if problems := build.planner.problems():
                 raise ReelmillError("; ".join(problems.values()))
             return build
+    refuse_unreachable(where)
     try:
         build = _run_flow(start, show)
     except (KeyboardInterrupt, asyncio.CancelledError):
@@ -182,7 +186,7 @@ def _run_flow(start: Callable[[], Coroutine[Any, Any, Any]], show: Show) -> Buil
 
     console = show.console
     if console is not None:
-        console.print("starting Prefect and Dask ...", markup=False)
+        console.print("starting ...", markup=False)
     with prefect_api() as url:
         from reelmill.flows.build import watched_by
         from reelmill.flows.terminal import show_progress, write_events

@@ -13,6 +13,7 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -47,10 +48,11 @@ from reelmill.flows.prefect_state import crash_dead_runs, decoration, server_ans
 from reelmill.flows.profile import load_profile
 from reelmill.flows.served import PARENT
 from reelmill.flows.server import prefect_api
-from reelmill.recipe import load_recipe
+from reelmill.recipe import load_recipe, recipe_name
 from reelmill.store import Store
 from reelmill.tasks import Stages
 from reelmill.tasks.ingest import Source
+from reelmill.units import format_seconds
 
 TAG = "reelmill"
 """What all deployments of Reelmill are tagged with, and so their runs."""
@@ -59,6 +61,9 @@ HEARTBEAT_SECONDS = 30
 HOUSEKEEPING_SECONDS = 30.0
 
 GOING_ON = [StateType.PENDING, StateType.RUNNING, StateType.CANCELLING]
+
+SHORTEST_EVERY = 10
+"""Seconds between two builds by schedule."""
 
 POLL_SECONDS = 5.0
 """How long a run that somebody asks for waits at most."""
@@ -120,6 +125,10 @@ def run_serve(
     schedule = _schedule(every, cron)
     served = Served(*_find(recipes, store), profile, workers, schedule, limit)
     shared = PREFECT_API_URL.value() is not None
+    if store is not None and not Store.is_at(_absolute(store)):
+        console.print(
+            f"there is no store at {_absolute(store)} yet; a build makes one", markup=False
+        )
     with contextlib.ExitStack() as stack:
         counting = stack.enter_context(serve_metrics(metrics)) if metrics else None
         url = stack.enter_context(prefect_api(port, schedules=True))
@@ -128,32 +137,38 @@ def run_serve(
 
 
 def _schedule(every: timedelta | None, cron: str | None) -> CronSchedule | IntervalSchedule | None:
-    if every and cron:
+    if every is not None and cron is not None:
         raise ReelmillError("give --every or --cron, not both")
+    if every is not None and every.total_seconds() < SHORTEST_EVERY:
+        given = format_seconds(Decimal(str(every.total_seconds())))
+        raise ReelmillError(f"--every {given}: say {SHORTEST_EVERY}s or more")
     try:
-        if cron:
+        if cron is not None:
             return CronSchedule(cron=cron, timezone="UTC")
         return None if every is None else IntervalSchedule(interval=every)
     except ValidationError as error:
-        given = f"--cron {cron}" if cron else f"--every {every}"
         wrong = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise ReelmillError(f"{given}: {wrong}") from None
+        raise ReelmillError(f"--cron '{cron}': {wrong}") from None
 
 
 def _find(recipes: Sequence[str], store: str | None) -> tuple[dict[str, str], dict[str, str]]:
     """The absolute paths of recipes and the stores, by the names of their deployments."""
     found: dict[str, str] = {}
-    stores = [] if store is None else [store if "://" in store else str(Path(store).absolute())]
+    stores = [] if store is None else [_absolute(store)]
     for recipe in recipes:
         path = Path(recipe).absolute()
         stores.append(load_recipe(path, stages=Stages(), source_model=Source).store)
-        _add(found, _name(path.stem), str(path))
+        _add(found, _name(recipe_name(path)), str(path))
     if not stores:
         raise ReelmillError("nothing to serve: give a recipe, or a store with --store")
     named: dict[str, str] = {}
     for url in stores:
         _add(named, _name(*url.split("/")[-2:]), url)
     return found, named
+
+
+def _absolute(store: str) -> str:
+    return store if "://" in store else str(Path(store).absolute())
 
 
 def _name(*parts: str) -> str:

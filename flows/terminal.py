@@ -52,7 +52,12 @@ def write_events(file: TextIO, build: Build) -> Iterator[None]:
     try:
         yield
     finally:
-        events.write("ended", error=str(build.error) if build.error else None)
+        events.write(
+            "ended",
+            error=str(build.error) if build.error else None,
+            made=sum(progress.made for progress in build.progress.values()),
+            reused=sum(progress.reused for progress in build.progress.values()),
+        )
 
 
 class Events:
@@ -87,6 +92,7 @@ class Events:
             "committed",
             dataset=name,
             version=progress.version,
+            moved=progress.moved,
             store=build.store.url,
             samples=progress.samples,
             holes=build.planner.holes(name),

@@ -9,6 +9,7 @@ import os
 import re
 import secrets
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -62,6 +63,29 @@ class Worker:
     def share(self) -> float:
         """Bytes for each thread."""
         return self.memory / self.threads if self.memory else float("inf")
+
+
+def refuse_unreachable(profile: Profile) -> None:
+    """Raise ``ReelmillError`` if nobody listens where a profile says that the scheduler is.
+
+    It takes a moment, where a client of Dask tries for long, and a Prefect server may have been
+    started before.
+    """
+    if not isinstance(profile, AddressProfile):
+        return
+    found = re.fullmatch(r"(?:tcp|tls)://\[?([^/\[\]]+)\]?:(\d+)/?", profile.address)
+    if found is None:
+        return
+    try:
+        socket.create_connection((found[1], int(found[2])), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise ReelmillError(no_scheduler(profile.address, error)) from None
+
+
+def no_scheduler(address: str, error: BaseException) -> str:
+    """What to say of a scheduler that cannot be reached, and what to do."""
+    why = told(error) if not isinstance(error, OSError) else error.strerror or told(error)
+    return f"no Dask scheduler answers at {address}: {why}; start it, or mend the address"
 
 
 async def _nothing() -> None:

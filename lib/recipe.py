@@ -45,7 +45,7 @@ from pydantic_core import ErrorDetails
 from reelmill.errors import RecipeError
 from reelmill.units import Share, format_bytes, nearest
 
-__all__ = ["Dataset", "Pinned", "Recipe", "StageSpec", "load_recipe", "parse_recipe"]
+__all__ = ["Dataset", "Pinned", "Recipe", "StageSpec", "load_recipe", "parse_recipe", "recipe_name"]
 
 _Keys: TypeAlias = tuple[str | int, ...]
 """Where a value is in a recipe: ``("datasets", "clips", "max_seconds")``."""
@@ -229,6 +229,12 @@ def load_recipe(
     report.expect_mapping(data)
     _override(data, overrides, report, environ)
     return _Checker(report, stages, source_model, path.parent).recipe(data)
+
+
+def recipe_name(path: str | os.PathLike[str]) -> str:
+    """What people call a recipe: its file, or its folder where the file is just ``recipe.yaml``."""
+    path = Path(path).absolute()
+    return path.parent.name if path.stem == "recipe" and path.parent.name else path.stem
 
 
 def read_document(text: str | bytes, name: str, environ: Mapping[str, str] = os.environ) -> Any:

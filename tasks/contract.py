@@ -127,6 +127,7 @@ class Stage(abc.ABC, Generic[P]):
             if it reads all of them.
         conserves: every input sample comes out as exactly one sample or reject.
         columns: its own columns of the index.
+        takes: ``rows`` if it reads a table's rows, which have no tar, and ``samples`` otherwise.
         resources: what a worker must have, as Dask resources.
         memory: bytes that a worker takes, with the programs it starts, while it makes one shard of
             typical input (videos of up to 1080p and 50 MB), if known. A build does not start on
@@ -140,6 +141,7 @@ class Stage(abc.ABC, Generic[P]):
     scope: ClassVar[Literal["shard", "generation"]] = "shard"
     conserves: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([])
+    takes: ClassVar[Literal["samples", "rows"]] = "samples"
     resources: ClassVar[Mapping[str, float]] = {}
     memory: ClassVar[int | None] = None
 

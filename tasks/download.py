@@ -73,6 +73,7 @@ class Download(Stage[DownloadParams]):
     name = "download"
     params = DownloadParams
     conserves = True
+    takes = "rows"
     memory = 250_000_000
 
     def schema(self, job: Job[DownloadParams]) -> pa.Schema:

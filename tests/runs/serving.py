@@ -134,10 +134,17 @@ class Serving:
         return str(self.call(f"deployments/{known['id']}/create_flow_run", body)["id"])
 
     def runs(self, deployment: str) -> list[dict[str, Any]]:
-        """The flow runs of a deployment, the newest first."""
+        """The flow runs of a deployment that have begun, the newest first."""
         known = self.call(f"deployments/name/{deployment}", method="GET")
+        begun = {"state": {"type": {"not_any_": ["SCHEDULED"]}}}
         only = {"deployments": {"id": {"any_": [known["id"]]}}, "sort": "START_TIME_DESC"}
-        return list(self.call("flow_runs/filter", only))
+        return list(self.call("flow_runs/filter", {**only, "flow_runs": begun}))
+
+    def scheduled(self) -> list[dict[str, Any]]:
+        """The flow runs that the schedule has still to start."""
+        due = {"state": {"type": {"any_": ["SCHEDULED"]}}}
+        found = self.call("flow_runs/filter", {"flow_runs": due})
+        return [run for run in found if run["auto_scheduled"]]
 
     def prefect(self, *arguments: str) -> str:
         """Run Prefect's command; what it prints."""

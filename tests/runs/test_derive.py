@@ -109,6 +109,8 @@ def test_a_new_version_is_an_event_and_an_old_one_is_none(built: Project) -> Non
         (("rows", "x", "shuffle", "seed"), "write it as path=value"),
         (("rose", "x", "shuffle"), "no dataset 'rose' in"),
         (("rows@v9", "x", "shuffle"), "no version or tag 'v9' in dataset 'rows'"),
+        (("rows", "x", "download"), "download cannot be derived from rows"),
+        (("rows", "urls", "shuffle"), "made by ingest from a table; give the new one another name"),
         (("rows", "X y", "shuffle"), "a name begins with a letter a-z"),
     ],
 )

@@ -22,7 +22,7 @@ from tests.runs.serving import RECIPE, Serving, free_port, serving, until
 GATED = RECIPE + "  last: {stage: trouble, from: videos, kind: gate, marker: GATE}\n"
 """Goes on when it is let: ``pass_gate``."""
 
-TRIPLETS = "  triplets: {stage: frames, from: clips, count: 3, max_side: 640}\n"
+TRIPLETS = "  clip-triplets: {stage: frames, from: clips, count: 3, max_side: 640}\n"
 INFRA = Path(__file__).parents[2] / "infra"
 METRICS = free_port()
 
@@ -96,6 +96,8 @@ def test_a_schedule_builds_at_once_and_does_not_overlap(
     pass_gate(service)
     assert service.ended(first["id"])["message"] == "6 shards made, 0 were there already"
     store = service.project.folder / "store"
+    # The schedule goes on.
+    until(service.scheduled, "the next run of the schedule")
     assert versions(store, "videos", "clips", "last") == expected()
     assert set(service.project.executed().values()) == {1}
     assert "reelmill" in first["tags"]
@@ -161,11 +163,13 @@ def test_an_automation_derives_when_a_dataset_moves(
     assert [service.ended(run)["type"] for run in runs] == ["COMPLETED"] * 2
     first, last = (service.call(f"flow_runs/{run}", method="GET") for run in runs)
     assert first["end_time"] <= last["start_time"]
-    assert versions(store, "triplets") == {"triplets": expected(RECIPE + TRIPLETS)["triplets"]}
+    assert versions(store, "clip-triplets") == {
+        "clip-triplets": expected(RECIPE + TRIPLETS)["clip-triplets"]
+    }
     # What is derived sends events too, which start nothing.
     wanted = {"filter": {"event": {"name": ["reelmill.dataset.committed"]}}}
     until(
-        lambda: {"clips", "triplets", "small"}.issubset(
+        lambda: {"clips", "clip-triplets", "small"}.issubset(
             event["payload"]["name"] for event in service.call("events/filter", wanted)["events"]
         ),
         "the events of the derived datasets",
@@ -196,11 +200,7 @@ def heartbeat(service: Serving, run: str) -> None:
 
 
 def test_a_run_whose_heart_stops_is_marked(service: Serving) -> None:
-    (zombies,) = (
-        one
-        for one in yaml.safe_load((INFRA / "automations.yaml").read_text())["automations"]
-        if "heartbeat" in one["name"]
-    )
+    (zombies,) = yaml.safe_load((INFRA / "heartbeat.yaml").read_text())["automations"]
     zombies["trigger"]["within"] = 10
     automation = service.call("automations/", zombies)["id"]
     known = service.call("deployments/name/build/films", method="GET")["id"]

@@ -65,8 +65,7 @@ def test_what_a_form_fills_in_by_itself_means_the_defaults(stage: str) -> None:
 
 
 def test_defaults_are_spelled_as_people_would() -> None:
-    assert defaults("download")["timeout"] == "5m"
-    assert defaults("download")["max_bytes"] == "4.0 GiB"
+    assert defaults("split")["timeout"] == "1h"
     assert defaults("split")["min_scene"] == "600ms"
     assert SCHEMA["properties"]["max_rejects"]["default"] == "50%"
 

@@ -57,7 +57,9 @@ def test_every_profile_that_is_shipped_can_be_used(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("name", known_profiles())
-def test_what_a_shipped_profile_suggests_in_comments_is_accepted(name: str, written: Any) -> None:
+def test_what_a_shipped_profile_suggests_in_comments_is_accepted(
+    name: str, written: Any, tmp_path: Path
+) -> None:
     shipped = importlib.resources.files("reelmill.configs") / "profiles" / f"{name}.yaml"
     lines = []
     for line in shipped.read_text().splitlines():
@@ -67,6 +69,8 @@ def test_what_a_shipped_profile_suggests_in_comments_is_accepted(name: str, writ
             lines.append(suggested)
         elif not line.startswith("#"):
             lines.append(line)
+    for file in ("ca.pem", "cert.pem", "key.pem"):
+        (tmp_path / file).touch()
     text = "\n".join(lines).replace("${DASK_SCHEDULER_ADDRESS}", "tls://10.0.0.1:8786")
     profile = written(text.replace("${REELMILL_IMAGE}", "films/reelmill:1"))
     assert profile.kind == name
@@ -78,9 +82,9 @@ def test_what_a_shipped_profile_suggests_in_comments_is_accepted(name: str, writ
     [
         ({"kind": "locl"}, "kind: there is no 'locl'; there are 'local', 'gpu', 'address', "),
         ({"workers": 3}, "kind: a profile says where its workers are"),
-        ("", "valid dictionary"),
+        ("", "a profile is a mapping"),
         ("kind: [local", "not valid YAML"),
-        ({"kind": "local", "worker": 3}, "worker: Extra inputs are not permitted"),
+        ({"kind": "local", "worker": 3}, "worker: there is no such option; did you mean workers?"),
         ({"kind": "local", "workers": 0}, "workers: Input should be greater than or equal to 1"),
         ({"kind": "local", "memory": "3 GBit"}, "memory: '3 GBit' has an unknown unit"),
         ({"kind": "gpu", "gpus": []}, "gpus: List should have at least 1 item"),
@@ -107,6 +111,7 @@ def test_what_a_shipped_profile_suggests_in_comments_is_accepted(name: str, writ
         ({"kind": "local", "memory": 0}, "memory: Input should be greater than or equal to"),
         ("kind: local\nwindow: 2024-13-45", "window: Input should be a valid integer"),
         ("kind: local\nwindow: " + "9" * 5000, "window: the number is out of range"),
+        ("", "a profile is a mapping that begins with"),
         ("[" * 3000, "nested too deeply"),
         ("kind: local\ndashboard: caf\udce9", "not UTF-8 text"),
     ],
@@ -150,17 +155,27 @@ def test_the_number_of_workers_can_be_given_where_a_build_starts_them(written: A
         written({"kind": "address", "address": "tcp://10.0.0.1:8786"}, 3)
 
 
-def test_certificates_lie_beside_their_profile(written: Any, tmp_path: Path) -> None:
-    profile = written(
-        {
-            "kind": "address",
-            "address": "tls://10.0.0.1:8786",
-            "tls": {"ca": "ca.pem", "cert": "/etc/ours.pem", "key": "~/ours.key"},
-        }
-    )
-    assert profile.tls.ca == tmp_path / "ca.pem"
-    assert profile.tls.cert == Path("/etc/ours.pem")
-    assert profile.tls.key == Path.home() / "ours.key"
+def test_certificates_lie_beside_their_profile_and_must_be_there(
+    written: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, etc = tmp_path / "home", tmp_path / "etc"
+    monkeypatch.setenv("HOME", str(home))
+    values = {
+        "kind": "address",
+        "address": "tls://10.0.0.1:8786",
+        "tls": {"ca": "ca.pem", "cert": f"{etc}/ours.pem", "key": "~/ours.key"},
+    }
+    for file in (tmp_path / "ca.pem", etc / "ours.pem", home / "ours.key"):
+        with pytest.raises(RecipeError, match=f"tls: there is no file {file}"):
+            written(values)
+        file.parent.mkdir(exist_ok=True)
+        file.touch()
+    tls = written(values).tls
+    assert [tls.ca, tls.cert, tls.key] == [
+        tmp_path / "ca.pem",
+        etc / "ours.pem",
+        home / "ours.key",
+    ]
 
 
 def test_profiles_are_loaded_without_dask() -> None:
