@@ -22,6 +22,7 @@ from reelmill.flows.workers import (
     Found,
     Worker,
     find_workers,
+    no_scheduler,
 )
 from reelmill.units import format_bytes, format_seconds
 

@@ -346,7 +346,11 @@ class _Service:
 
     async def run(self, stop: asyncio.Event, console: Console) -> None:
         """Start the runs that are due, until ``stop`` is set, or the server is lost for good."""
-        runner: Runner | None = await self._new_runner()
+        runner: Runner | None
+        try:
+            runner = await self._new_runner()
+        except RuntimeError as error:
+            raise ReelmillError(f"the Prefect server cannot be used: {told(error)}") from error
         if isinstance(self._served.schedule, IntervalSchedule):
             self._due = self._ids[: len(self._served.recipes)]
         for one in deployments(self._served):
@@ -355,7 +359,8 @@ class _Service:
         keeping = asyncio.ensure_future(self._keep_house())
         try:
             while runner:
-                async with runner:
+                async with contextlib.AsyncExitStack() as stack:
+                    stack.push_async_exit(runner)
                     await self._start_runs(runner, stop)
                     if stop.is_set() or self.is_lost:
                         console.print("stopping; again: at once", markup=False)
@@ -371,7 +376,7 @@ class _Service:
                     await self._client.pause_deployment(deployment)
 
     async def _new_runner(self) -> Runner:
-        """Deploy, and make the automation that marks runs that died."""
+        """Deploy, and make the automation that marks runs that died; a runner that is entered."""
         runner = Runner(
             name="reelmill",
             limit=self._served.limit,
@@ -382,6 +387,7 @@ class _Service:
         if not await self._client.read_automations_by_name(ZOMBIES.name):
             await self._client.create_automation(ZOMBIES)
         self._ids = [await runner.aadd_deployment(one) for one in deployments(self._served)]
+        await runner.__aenter__()
         self._is_worn = False
         return runner
 

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
+import socket
+import subprocess
+import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,8 +22,8 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from reelmill.dataset import open_version
-from tests.runs.project import Project, let_pass
-from tests.runs.serving import RECIPE, Serving, free_port, serving, until
+from tests.runs.project import COMMAND, Project, let_pass
+from tests.runs.serving import RECIPE, Serving, call, free_port, serving, until
 
 GATED = RECIPE + "  last: {stage: trouble, from: videos, kind: gate, marker: GATE}\n"
 """Goes on when it is let: ``pass_gate``."""
@@ -260,3 +266,99 @@ def test_a_service_that_is_stopped_stops_its_runs(service: Serving) -> None:
     log = service.log.read_text()
     assert "Finished in state Cancelled('stopped; 2 finished shards are kept')" in log
     assert "Traceback" not in log
+
+
+@dataclass
+class Proxy:
+    """Passes connections on to a port, unless it is to answer requests itself.
+
+    ``answer`` is for all requests, ``refused`` a part of the paths that are answered with 500.
+    """
+
+    target: int
+    answer: bytes = b""
+    refused: bytes = b""
+    port: int = 0
+
+    @contextlib.contextmanager
+    def open(self) -> Iterator[None]:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            self.port = listener.getsockname()[1]
+            threading.Thread(target=self._accept, args=(listener,), daemon=True).start()
+            yield
+            listener.shutdown(socket.SHUT_RDWR)
+
+    def _accept(self, listener: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = listener.accept()
+                far = socket.create_connection(("127.0.0.1", self.target))
+                for source, sink, look in ((near, far, True), (far, near, False)):
+                    threading.Thread(
+                        target=self._carry, args=(source, sink, look), daemon=True
+                    ).start()
+
+    def _carry(self, source: socket.socket, sink: socket.socket, look: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                answer = self.answer
+                if self.refused and self.refused in data.partition(b"\r\n")[0]:
+                    answer = b"500 Internal Server Error\r\nContent-Length: 2\r\n\r\nno"
+                if look and answer:
+                    source.sendall(b"HTTP/1.1 " + answer)
+                    break
+                sink.sendall(data)
+        for one in (source, sink):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+
+
+SOON = b"200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"
+
+
+def test_a_proxy_that_answers_anything_is_outlived(
+    project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources, datasets = "{urls: {path: urls.csv}}", "{rows: {stage: rows, from: urls}}"
+    recipe = f"store: ./store\nsources: {sources}\ndatasets: {datasets}\n"
+    project.write(recipe, ["https://rows.invalid/1.mp4"])
+    project.recipe.rename(project.folder / "outlived.yaml")
+    monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
+    monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
+    proxy = Proxy(int(project.prefect_url.removesuffix("/api").rpartition(":")[2]))
+    with proxy.open():
+        behind = Project(project.folder, f"http://127.0.0.1:{proxy.port}/api")
+        log = project.folder / "serve.log"
+        with log.open("wb") as output:
+            served = subprocess.Popen(
+                [sys.executable, str(COMMAND), "serve", "outlived.yaml", "--workers", "1"],
+                cwd=project.folder,
+                env=behind.environ,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        try:
+            until(lambda: "Ctrl-C stops" in log.read_text(), "serve")
+            proxy.answer = SOON
+            until(lambda: "server does not answer" in log.read_text(), "a complaint")
+            # It is back, but not for all.
+            proxy.refused = b"/automations"
+            proxy.answer = b""
+            until(lambda: "server takes no deployments" in log.read_text(), "a complaint")
+            proxy.refused = b""
+            name = "deployments/name/build/outlived"
+            known = call(project.prefect_url, name, method="GET")["id"]
+            start = {"state": {"type": "SCHEDULED"}}
+            run = call(project.prefect_url, f"deployments/{known}/create_flow_run", start)["id"]
+
+            def is_over() -> bool:
+                assert served.poll() is None, log.read_text()
+                state = call(project.prefect_url, f"flow_runs/{run}", method="GET")["state"]
+                return bool(state["type"] == "COMPLETED")
+
+            until(is_over, "the end of a run")
+        finally:
+            served.terminate()
+            served.wait(60)
+    assert served.returncode == 0
+    assert "Traceback" not in log.read_text()

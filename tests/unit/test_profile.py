@@ -69,7 +69,7 @@ def test_what_a_shipped_profile_suggests_in_comments_is_accepted(
             lines.append(suggested)
         elif not line.startswith("#"):
             lines.append(line)
-    for file in ("ca.pem", "cert.pem", "key.pem"):
+    for file in ("ca.pem", "client.pem", "client-key.pem"):
         (tmp_path / file).touch()
     text = "\n".join(lines).replace("${DASK_SCHEDULER_ADDRESS}", "tls://10.0.0.1:8786")
     profile = written(text.replace("${REELMILL_IMAGE}", "films/reelmill:1"))
