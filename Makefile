@@ -14,7 +14,7 @@ demo: $(VENV)/.user
 	$(BIN)/reelmill demo demo
 
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -218,9 +218,10 @@ async def _unless_stopped(
         if not entering.done():
             entering.cancel()
             await asyncio.gather(entering, return_exceptions=True)
+    opened = entering.result()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(opening)
-        yield entering.result()
+        yield opened
 
 
 def _dashboard(link: str, where: Profile) -> str:

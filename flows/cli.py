@@ -124,14 +124,16 @@ def plan(
     recipe: RecipePath, only: Only = None, overrides: Overrides = None, as_json: AsJSON = False
 ) -> None:
     """Show what a build would make, by dataset, and why each shard is not there yet."""
+    from reelmill.digest import SHORT
     from reelmill.flows.drive import prepare
-    from reelmill.flows.explain import explain, would_fail
+    from reelmill.flows.explain import explain, foresee
 
     loaded = _load(recipe, overrides)
     with _planning_store(loaded.store) as store:
         build = prepare(loaded, store, only=only or (), run="plan", write=False)
         explained = explain(build)
-        problems = would_fail(build)
+        outlook = foresee(build)
+    problems = outlook.problems
     if as_json:
         _print_json(
             [
@@ -145,6 +147,7 @@ def plan(
                     "waits_for": one.waits_for,
                     "reasons": dict(one.reasons),
                     "problem": problems.get(one.name),
+                    "moves_to": outlook.moves.get(one.name),
                 }
                 for one in explained
             ]
@@ -157,6 +160,8 @@ def plan(
         complete = one.have == one.expected and one.name not in problems
         state = "[green]complete[/]" if complete else f"{one.have} of {total} there"
         out.print(f"[bold]{one.name}[/]  {one.stage}: {state}")
+        if moves := outlook.moves.get(one.name):
+            out.print(f"    {one.name}@latest would be {one.name}@{moves[:SHORT]}", markup=False)
         for reason, count in one.reasons.most_common():
             out.print(f"    {count} to make: {reason}", markup=False)
         if one.waits_for and one.waiting != 0:

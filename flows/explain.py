@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from reelmill.digest import sha256
 from reelmill.errors import ReelmillError
 from reelmill.flows.drive import Build
 from reelmill.store import Store
@@ -54,11 +55,24 @@ def explain(build: Build) -> list[Explanation]:
     return found
 
 
-def would_fail(build: Build) -> dict[str, str]:
-    """Why datasets whose shards all exist would still get no version, by name."""
-    for _ in build.planner.finished():
-        pass
-    return build.planner.problems()
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What would become of the datasets whose shards all exist, by their names: those that would
+    get no version, and why; and those whose latest version would be another one, and which."""
+
+    problems: dict[str, str]
+    moves: dict[str, str]
+
+
+def foresee(build: Build) -> Outlook:
+    """What a build would commit without making a shard."""
+    moves = {}
+    for name, manifest, _ in build.planner.finished():
+        version = sha256(manifest.as_bytes())
+        last = build.store.latest(name)
+        if last is None or last.version != version:
+            moves[name] = version
+    return Outlook(build.planner.problems(), moves)
 
 
 class _History:

@@ -235,7 +235,7 @@ def test_the_embedded_server_listens_on_loopback_alone_and_is_gone_afterwards(
         stderr=subprocess.PIPE,
     )
     assert process.stderr is not None
-    assert process.stderr.readline() == "starting Prefect and Dask ...\n"
+    assert process.stderr.readline() == "starting ...\n"
     address = process.stderr.readline().split("//")[1].strip()
     deadline = time.monotonic() + 60
     while not project.trace.exists() and time.monotonic() < deadline:

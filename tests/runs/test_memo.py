@@ -201,3 +201,20 @@ def test_plan_says_why_without_writing(built: Project) -> None:
     }
     assert plan["flow"]["waits_for"] == ["triplets"]
     assert refs() == before
+
+
+def test_plan_says_which_version_would_become_the_latest(built: Project) -> None:
+    before = versions(built.build_here())
+    built.build_here("triplets.count=2")
+    done = built.run("plan", "recipe.yaml", "--json")
+    plan = {one["dataset"]: one for one in json.loads(done.stdout)}
+    assert {one["to_make"] for one in plan.values()} == {0}
+    moves = {name: one["moves_to"] for name, one in plan.items() if one["moves_to"]}
+    assert moves == {name: before[name] for name in ("triplets", "flow")}
+    told = built.run("plan", "recipe.yaml").stdout
+    assert f"triplets@latest would be triplets@{before['triplets'][:12]}" in told
+    assert versions(built.build_here()) == before
+    assert all(
+        one["moves_to"] is None
+        for one in json.loads(built.run("plan", "recipe.yaml", "--json").stdout)
+    )

@@ -32,7 +32,8 @@ async def _seen(url: str, recipe: str) -> dict[str, Any]:
 
     with temporary_settings({PREFECT_API_URL: url}):
         async with get_client() as client:
-            runs = [r for r in await client.read_flow_runs() if r.parameters["recipe"] == recipe]
+            known = await client.read_flow_runs()
+            runs = [run for run in known if run.parameters.get("recipe") == recipe]
             (run,) = runs
             only = FlowRunFilter(id={"any_": [run.id]})
             for _ in range(50):

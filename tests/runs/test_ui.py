@@ -263,7 +263,7 @@ def test_what_cannot_be_is_refused(ui: Ui, served: Serving) -> None:
     ui.run(doomed, "Details")
     ui.ends_as("Failed")
     ui.page.reload()
-    expect(ui.page.get_by_text("no dataset 'dreams' in")).to_be_visible()
+    expect(ui.page.get_by_text("there is no store at")).to_be_visible()
 
 
 def test_a_failed_shard_says_why(ui: Ui, served: Serving) -> None:
