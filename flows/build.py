@@ -269,12 +269,17 @@ def stopping(stop: Stop) -> Iterator[None]:
     """The first SIGINT or SIGTERM asks the build to stop, the second one ends it at once."""
     loop = asyncio.get_running_loop()
     here = asyncio.current_task()
+    signalled = False
 
     def ask(number: int) -> None:
-        if stop.is_set() and here is not None:
+        nonlocal signalled
+        if signalled and here is not None:
             here.cancel()
-        stop.number = number
-        stop.set()
+        signalled = True
+        # Whoever cancels in the UI may be the one who sets it, and has a signal sent besides.
+        if not stop.is_set():
+            stop.number = number
+            stop.set()
 
     handled = []
     for number in (signal.SIGINT, signal.SIGTERM):
