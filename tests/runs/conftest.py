@@ -33,8 +33,8 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # A machine that others use may be slower than any patience: servers and clusters get a second
-    # chance, and the summary tells of each that took it.
+    # A machine that others use may be slower than any patience: servers and clusters get two
+    # more chances, and the summary tells of each that took one.
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.flaky(reruns=2))
