@@ -100,6 +100,7 @@ class Planner:
 
     def __init__(self, nodes: Sequence[Node], sources: Mapping[str, Manifest]) -> None:
         self._given = sources
+        self._given_shards = {name: sum(1 for _ in m.shards) for name, m in sources.items()}
         self._states: dict[str, _State] = {}
         self._children: dict[str, list[str]] = {}
         self._woken: list[str] = []
@@ -197,9 +198,7 @@ class Planner:
 
     def expected(self) -> dict[str, int | None]:
         """How many shards each dataset will have; ``None`` before its input is known."""
-        found: dict[str, int | None] = {
-            name: sum(1 for _ in manifest.shards) for name, manifest in self._given.items()
-        }
+        found: dict[str, int | None] = {**self._given_shards}
         # Parents come before children.
         for name, state in self._states.items():
             found[name] = None
