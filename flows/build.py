@@ -207,17 +207,9 @@ async def _unless_stopped(
     opening: contextlib.AbstractAsyncContextManager[T], stop: Stop
 ) -> AsyncIterator[T]:
     """``opening``, which may take an hour to open, given up when ``stop`` is set before it is."""
-    entering = asyncio.ensure_future(opening.__aenter__())
-    stopped = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({entering, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not entering.done():
-            raise StoppedError("stopped before there were workers", stop.number)
-    finally:
-        stopped.cancel()
-        if not entering.done():
-            entering.cancel()
-            await asyncio.gather(entering, return_exceptions=True)
+    entering = await drive.or_stop(opening.__aenter__(), stop)
+    if entering is None:
+        raise StoppedError("stopped before there were workers", stop.number)
     opened = entering.result()
     async with contextlib.AsyncExitStack() as stack:
         stack.push_async_exit(opening)

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from reelmill import tables
 from reelmill.dataset import open_version
@@ -24,6 +24,8 @@ from reelmill.tasks.contract import Params
 from reelmill.tasks.frame import Order
 from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action
 from reelmill.tasks.planner import Node, Planner, Todo
+
+T = TypeVar("T")
 
 LATEST = ("latest",)
 GRACE_SECONDS = 10.0
@@ -55,6 +57,19 @@ class Stop(asyncio.Event):
     """Set when the build shall stop, by the signal that asked for it."""
 
     number: int = signal.SIGINT
+
+
+async def or_stop(work: Awaitable[T], stop: asyncio.Event) -> asyncio.Future[T] | None:
+    """Do ``work``: it, when it is done, or ``None`` if ``stop`` is set before; then it is left."""
+    working, stopped = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({working, stopped}, return_when=_FIRST)
+        return working if working.done() else None
+    finally:
+        stopped.cancel()
+        if not working.done():
+            working.cancel()
+            await asyncio.gather(working, return_exceptions=True)
 
 
 @dataclass(slots=True)

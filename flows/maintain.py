@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -28,7 +28,7 @@ from reelmill.flows.build import Profiled, Workers, stopping
 from reelmill.flows.cards import REFRESH_SECONDS
 from reelmill.flows.cluster import Need, open_cluster
 from reelmill.flows.derivation import Parent as Spec
-from reelmill.flows.drive import Stop, StoppedError
+from reelmill.flows.drive import Stop, StoppedError, or_stop
 from reelmill.flows.prefect_state import (
     cancel_is_asked,
     crash_dead_runs,
@@ -173,7 +173,10 @@ async def maintain_flow(
         with lease(opened, str(flow_run.id)), stopping(stop):
             async with _followed(report, stop):
                 try:
-                    await _until_stopped(look_after(), stop)
+                    done = await or_stop(look_after(), stop)
+                    if done is None:
+                        raise StoppedError("stopped; what was done stays done", stop.number)
+                    done.result()
                 except ReelmillError as error:
                     report.error = error
         await _show(report)
@@ -183,20 +186,6 @@ async def maintain_flow(
     if failure:
         return Failed(message=str(failure), data=failure)
     return Completed(message=report.summary, data=report)
-
-
-async def _until_stopped(work: Coroutine[Any, Any, None], stop: Stop) -> None:
-    working = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(stop.wait())
-    try:
-        await asyncio.wait({working, stopped}, return_when=asyncio.FIRST_COMPLETED)
-        if not working.done():
-            raise StoppedError("stopped; what was done stays done", stop.number)
-    finally:
-        stopped.cancel()
-        working.cancel()
-        await asyncio.gather(working, return_exceptions=True)
-    working.result()
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,9 +8,8 @@ import logging
 import math
 import os
 import re
-import signal
 import time
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from decimal import Decimal
@@ -39,9 +38,9 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from reelmill.errors import ReelmillError, told
-from reelmill.flows.build import build_flow
+from reelmill.flows.build import build_flow, stopping
 from reelmill.flows.derive import derive_flow
-from reelmill.flows.drive import GRACE_SECONDS
+from reelmill.flows.drive import GRACE_SECONDS, Stop, or_stop
 from reelmill.flows.maintain import maintain_flow
 from reelmill.flows.metrics import Metrics, serve_metrics
 from reelmill.flows.prefect_state import crash_dead_runs, decoration, server_answers
@@ -276,33 +275,16 @@ async def _serve(
 ) -> None:
     os.environ[PARENT] = str(os.getpid())
     os.environ.setdefault("DASK_LOGGING__DISTRIBUTED", "warning")
-    stop = asyncio.Event()
+    stop = Stop()
     async with get_client() as client:
         service = _Service(served, client, metrics, patience)
-        with _stopped_by_signals(stop):
+        # The second signal cancels.
+        with contextlib.suppress(asyncio.CancelledError), stopping(stop):
             await service.refuse_others()
             await service.count_versions()
             await service.run(stop, console)
     if service.is_lost:
         raise ReelmillError("the Prefect server that was started here is gone; start again")
-
-
-@contextlib.contextmanager
-def _stopped_by_signals(stop: asyncio.Event) -> Iterator[None]:
-    """The first SIGINT or SIGTERM sets ``stop``, the second one ends the body at once."""
-    loop = asyncio.get_running_loop()
-    here = asyncio.current_task()
-    assert here is not None
-
-    def ask() -> None:
-        if stop.is_set():
-            here.cancel()
-        stop.set()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, ask)
-    with contextlib.suppress(asyncio.CancelledError):
-        yield
 
 
 class _Service:
@@ -413,7 +395,8 @@ class _Service:
         answered = time.monotonic()
         while not stop.is_set():
             try:
-                await _unless(stop, poller._get_and_submit_flow_runs())
+                if asked := await or_stop(poller._get_and_submit_flow_runs(), stop):
+                    asked.result()
             except Exception as error:
                 # A proxy in front of a server that starts again may answer anything.
                 if not self._is_worn:
@@ -504,18 +487,6 @@ def _owner(there: DeploymentResponse, parameters: dict[str, Any]) -> str | None:
     for key in ("recipe", "store"):
         if there.parameters.get(key) not in (None, parameters.get(key)):
             return str(there.parameters[key])
-    return None
-
-
-async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
-    """Do ``work``, but leave it when ``stop`` is set."""
-    working, stopping = asyncio.ensure_future(work), asyncio.ensure_future(stop.wait())
-    await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
-    stopping.cancel()
-    if working.done():
-        return working.result()
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
     return None
 
 

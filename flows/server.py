@@ -87,7 +87,7 @@ def prefect_api(port: int | None = None, *, schedules: bool = False) -> Iterator
 def own_server(port: int | None = None, *, schedules: bool = False) -> Iterator[str]:
     """Start a server on a loopback port and stop it again; yields its API's address."""
     if port is None:
-        port = _free_port()
+        port = free_port()
     elif not _is_free(port):
         raise ReelmillError(
             f"port {port} of this machine is taken: choose another one with --port, or, if a "
@@ -139,7 +139,8 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface at which nobody listens now."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]

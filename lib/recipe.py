@@ -42,7 +42,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationErr
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from reelmill.errors import RecipeError
+from reelmill.errors import RecipeError, one_line
 from reelmill.units import Share, format_bytes, nearest
 
 __all__ = ["Dataset", "Pinned", "Recipe", "StageSpec", "load_recipe", "parse_recipe", "recipe_name"]
@@ -288,7 +288,7 @@ def _run(path: Path) -> Any:
             lines.append(error.lineno)
         place = f"{path}:{lines[-1]}" if lines else str(path)
         text = error.msg if isinstance(error, SyntaxError) else str(error)
-        raise RecipeError(_one_line(f"{place}: {type(error).__name__}: {text}")) from error
+        raise RecipeError(one_line(f"{place}: {type(error).__name__}: {text}")) from error
     if "recipe" not in module:
         raise RecipeError(f"{path}: a Python recipe defines recipe = {{...}}")
     return module["recipe"]
@@ -324,7 +324,7 @@ class _Report:
         _, text, word, choices = min(self._found, key=lambda found: found[0])
         more = f" (and {len(self._found) - 1} more)" if len(self._found) > 1 else ""
         # Only one hint is ever made: a search for each of many errors could take very long.
-        raise RecipeError(_one_line(f"{text}{_hint(word, choices) if word else ''}{more}"))
+        raise RecipeError(one_line(f"{text}{_hint(word, choices) if word else ''}{more}"))
 
     def expect_mapping(self, data: Any) -> None:
         """Raises RecipeError where a recipe is not a mapping at all."""
@@ -364,12 +364,6 @@ def _short(text: str, limit: int) -> str:
     return text if len(text) <= limit else f"{text[: limit - 1]}…"
 
 
-def _one_line(text: str) -> str:
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
-    )
-
-
 _STR: Final = "tag:yaml.org,2002:str"
 _SCALARS: Final[Mapping[str, tuple[re.Pattern[str], Callable[[str], Any]]]] = {
     "tag:yaml.org,2002:null": (re.compile(r"~|null|Null|NULL|"), lambda _: None),
@@ -407,7 +401,7 @@ def _compose(text: str | bytes, name: str, *, numbered: bool = True) -> yaml.Nod
 
     def refuse(line: int, message: str) -> RecipeError:
         place = f"{name}:{line}" if numbered else name
-        return RecipeError(_one_line(f"{place}: {_short(message, 200)}"))
+        return RecipeError(one_line(f"{place}: {_short(message, 200)}"))
 
     raw = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     if len(raw) > _MAX_FILE:

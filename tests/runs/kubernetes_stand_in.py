@@ -15,7 +15,8 @@ from urllib.parse import urlsplit
 
 import yaml
 
-from tests.runs.dask_processes import DaskProcesses, free_port, kill
+from reelmill.flows.server import free_port
+from tests.runs.dask_processes import DaskProcesses, kill
 
 DASK = "/apis/kubernetes.dask.org/v1/namespaces/films"
 CORE = "/api/v1/namespaces/films"

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 import sys
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from playwright.sync_api import expect
 from rich.console import Console
 
 from reelmill.flows.demo import ensure_media, table_of
+from reelmill.flows.server import free_port
 from tests.runs.browser import HEIGHT, WIDTH, Ui, chromium, opened, running_browser
 from tests.runs.project import Project
 from tests.runs.serving import Serving, until
@@ -53,10 +53,7 @@ def main() -> None:
         videos = ensure_media(folder / "media", Console(quiet=True))
         (folder / "urls.csv").write_text(table_of(f"file://{folder / 'media'}", videos))
         (folder / "films.yaml").write_text(RECIPE)
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            port = listener.getsockname()[1]
-        served = Serving(_Films(folder, ""), port)
+        served = Serving(_Films(folder, ""), free_port())
         served.start()
         try:
             with running_browser(path) as browser, opened(browser, served.url) as ui:

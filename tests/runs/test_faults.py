@@ -11,7 +11,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -26,6 +25,7 @@ import httpx
 import psutil
 import pytest
 
+from reelmill.flows.server import free_port
 from reelmill.tasks.frame import TRACE
 from tests.runs.dask_processes import DaskProcesses, Wire, until
 from tests.runs.project import Project
@@ -240,9 +240,7 @@ class Server:
     _process: subprocess.Popen[bytes] | None = field(default=None, init=False)
 
     def __enter__(self) -> Self:
-        with socket.socket() as listener:
-            listener.bind(("127.0.0.1", 0))
-            self.url = f"http://127.0.0.1:{listener.getsockname()[1]}/api"
+        self.url = f"http://127.0.0.1:{free_port()}/api"
         self.wipe()
         return self
 

@@ -17,13 +17,14 @@ import pytest
 from reelmill.errors import ReelmillError
 from reelmill.flows.drive import Stop, drive, prepare
 from reelmill.flows.metrics import FOLDER, Metrics, counted, follow, serve_metrics
+from reelmill.flows.server import free_port
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.tasks import Stages
 from reelmill.tasks.frame import execute
 from reelmill.tasks.ingest import Source
 from tests.runs.project import Project
-from tests.runs.serving import RECIPE, free_port
+from tests.runs.serving import RECIPE
 
 TROUBLE = "  trouble: {stage: trouble, from: videos, kind: raise, shard: '00001'}\n"
 

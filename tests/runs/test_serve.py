@@ -22,8 +22,9 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from reelmill.dataset import open_version
+from reelmill.flows.server import free_port
 from tests.runs.project import COMMAND, Project, let_pass
-from tests.runs.serving import RECIPE, Serving, call, free_port, serving, until
+from tests.runs.serving import RECIPE, Serving, call, serving, until
 
 GATED = RECIPE + "  last: {stage: trouble, from: videos, kind: gate, marker: GATE}\n"
 """Goes on when it is let: ``pass_gate``."""
