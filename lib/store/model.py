@@ -62,11 +62,24 @@ class Generation(_Document):
 
 
 class Manifest(_Document):
-    """What a version holds and nothing else; its digest is the version's name."""
+    """What a version holds and nothing else; its digest is the version's name.
+
+    ``removed`` names a parquet blob of rows of the source that no longer count (see
+    ``reelmill.shards.removed``): their samples still lie in the shards, which are never rewritten,
+    and readers leave them out.
+    """
 
     format: Literal[1] = 1
     fields: tuple[str, ...]
     generations: tuple[Generation, ...]
+    removed: Blob | None = None
+
+    def as_bytes(self) -> bytes:
+        data = self.model_dump(mode="json")
+        # A version from which nothing was removed is named as if nothing could be.
+        if self.removed is None:
+            del data["removed"]
+        return canonical(data)
 
     @property
     def shards(self) -> Iterator[Shard]:

@@ -1,0 +1,73 @@
+"""Rows of a source that no longer count: keys, why, and the row that took a row's place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from reelmill.errors import ShardError
+
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("key", pa.string(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+        pa.field("instead", pa.string()),
+    ]
+)
+"""``key`` is that of a row of the source, with which the keys of all that derives from it begin;
+``instead`` is the key of the row that replaces it, if one does."""
+
+GONE: Final = "gone"
+"""The table no longer holds the row."""
+
+RETRIED: Final = "retried"
+"""The row was a reject, and was fetched again under another key."""
+
+CHANGED: Final = "changed"
+"""The bytes behind the address changed, and were fetched again under another key."""
+
+
+class Removed(NamedTuple):
+    """Why a row no longer counts, and the key of the one that does instead."""
+
+    reason: str
+    instead: str | None = None
+
+
+def encode(rows: Mapping[str, Removed]) -> bytes:
+    """The blob of ``rows``, by key; equal rows give equal bytes for one version of pyarrow."""
+    keys = sorted(rows)
+    table = pa.table(
+        [keys, [rows[key].reason for key in keys], [rows[key].instead for key in keys]],
+        schema=SCHEMA,
+    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
+
+
+def decode(data: bytes) -> dict[str, Removed]:
+    """The rows of a blob, by key.
+
+    Raises:
+        ShardError: the bytes are no such blob.
+    """
+    try:
+        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
+            table = file.read(use_threads=False)
+    except (pa.ArrowException, OSError) as error:
+        what = str(error).splitlines()[0]
+        raise ShardError(f"a list of removed rows is not readable parquet: {what}") from None
+    if not table.schema.equals(SCHEMA):
+        raise ShardError("a list of removed rows has other columns than it should")
+    columns: list[list[Any]] = [table[name].to_pylist() for name in SCHEMA.names]
+    return {key: Removed(reason, instead) for key, reason, instead in zip(*columns, strict=True)}
+
+
+def counts(removed: Collection[str]) -> Callable[[str], bool]:
+    """Whether the sample of a key counts: it derives from no row of ``removed``."""
+    return lambda key: key.partition("_")[0] not in removed
