@@ -49,12 +49,14 @@ P = TypeVar("P", bound=Params)
 class Sample:
     """A sample that a stage made. ``fields`` are bytes, or paths of files in the job's scratch.
 
-    ``columns`` are the values of the stage's own index columns.
+    ``columns`` are the values of the stage's own index columns, and ``provenance`` those that say
+    how it was had.
     """
 
     key: str
     fields: Mapping[str, Data]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Reject:
     reason: str
     message: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
 
 
 Output = Sample | Copied | Reject
@@ -127,6 +130,8 @@ class Stage(abc.ABC, Generic[P]):
             if it reads all of them.
         conserves: every input sample comes out as exactly one sample or reject.
         columns: its own columns of the index.
+        provenance: columns that say how samples and rejects were had: what may be different when
+            an action is executed again, and so belongs to no version.
         takes: ``rows`` if it reads a table's rows, which have no tar, and ``samples`` otherwise.
         resources: what a worker must have, as Dask resources.
         memory: bytes that a worker takes, with the programs it starts, while it makes one shard of
@@ -141,6 +146,7 @@ class Stage(abc.ABC, Generic[P]):
     scope: ClassVar[Literal["shard", "generation"]] = "shard"
     conserves: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([])
+    provenance: ClassVar[pa.Schema | None] = None
     takes: ClassVar[Literal["samples", "rows"]] = "samples"
     resources: ClassVar[Mapping[str, float]] = {}
     memory: ClassVar[int | None] = None

@@ -10,7 +10,7 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reelmill import __version__
 from reelmill.errors import ReelmillError, ShardError, StageError, told
+from reelmill.shards import provenance
 from reelmill.shards.writer import ShardWriter, Written
 from reelmill.store import Store
 from reelmill.store.local import scratch_name
@@ -62,15 +63,15 @@ def execute(order: str) -> str:
         return made[task.action.key].model_dump_json()
     started, cpu = time.time(), _cpu_seconds()
     try:
-        written = _make(store, task)
+        written, origins = _make(store, task)
     except (ReelmillError, OSError) as error:
         raise StageError(str(error)) from error
-    result = _commit(store, task, written, started)
+    result = _commit(store, task, written, origins, started)
     _trace(task, started, _cpu_seconds() - cpu, result)
     return result.model_dump_json()
 
 
-def _make(store: Store, task: Order) -> Written:
+def _make(store: Store, task: Order) -> tuple[Written, bytes | None]:
     stage = _stage(task.action.stage)
     params = stage.params.model_validate(task.params)
     _same_tools(stage, params, task.action)
@@ -78,8 +79,11 @@ def _make(store: Store, task: Order) -> Written:
     with _folder(scratch) as folder:
         job = Job(store, task.action, params, task.shards, folder)
         writer = ShardWriter(scratch, stage.schema(job))
+        origins: dict[str, Mapping[str, Any]] = {}
         try:
             for output in stage.make(job):
+                if not isinstance(output, Copied) and output.provenance is not None:
+                    origins[output.key] = output.provenance
                 match output:
                     case Sample(key, fields, columns):
                         writer.add(key, fields, columns)
@@ -88,7 +92,7 @@ def _make(store: Store, task: Order) -> Written:
                     case Reject(key, reason, message, columns):
                         writer.reject(key, reason, message, columns)
             _balance(stage, task, writer)
-            return writer.close()
+            return writer.close(), provenance.encode(origins, stage.provenance)
         except BaseException:
             writer.abort()
             raise
@@ -115,13 +119,16 @@ def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:
         )
 
 
-def _commit(store: Store, task: Order, written: Written, started: float) -> Result:
+def _commit(
+    store: Store, task: Order, written: Written, origins: bytes | None, started: float
+) -> Result:
     if written.path is not None:
         assert written.tar is not None
         store.put_blob_file(written.path, written.tar, "tar")
     result = Result(
         tar=written.tar,
         index=store.put_blob(written.index, "parquet"),
+        provenance=store.put_blob(origins, "parquet") if origins else None,
         samples=written.samples,
         rejects=written.rejects,
         fields=written.fields,

@@ -16,6 +16,7 @@ from typing import Any
 from reelmill.errors import RecipeError
 from reelmill.store.model import (
     Action,
+    Blob,
     Generation,
     Lineage,
     LineageEntry,
@@ -90,6 +91,11 @@ def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
 
 
+def _union(removed: Iterable[tuple[Blob, ...]]) -> tuple[Blob, ...]:
+    blobs = {blob.digest: blob for some in removed for blob in some}
+    return tuple(blobs[digest] for digest in sorted(blobs))
+
+
 class Planner:
     """The state of one build.
 
@@ -101,6 +107,7 @@ class Planner:
     def __init__(self, nodes: Sequence[Node], sources: Mapping[str, Manifest]) -> None:
         self._given = sources
         self._given_shards = {name: sum(1 for _ in m.shards) for name, m in sources.items()}
+        self._removed = {name: manifest.removed for name, manifest in sources.items()}
         self._states: dict[str, _State] = {}
         self._children: dict[str, list[str]] = {}
         self._woken: list[str] = []
@@ -122,6 +129,7 @@ class Planner:
             )
             growths = [_Growth() for _ in range(counts.pop())]
             self._states[node.name] = _State(node, depth, growths, node.stage.tools(node.params))
+            self._removed[node.name] = _union(self._removed[p] for p in node.parents.values())
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
 
@@ -233,6 +241,7 @@ class Planner:
         return Manifest(
             fields=tuple(sorted(fields)),
             generations=tuple(Generation(shards=tuple(g.shards())) for g in growths),
+            removed=self._removed[name],
         )
 
     def _lineage(self, state: _State) -> Lineage:
