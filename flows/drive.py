@@ -7,7 +7,7 @@ import heapq
 import itertools
 import signal
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -16,6 +16,7 @@ from reelmill.dataset import open_version
 from reelmill.digest import SHORT
 from reelmill.errors import PoisonError, RecipeError, ReelmillError, told
 from reelmill.recipe import Pinned, Recipe
+from reelmill.shards import removed
 from reelmill.store import Store
 from reelmill.store.model import Lineage, Manifest, Ref, Result
 from reelmill.store.store import now
@@ -226,11 +227,23 @@ def prepare(
                 f"{name}: the store has a source of that name; give the dataset another one"
             )
     nodes = [_node(recipe, name) for name in names]
-    planner = Planner(nodes, manifests)
+    planner = Planner(nodes, manifests, _retried(store, manifests))
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
     build = Build(recipe, store, names, planner, labels, grown, [], progress)
     build.missing = _settle(build, planner.start(), _Memory(store, names, claim=write))
     return build
+
+
+def _retried(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, int]:
+    return {
+        name: sum(
+            why.reason == removed.RETRIED
+            for blob in manifest.removed
+            for why in removed.decode(store.read_blob(blob.digest, "parquet")).values()
+        )
+        for name, manifest in manifests.items()
+        if manifest.removed
+    }
 
 
 def _node(recipe: Recipe, name: str) -> Node:

@@ -17,13 +17,15 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
+from reelmill.flows.again import retry
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import Profile, load_profile
-from reelmill.flows.report import as_json, hole_lines, reject_lines, table
+from reelmill.flows.report import as_json, hole_lines, reasons_text, reject_lines, table
 from reelmill.flows.workers import refuse_unreachable
 from reelmill.recipe import Recipe, load_recipe
+from reelmill.rejects import Selection
 from reelmill.store import Store
 from reelmill.store.lease import lease
 from reelmill.tasks import Stages
@@ -91,6 +93,38 @@ def run_build(
 
     again = f"reelmill build {recipe}"
     return _run(loaded, where, start, only=only, again=again, show=show)
+
+
+def run_retry(
+    recipe: str,
+    dataset: str,
+    selection: Selection,
+    *,
+    overrides: Sequence[str] = (),
+    profile: str = "local",
+    workers: int | None = None,
+    show: Show = Show(),
+) -> Build | None:
+    """Fetch rejects of a dataset again and tell what came of it; as ``run_build``.
+
+    What a killed one had begun, the next build of the recipe ends. ``None`` if there is no such
+    reject.
+    """
+    loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
+    where = load_profile(profile, workers)
+    refuse_unreachable(where)
+    store = Store.open(loaded.store)
+    run = f"local-{secrets.token_hex(6)}"
+    with lease(store, run):
+        chosen = retry(loaded, store, dataset, selection, run)
+    if not chosen:
+        return None
+    if show.console is not None:
+        what = f"{chosen.total():,} of {dataset} are fetched again: {reasons_text(chosen)}"
+        show.console.print(what, markup=False)
+    return run_build(
+        recipe, only=[dataset], overrides=overrides, profile=profile, workers=workers, show=show
+    )
 
 
 def run_derive(

@@ -14,7 +14,7 @@ from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.shards.removed import Removed
 from reelmill.store import Store
-from reelmill.store.model import Manifest, Ref, Shard, Totals, blob_name
+from reelmill.store.model import LineageEntry, Manifest, Ref, Shard, Totals, blob_name
 
 
 @dataclass(frozen=True)
@@ -82,16 +82,20 @@ class Version:
         for shard in self.shards():
             yield from (row for row in shard.rows(REJECTED) if self.counts(row["key"]))
 
-    def provenance(self) -> Iterator[tuple[Shard, dict[str, dict[str, Any]]]]:
-        """How samples and rejects were had, by shard and key; nothing for stages that fetch
-        nothing, and for what a store has forgotten."""
-        shards = {shard.id: shard for shard in self.manifest.shards}
-        lineage = self.store.lineage(self.ref.lineage).shards if self.ref.lineage else ()
-        for entry in lineage:
-            blob = entry.result.provenance
-            if blob is not None and entry.shard in shards:
-                data = self.store.read_blob(blob.digest, "parquet")
-                yield shards[entry.shard], provenance.decode(data)
+    @cached_property
+    def lineage(self) -> dict[str, LineageEntry]:
+        """Which action made each shard, by shard ID; empty for a table."""
+        if self.ref.lineage is None:
+            return {}
+        return {entry.shard: entry for entry in self.store.lineage(self.ref.lineage).shards}
+
+    def provenance(self, shard: Shard) -> dict[str, dict[str, Any]]:
+        """How the samples and rejects of a shard were had, by key; empty where nobody knows."""
+        entry = self.lineage.get(shard.id)
+        if entry is None or entry.result.provenance is None:
+            return {}
+        data = self.store.read_blob(entry.result.provenance.digest, "parquet")
+        return provenance.decode(data)
 
     def urls(self) -> list[str]:
         """The address of each tar, for ``webdataset.WebDataset`` or any reader of tars.

@@ -102,9 +102,17 @@ class Planner:
     Args:
         nodes: the datasets, parents before children.
         sources: the manifests of the tables that the build starts from.
+        retried: how many rows of a table were rejects and are rows once more, so that their first
+            rejection no longer counts.
     """
 
-    def __init__(self, nodes: Sequence[Node], sources: Mapping[str, Manifest]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        sources: Mapping[str, Manifest],
+        retried: Mapping[str, int] | None = None,
+    ) -> None:
+        self._retried = retried or {}
         self._given = sources
         self._given_shards = {name: sum(1 for _ in m.shards) for name, m in sources.items()}
         self._removed = {name: manifest.removed for name, manifest in sources.items()}
@@ -287,8 +295,10 @@ class Planner:
 
     def _too_many_rejects(self, state: _State) -> str | None:
         totals = self.manifest(state.node.name).totals()
-        seen = totals.samples + totals.rejects
-        if not seen or Decimal(totals.rejects) <= state.node.max_rejects * seen:
+        retried = sum(self._retried.get(parent, 0) for parent in set(state.node.parents.values()))
+        rejects = totals.rejects - retried
+        seen = totals.samples + rejects
+        if not seen or Decimal(rejects) <= state.node.max_rejects * seen:
             return None
         reasons: dict[str, int] = {}
         for growth in state.growths:
@@ -297,7 +307,7 @@ class Planner:
                     reasons[reason] = reasons.get(reason, 0) + count
         worst = ", ".join(f"{reason} {count}" for reason, count in by_count(reasons))
         return (
-            f"{state.node.name}: {totals.rejects} of {seen} samples were rejected ({worst}), more "
+            f"{state.node.name}: {rejects} of {seen} samples were rejected ({worst}), more "
             f"than max_rejects ({state.node.max_rejects:%}) allows; no version was committed"
         )
 

@@ -102,7 +102,11 @@ def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
         ],
         **{name: [row.columns.get(name) for row in rows] for name in columns.names},
     }
-    table = pa.table([_array(arrays[part.name], part.type) for part in schema], schema=schema)
+    return write(pa.table([_array(arrays[part.name], part.type) for part in schema], schema=schema))
+
+
+def write(table: pa.Table) -> bytes:
+    """A whole index as parquet bytes; equal tables give equal bytes for one version of pyarrow."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=65536)
     data: bytes = sink.getvalue().to_pybytes()
