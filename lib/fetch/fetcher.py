@@ -202,14 +202,16 @@ class _Run:
         try:
             async with AsyncExitStack() as stack:
                 self._sources = Sources(self._policy, stack)
-                if self._policy.deadline_s is not None:
-                    expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
-                    stack.callback(expiry.cancel)
-                stack.push_async_callback(self._stop)
-                for request in requests:
-                    self._add(Request(*request))
-                self.step()
-                await self._done
+                try:
+                    if self._policy.deadline_s is not None:
+                        expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
+                        stack.callback(expiry.cancel)
+                    for request in requests:
+                        self._add(Request(*request))
+                    self.step()
+                    await self._done
+                finally:
+                    await self._stop()
         finally:
             self._deliver(None)
 

@@ -7,9 +7,11 @@ import re
 import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 from urllib.parse import urlsplit
@@ -19,6 +21,7 @@ import pycurl
 from reelmill.errors import Rejected
 from reelmill.fetch.addresses import Resolver, is_address, is_public
 from reelmill.fetch.curl import CurlError, Head, Session
+from reelmill.fetch.manners import MAX_ROBOTS_BYTES, Manners
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer, media_type
 from reelmill.fetch.urls import join
 
@@ -47,6 +50,7 @@ class HTTPSource:
     def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None) -> None:
         self._policy = policy
         self._resolver = resolver or Resolver(policy.connect_timeout_s)
+        self._manners = Manners(policy, self._read_robots)
 
     async def __aenter__(self) -> Self:
         policy = self._policy
@@ -65,6 +69,7 @@ class HTTPSource:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
+        await self._manners.close()
         self._session.close()
 
     async def fetch(self, transfer: Transfer) -> None:
@@ -74,16 +79,39 @@ class HTTPSource:
             AttemptError: The attempt failed.
             StageError: The scratch directory cannot be written.
         """
+        await self._follow(transfer, self._manners)
+
+    async def read_range(self, transfer: Transfer, start: int, end: int) -> bytes | None:
+        """Return bytes of the file of ``transfer``, whose head has arrived; None: not possible."""
+        if not transfer.takes_ranges or transfer.total is None:
+            return None
+        part = _Part(transfer, start, end)
+        try:
+            await self._ask(transfer.final_url, part.conditions(), part)
+        except AttemptError:
+            return None
+        return part.whole()
+
+    async def _follow(self, transfer: Transfer, manners: Manners | None) -> None:
         url = transfer.url
         for _ in range(self._policy.max_redirects + 1):
-            reply = _Reply(url, transfer)
+            if manners is not None:
+                await manners.admit(url)
+            reply = _Reply(url, transfer, manners)
             await self._ask(url, reply.conditions(), reply)
+            reply.end()
             if reply.location is None:
                 return
             url = _redirected(url, reply.location)
         raise AttemptError("redirect_loop", f"more than {self._policy.max_redirects} redirects")
 
-    async def _ask(self, url: str, headers: list[str], reply: _Reply) -> None:
+    async def _read_robots(self, url: str) -> bytes:
+        policy = replace(self._policy, max_bytes=MAX_ROBOTS_BYTES, memory_bytes=MAX_ROBOTS_BYTES)
+        transfer = Transfer("", url, policy, Path())
+        await self._follow(transfer, None)
+        return transfer.peek(0, transfer.size)
+
+    async def _ask(self, url: str, headers: list[str], reply: _Reply | _Part) -> None:
         parts = urlsplit(url)
         host = parts.hostname or ""
         proxy = _proxy(self._policy.proxy, parts.scheme, parts.netloc)
@@ -97,7 +125,6 @@ class HTTPSource:
             )
         except CurlError as error:
             raise _failure(error, host, reply.begun, bool(proxy)) from error
-        reply.end()
 
     async def _resolve(self, host: str, proxied: bool) -> str:
         """Return the addresses to connect to, where these are ours to find."""
@@ -152,12 +179,13 @@ def _redirected(url: str, location: str) -> str:
 class _Reply:
     """What answers one request for a transfer: a redirect, or the file or its rest."""
 
-    def __init__(self, url: str, transfer: Transfer) -> None:
+    def __init__(self, url: str, transfer: Transfer, manners: Manners | None) -> None:
         self.location: str | None = None
         self.begun = False
         """Whether the head of the final reply has come."""
         self._url = url
         self._transfer = transfer
+        self._manners = manners
         self._asked_for_rest = bool(transfer.size and transfer.validator)
         self._total: int | None = None
         self._decoder: _Decoder | None = None
@@ -175,6 +203,8 @@ class _Reply:
         ]
 
     def head(self, head: Head) -> bool:
+        if self._manners is not None:
+            self._manners.judge(head.headers)
         if head.status in _REDIRECTS and "location" in head.headers:
             self.location = head.headers["location"]
             return False
@@ -193,6 +223,7 @@ class _Reply:
         transfer.check(announced or 0)
         if coding == "identity":
             transfer.total = self._total or announced
+            transfer.takes_ranges = headers.get("accept-ranges", "").lower() == "bytes"
         else:
             self._decoder = _Decoder(coding)
         transfer.content_type = media_type(headers.get("content-type"))
@@ -290,6 +321,42 @@ class _Decoder:
             return 16 + zlib.MAX_WBITS
         # Some servers leave out the zlib header that the name stands for.
         return zlib.MAX_WBITS if data[0] & 0x0F == 8 else -zlib.MAX_WBITS
+
+
+class _Part:
+    """What answers a request for a range of a file whose head is known."""
+
+    def __init__(self, transfer: Transfer, start: int, end: int) -> None:
+        self.begun = False
+        self._transfer = transfer
+        self._start = start
+        self._end = end
+        self._data = bytearray()
+
+    def conditions(self) -> list[str]:
+        validator = self._transfer.validator
+        condition = [f"If-Range: {validator}"] if validator else []
+        return [f"Range: bytes={self._start}-{self._end - 1}", *condition]
+
+    def head(self, head: Head) -> bool:
+        self.begun = True
+        match = _CONTENT_RANGE.fullmatch(head.headers.get("content-range", ""))
+        return (
+            head.status == 206
+            and match is not None
+            and int(match[1]) == self._start
+            and match[2] in ("*", str(self._transfer.total))
+            and _coding(head.headers) == "identity"
+        )
+
+    def data(self, data: bytes) -> None:
+        if len(self._data) + len(data) > self._end - self._start:
+            raise AttemptError("bad_response", "more bytes than were asked for")
+        self._data += data
+
+    def whole(self) -> bytes | None:
+        """Return the bytes, if they are all there."""
+        return bytes(self._data) if len(self._data) == self._end - self._start else None
 
 
 def _coding(headers: Mapping[str, str]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
@@ -65,6 +66,7 @@ class Sources:
         self._policy = policy
         self._stack = stack
         self._open: dict[str, Source] = {}
+        self._opening = asyncio.Lock()
         self._rules: list[tuple[Match, str]] = []
         for pattern, name in policy.rules:
             if name not in SOURCES:
@@ -82,10 +84,14 @@ class Sources:
 
     async def get(self, name: str) -> Source:
         """Return the source of this name."""
-        source = self._open.get(name)
-        if source is None:
-            # Some cost half a second of imports, for only few datasets.
-            module, _, attribute = SOURCES[name].partition(":")
-            opener: Opener = getattr(importlib.import_module(module), attribute)
-            source = self._open[name] = await self._stack.enter_async_context(opener(self._policy))
-        return source
+        if name not in self._open:
+            async with self._opening:
+                if name not in self._open:
+                    await self._open_source(name)
+        return self._open[name]
+
+    async def _open_source(self, name: str) -> None:
+        # Some cost half a second of imports, for only few datasets.
+        module, _, attribute = SOURCES[name].partition(":")
+        opener: Opener = getattr(importlib.import_module(module), attribute)
+        self._open[name] = await self._stack.enter_async_context(opener(self._policy))
