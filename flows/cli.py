@@ -471,6 +471,7 @@ def show(
                 "ref": ref.model_dump(mode="json"),
                 "manifest": manifest.model_dump(mode="json"),
                 "rejects": dict(reasons),
+                "removed": dict(Counter(why.reason for why in version.removed.values())),
             }
         )
         return
@@ -485,6 +486,7 @@ def show(
         "shards": f"{totals.shards:,}, generations: {generations:,}",
         "samples": f"{totals.samples:,}",
         "rejects": f"{totals.rejects:,}" + (f" ({reasons_text(reasons)})" if reasons else ""),
+        **({"removed": _removed(version)} if manifest.removed else {}),
         "bytes": format_bytes(totals.bytes),
         "store": version.store.url,
     }
@@ -632,7 +634,11 @@ def urls(
     as_json: AsJSON = False,
 ) -> None:
     """Print where each shard's tar lies, for webdataset or any reader of tars."""
-    found = _version(store, dataset).urls()
+    version = _version(store, dataset)
+    found = version.urls()
+    if version.removed:
+        advice = f"'reelmill view {dataset} DIR' lays the tars out without them"
+        err.print(f"These tars still hold samples that were removed; {advice}.", markup=False)
     if pipe:
         if not all(url.startswith("s3://") for url in found):
             raise ReelmillError("--pipe is for a store on S3; this one is read by its plain paths")
@@ -852,6 +858,15 @@ def _version(url: str | None, spec: str) -> Version:
     from reelmill.dataset import open_version
 
     return open_version(_store(url), spec)
+
+
+def _removed(version: Version) -> str:
+    from collections import Counter
+
+    from reelmill.flows.report import reasons_text
+
+    reasons = Counter(why.reason for why in version.removed.values())
+    return f"{len(version.removed):,} rows no longer count ({reasons_text(reasons)})"
 
 
 def _growth(grown: Any) -> str:

@@ -73,6 +73,22 @@ async def or_stop(work: Awaitable[T], stop: asyncio.Event) -> asyncio.Future[T] 
             await asyncio.gather(working, return_exceptions=True)
 
 
+async def for_each(
+    work: Callable[[T], Awaitable[None]], items: Iterable[T], window: Callable[[], int]
+) -> None:
+    """Work on every item, on at most ``window()`` at a time."""
+    active: set[asyncio.Future[None]] = set()
+    try:
+        for item in items:
+            while len(active) >= window():
+                _, active = await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
+            active.add(asyncio.ensure_future(work(item)))
+        await asyncio.gather(*active)
+    finally:
+        for one in active:
+            one.cancel()
+
+
 @dataclass(slots=True)
 class Progress:
     """How far a dataset is. ``expected`` is unknown until its input is; ``moved`` says whether the

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.again import retry
+from reelmill.flows.again import find_due, retry
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
@@ -176,7 +176,7 @@ def _run(
     run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
         build = prepare(recipe, store, only=only, run=run)
-        if not build.missing:
+        if not build.missing and not find_due(recipe, store, build.names, run):
             drive.commit_versions(build, run)
             _announce(build)
             _tell(build, show.report)
@@ -223,6 +223,7 @@ def _run_flow(start: Callable[[], Coroutine[Any, Any, Any]], show: Show) -> Buil
         console.print("starting ...", markup=False)
     with prefect_api() as url:
         from reelmill.flows.build import watched_by
+        from reelmill.flows.refresh import told_to
         from reelmill.flows.terminal import show_progress, write_events
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -241,8 +242,12 @@ def _run_flow(start: Callable[[], Coroutine[Any, Any, Any]], show: Show) -> Buil
                     shown.enter_context(write_events(show.events, build))
                 yield
 
+        def tell(text: str) -> None:
+            if console is not None:
+                console.print(text, markup=False)
+
         async def run() -> Any:
-            with watched_by(watch):
+            with watched_by(watch), told_to(tell):
                 return await start()
 
         try:

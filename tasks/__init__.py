@@ -20,6 +20,10 @@ BUILT_IN = {
 }
 """``module:class`` of each stage; a module is imported when its stage is first used."""
 
+CHECK = "check"
+INTERNAL = {CHECK: "reelmill.tasks.check:Check"}
+"""Stages that workers know and recipes do not."""
+
 ENTRY_POINTS = "reelmill.stages"
 """The entry point group by which an installed package adds stages of its own."""
 
@@ -37,7 +41,7 @@ def get_stage(name: str) -> Stage[Any]:
     Raises:
         KeyError: there is none.
     """
-    module, _, attribute = _addresses()[name].partition(":")
+    module, _, attribute = {**_addresses(), **INTERNAL}[name].partition(":")
     found: type[Stage[Any]] = getattr(importlib.import_module(module), attribute)
     return found()
 
@@ -46,6 +50,8 @@ class Stages(Mapping[str, "Stage[Any]"]):
     """All stages by name, each imported when it is asked for."""
 
     def __getitem__(self, name: str) -> Stage[Any]:
+        if name not in self:
+            raise KeyError(name)
         return get_stage(name)
 
     def __iter__(self) -> Iterator[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -13,7 +14,7 @@ from pydantic import Field
 
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
-from reelmill.fetch.transfer import PROXY_PATTERN, may_pass
+from reelmill.fetch.transfer import PROXY_PATTERN, Provenance, may_pass
 from reelmill.media.probe import probe
 from reelmill.shards import index
 from reelmill.tasks.contract import (
@@ -44,6 +45,22 @@ OWN = pa.schema(
     ]
 )
 """What arrived: digest, bytes, pixels, frames per second, seconds."""
+
+
+PROVENANCE = pa.schema(
+    [
+        pa.field("extractor", pa.string()),
+        pa.field("final_url", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("ended", pa.int64()),
+        pa.field("status", pa.int16()),
+        pa.field("etag", pa.string()),
+        pa.field("last_modified", pa.string()),
+        pa.field("content_type", pa.string()),
+        pa.field("address", pa.string()),
+    ]
+)
+"""How a file was had; see ``reelmill.fetch.transfer.Provenance``."""
 
 
 class DownloadParams(Params):
@@ -96,6 +113,7 @@ class Download(Stage[DownloadParams]):
     conserves = True
     takes = "rows"
     memory = 250_000_000
+    provenance = PROVENANCE
 
     def schema(self, job: Job[DownloadParams]) -> pa.Schema:
         names = _names(job)
@@ -103,41 +121,51 @@ class Download(Stage[DownloadParams]):
         return pa.schema([*OWN, *(table.field(name).with_name(names[name]) for name in names)])
 
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
-        params = job.params
         rows = {row["key"]: row for row in job.reader("source").rows()}
         names = _names(job)
-        policy = FetchPolicy(
-            concurrency=params.concurrency,
-            timeout_s=float(params.timeout),
-            attempts=params.attempts,
-            max_bytes=params.max_bytes,
-            allow_private=params.allow_private,
-            allow_file=params.allow_files,
-            user_agent=params.user_agent,
-            per_host=params.per_host,
-            rate=None if params.rate is None else float(params.rate),
-            deadline_s=None if params.deadline is None else float(params.deadline),
-            proxy=params.proxy,
-            robots=params.robots,
-            noai=params.noai,
-            opt_out=params.opt_out,
-            rules=params.rules,
-        )
         requests = ((key, row["url"]) for key, row in rows.items())
-        for key, outcome in fetch_iter(requests, policy, job.scratch):
+        for key, outcome in fetch_iter(requests, fetch_policy(job.params), job.scratch):
             row = {ours: rows[key][theirs] for theirs, ours in names.items()}
+            origin = _origin(outcome.provenance)
             if isinstance(outcome, FetchFailure):
-                yield Reject(key, outcome.reason, outcome.message, row)
+                yield Reject(key, outcome.reason, outcome.message, row, origin)
                 continue
             assert isinstance(outcome, Fetched)
             with outcome as file:
                 try:
-                    yield _sample(key, file, row)
+                    sample = _sample(key, file, row)
                 except Rejected as rejected:
-                    yield Reject(key, rejected.reason, rejected.message, row)
+                    yield Reject(key, rejected.reason, rejected.message, row, origin)
+                else:
+                    yield replace(sample, provenance=origin)
 
     def may_pass(self, reason: str) -> bool:
         return may_pass(reason)
+
+
+def fetch_policy(params: DownloadParams) -> FetchPolicy:
+    """What parameters mean for the fetching of a file."""
+    return FetchPolicy(
+        concurrency=params.concurrency,
+        timeout_s=float(params.timeout),
+        attempts=params.attempts,
+        max_bytes=params.max_bytes,
+        allow_private=params.allow_private,
+        allow_file=params.allow_files,
+        user_agent=params.user_agent,
+        per_host=params.per_host,
+        rate=None if params.rate is None else float(params.rate),
+        deadline_s=None if params.deadline is None else float(params.deadline),
+        proxy=params.proxy,
+        robots=params.robots,
+        noai=params.noai,
+        opt_out=params.opt_out,
+        rules=params.rules,
+    )
+
+
+def _origin(provenance: Provenance) -> dict[str, Any]:
+    return {name: getattr(provenance, name) for name in PROVENANCE.names}
 
 
 def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:

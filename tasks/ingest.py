@@ -18,7 +18,8 @@ from reelmill.shards import index
 from reelmill.shards.index import Row
 from reelmill.store import Store
 from reelmill.store.model import Action, Blob, Generation, Manifest, Result, Shard
-from reelmill.tasks.contract import Params, carried_names, key_params
+from reelmill.tasks.contract import Params, Runtime, carried_names, key_params
+from reelmill.tasks.due import NEVER, Refresh
 
 VERSION = 1
 MAX_ROWS = 10_000
@@ -40,6 +41,11 @@ class Source(Params):
     caption: str | None = Field(None, description="the column that holds a caption")
     spans: str | None = Field(
         None, description="the column that holds spans of interest, such as '0-2.5; 10-12' seconds"
+    )
+    refresh: Annotated[Refresh, Runtime] = Field(
+        NEVER,
+        description="whether known addresses are looked at again when a dataset is built: never; "
+        "if-changed, each time; or after 30d, once that long has passed, and so on",
     )
     rows_per_shard: Annotated[int, Field(ge=1, le=MAX_ROWS)] = Field(
         100, description="rows, and so downloads, in one shard"

@@ -233,6 +233,33 @@ def test_too_many_rejects_commit_no_version_and_name_the_reasons() -> None:
     assert "(50%)" in problem
 
 
+def test_rejects_that_were_tried_again_no_longer_count() -> None:
+    node = Node("videos", Narrow(), Params(), {"source": "urls"}, max_rejects=Decimal("0.5"))
+    for retried, is_refused in ((4, False), (0, True)):
+        planner = Planner([node], {"urls": table(1, 1)}, {"urls": retried})
+        first, again = planner.start()
+        planner.done(first, made(first, samples=6, rejects=4))
+        planner.done(again, made(again, samples=0, rejects=4))
+        list(planner.finished())
+        # 4 of 10 say no; or 8 of 14, if the 4 were others.
+        assert bool(planner.problems()) is is_refused
+
+
+def test_a_dataset_leaves_out_what_any_of_its_sources_does() -> None:
+    one, other = (table(1).model_copy(update={"removed": (blob(name),)}) for name in "ab")
+    both = [
+        Node("left", Narrow(), Params(), {"source": "a"}),
+        Node("right", Narrow(), Params(), {"source": "b"}),
+        Node("joined", Second(), Params(), {"left": "left", "right": "right"}),
+        Node("again", Second(), Params(), {"left": "left", "right": "joined"}),
+    ]
+    planner = Planner(both, {"a": one, "b": other})
+    finish(planner)
+    assert planner.manifest("left").removed == one.removed
+    assert set(planner.manifest("joined").removed) == {*one.removed, *other.removed}
+    assert planner.manifest("again").removed == planner.manifest("joined").removed
+
+
 def test_only_rejects_that_may_pass_are_worth_another_try() -> None:
     def forgotten(reasons: dict[str, int]) -> list[str]:
         node = Node("videos", Flaky(), Params(), {"source": "urls"}, max_rejects=Decimal(0))
