@@ -13,6 +13,7 @@ from pydantic import Field
 
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.media.peek import Limits
 from reelmill.media.probe import probe
 from reelmill.shards import index
 from reelmill.tasks.contract import (
@@ -49,6 +50,9 @@ class DownloadParams(Params):
     """What may be fetched, and how hard to try."""
 
     max_bytes: Bytes = Field(4 << 30, description="the largest file that is taken")
+    limits: Limits = Field(
+        Limits(), description="which videos are taken, by length, size of the picture and codec"
+    )
     allow_private: bool = Field(
         False, description="let addresses point to this machine and private networks"
     )
@@ -65,6 +69,9 @@ class DownloadParams(Params):
     user_agent: Annotated[str, Field(min_length=1, pattern=r"^[\x20-\x7e]+$"), Runtime] = Field(
         "reelmill", description="how downloads introduce themselves"
     )
+
+    def effective(self) -> dict[str, Any]:
+        return {} if self.limits.are_set else {"limits": None}
 
 
 class Download(Stage[DownloadParams]):
@@ -102,7 +109,7 @@ class Download(Stage[DownloadParams]):
                 continue
             with outcome as file:
                 try:
-                    yield _sample(key, file, row)
+                    yield _sample(key, file, row, params.limits)
                 except Rejected as rejected:
                     yield Reject(key, rejected.reason, rejected.message, row)
 
@@ -115,8 +122,9 @@ _MAY_PASS = frozenset(
 )
 
 
-def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
+def _sample(key: str, file: Fetched, row: Mapping[str, Any], limits: Limits) -> Sample:
     info = probe(file.path or file.read())
+    limits.check(info)
     found = {name: value for name, value in info.as_json().items() if value is not None}
     told: dict[str, Any] = {
         name: _plain(value) for name, value in row.items() if value not in (None, [])
