@@ -598,11 +598,10 @@ def _is_its_own(error: BaseException) -> bool:
 
 
 def _attach(store: Store, todo: Todo, attached: set[str]) -> None:
-    for role, data in todo.slot.generations.items():
-        digest = todo.slot.inputs[role]["shards"]
+    for digest, data in todo.slot.documents.items():
         if digest not in attached:
             store.put_blob(data, "json")
-            attached.add(str(digest))
+            attached.add(digest)
 
 
 def order_of(build: Build, todo: Todo, run: str) -> str:

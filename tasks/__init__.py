@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "download": "reelmill.tasks.download:Download",
     "split": "reelmill.tasks.split:Split",
+    "dedup": "reelmill.tasks.dedup:Dedup",
     "shuffle": "reelmill.tasks.shuffle:Shuffle",
     "frames": "reelmill.tasks.frames:Frames",
     "flow": "reelmill.tasks.flow:Flow",

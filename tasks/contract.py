@@ -14,11 +14,17 @@ from pydantic import BaseModel, ConfigDict
 
 from reelmill.digest import sha256
 from reelmill.errors import Rejected, StageError
+from reelmill.shards.index import Row
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.shards.reader import ShardReader
 from reelmill.shards.writer import Data, Span
 from reelmill.store import Store
-from reelmill.store.model import Action, Generation, Shard
+from reelmill.store.model import Action, Blob, Generation, History, Shard
+
+Scope = Literal["shard", "generation", "history"]
+
+HISTORY = "history"
+"""The role of the generations up to one, as an input of an action."""
 
 MAX_COUNT = 2**53 - 1
 """The largest integer that canonical JSON carries: the bound of parameters that have no other."""
@@ -79,21 +85,33 @@ class Reject:
     provenance: Mapping[str, Any] | None = None
 
 
-Output = Sample | Copied | Reject
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A whole input tar, taken over as it lies: no byte of it is read or written.
+
+    ``rows`` are those of its samples, with the places that its own index gives. There can be no
+    other samples in the shard.
+    """
+
+    blob: Blob
+    rows: Sequence[Row]
+
+
+Output = Sample | Copied | Adopted | Reject
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One shard that a stage will make: what its action key holds beside the parameters.
 
-    ``shards`` are the input shards by role, for the worker. A stage that reads a whole generation
-    names it in ``inputs`` by digest and hands its list over as ``generations``.
+    ``shards`` are the input shards by role, for the worker. What else ``inputs`` name, such as the
+    list of a whole generation, are ``documents`` by their digests.
     """
 
     shard_id: str
     inputs: Mapping[str, Mapping[str, str | None]]
     shards: Mapping[str, Shard] = field(default_factory=dict)
-    generations: Mapping[str, bytes] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
     slot: Mapping[str, int | str] = field(default_factory=dict)
 
 
@@ -117,6 +135,14 @@ class Job(Generic[P]):
         assert digest is not None
         return Generation.model_validate_json(self.store.read_blob(digest, "json"))
 
+    def history(self) -> list[Generation]:
+        """The generation of the input shard, last, and all before it."""
+        digest = self.action.inputs[HISTORY]["generations"]
+        assert digest is not None
+        history = History.model_validate_json(self.store.read_blob(digest, "json"))
+        blobs = (self.store.read_blob(one, "json") for one in history.generations)
+        return [Generation.model_validate_json(blob) for blob in blobs]
+
 
 class Stage(abc.ABC, Generic[P]):
     """A kind of work. ``plan`` is pure; ``make`` yields in any order, the frame does the rest.
@@ -127,7 +153,8 @@ class Stage(abc.ABC, Generic[P]):
         params: the model of its parameters.
         roles: names of its inputs; a recipe's ``from`` fills them.
         scope: ``shard`` if an output shard reads the input shards of the same ID, ``generation``
-            if it reads all of them.
+            if it reads all of them, ``history`` if it reads those of the same ID and besides knows
+            all shards of its first role: those of its generation and of the generations before.
         conserves: every input sample comes out as exactly one sample or reject.
         columns: its own columns of the index.
         provenance: columns that say how samples and rejects were had: what may be different when
@@ -143,7 +170,7 @@ class Stage(abc.ABC, Generic[P]):
     version: ClassVar[int] = 1
     params: ClassVar[type[Params]]
     roles: ClassVar[tuple[str, ...]] = ("source",)
-    scope: ClassVar[Literal["shard", "generation"]] = "shard"
+    scope: ClassVar[Scope] = "shard"
     conserves: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([])
     provenance: ClassVar[pa.Schema | None] = None
@@ -156,7 +183,7 @@ class Stage(abc.ABC, Generic[P]):
 
         Args:
             inputs: by role, input shards with equal IDs (``scope`` is ``shard``), or all of a
-                generation.
+                generation. What is before that (``history``) is added to what this returns.
             first: the number of the first shard, for a stage that numbers its own.
         """
         by_role = {role: {shard.id: shard for shard in shards} for role, shards in inputs.items()}
@@ -268,10 +295,21 @@ def action_of(
     )
 
 
-def generation_input(shards: Sequence[Shard]) -> tuple[dict[str, str | None], bytes]:
+def generation_input(shards: Sequence[Shard]) -> tuple[str, bytes]:
     """A whole generation as an input of an action: its digest, and the bytes it names."""
     data = Generation(shards=tuple(shards)).as_bytes()
-    return {"shards": sha256(data)}, data
+    return sha256(data), data
+
+
+def history_input(generations: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
+    """A generation and all before it, oldest first, as an input of an action: its digest, and all
+    documents that it leads to.
+
+    Args:
+        generations: what ``generation_input`` gives for each.
+    """
+    data = History(generations=tuple(generations)).as_bytes()
+    return sha256(data), {**generations, sha256(data): data}
 
 
 def sample_json(value: Mapping[str, Any]) -> bytes:

@@ -15,6 +15,7 @@ from pydantic import Field
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
 from reelmill.fetch.transfer import PROXY_PATTERN, Provenance, may_pass
+from reelmill.media.peek import Limits
 from reelmill.media.probe import probe
 from reelmill.shards import index
 from reelmill.tasks.contract import (
@@ -67,6 +68,9 @@ class DownloadParams(Params):
     """What may be fetched, and how hard to try."""
 
     max_bytes: Bytes = Field(4 << 30, description="the largest file that is taken")
+    limits: Limits = Field(
+        Limits(), description="which videos are taken, by length, size of the picture and codec"
+    )
     allow_private: bool = Field(
         False, description="let addresses point to this machine and private networks"
     )
@@ -104,6 +108,9 @@ class DownloadParams(Params):
         "reelmill", description="how downloads introduce themselves"
     )
 
+    def effective(self) -> dict[str, Any]:
+        return {} if self.limits.are_set else {"limits": None}
+
 
 class Download(Stage[DownloadParams]):
     """Every row is fetched, hashed and probed; one that is no video is a reject with its reason."""
@@ -123,6 +130,7 @@ class Download(Stage[DownloadParams]):
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
         rows = {row["key"]: row for row in job.reader("source").rows()}
         names = _names(job)
+        limits = job.params.limits
         requests = ((key, row["url"]) for key, row in rows.items())
         for key, outcome in fetch_iter(requests, fetch_policy(job.params), job.scratch):
             row = {ours: rows[key][theirs] for theirs, ours in names.items()}
@@ -133,7 +141,7 @@ class Download(Stage[DownloadParams]):
             assert isinstance(outcome, Fetched)
             with outcome as file:
                 try:
-                    sample = _sample(key, file, row)
+                    sample = _sample(key, file, row, limits)
                 except Rejected as rejected:
                     yield Reject(key, rejected.reason, rejected.message, row, origin)
                 else:
@@ -161,6 +169,7 @@ def fetch_policy(params: DownloadParams) -> FetchPolicy:
         noai=params.noai,
         opt_out=params.opt_out,
         rules=params.rules,
+        inspector=params.limits.inspector(),
     )
 
 
@@ -168,8 +177,9 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
     return {name: getattr(provenance, name) for name in PROVENANCE.names}
 
 
-def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
+def _sample(key: str, file: Fetched, row: Mapping[str, Any], limits: Limits) -> Sample:
     info = probe(file.path or file.read())
+    limits.check(info)
     found = {name: value for name, value in info.as_json().items() if value is not None}
     told: dict[str, Any] = {
         name: _plain(value) for name, value in row.items() if value not in (None, [])

@@ -19,12 +19,12 @@ from pydantic import BaseModel, ConfigDict
 from reelmill import __version__
 from reelmill.errors import ReelmillError, ShardError, StageError, told
 from reelmill.shards import provenance
-from reelmill.shards.writer import ShardWriter, Written
+from reelmill.shards.writer import ShardWriter, Written, put_shard
 from reelmill.store import Store
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Action, Result, Shard, action_name
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Copied, Job, Params, Reject, Sample, Stage, label
+from reelmill.tasks.contract import Adopted, Copied, Job, Params, Reject, Sample, Stage, label
 
 TRACE = "REELMILL_TRACE"
 """Environment variable: a file that gets one JSON line for every action executed."""
@@ -82,13 +82,15 @@ def _make(store: Store, task: Order) -> tuple[Written, bytes | None]:
         origins: dict[str, Mapping[str, Any]] = {}
         try:
             for output in stage.make(job):
-                if not isinstance(output, Copied) and output.provenance is not None:
+                if isinstance(output, Sample | Reject) and output.provenance is not None:
                     origins[output.key] = output.provenance
                 match output:
                     case Sample(key, fields, columns):
                         writer.add(key, fields, columns)
                     case Copied(key, span, columns):
                         writer.add_span(key, span, columns)
+                    case Adopted(blob, rows):
+                        writer.adopt(blob, rows)
                     case Reject(key, reason, message, columns):
                         writer.reject(key, reason, message, columns)
             _balance(stage, task, writer)
@@ -109,7 +111,7 @@ def _stage(name: str) -> Stage[Any]:
 
 
 def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:
-    if not stage.conserves or stage.scope != "shard":
+    if not stage.conserves or stage.scope == "generation":
         return
     taken = task.shards[stage.roles[0]].samples
     if taken != writer.samples + writer.rejects:
@@ -122,18 +124,7 @@ def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:
 def _commit(
     store: Store, task: Order, written: Written, origins: bytes | None, started: float
 ) -> Result:
-    if written.path is not None:
-        assert written.tar is not None
-        store.put_blob_file(written.path, written.tar, "tar")
-    result = Result(
-        tar=written.tar,
-        index=store.put_blob(written.index, "parquet"),
-        provenance=store.put_blob(origins, "parquet") if origins else None,
-        samples=written.samples,
-        rejects=written.rejects,
-        fields=written.fields,
-        reasons=written.reasons,
-    )
+    result = put_shard(store, written, origins)
     how: dict[str, str | int] = {
         "run": task.run,
         "made_for": task.label,

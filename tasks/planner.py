@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -24,7 +24,16 @@ from reelmill.store.model import (
     Result,
     Shard,
 )
-from reelmill.tasks.contract import Params, Slot, Stage, action_of, label
+from reelmill.tasks.contract import (
+    HISTORY,
+    Params,
+    Slot,
+    Stage,
+    action_of,
+    generation_input,
+    history_input,
+    label,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +128,7 @@ class Planner:
         self._states: dict[str, _State] = {}
         self._children: dict[str, list[str]] = {}
         self._woken: list[str] = []
+        self._listed: dict[str, list[tuple[str, bytes]]] = {}
         for node in nodes:
             counts = {
                 len(self._given[parent].generations)
@@ -220,7 +230,7 @@ class Planner:
             found[name] = None
             if all(growth.closed for growth in state.growths):
                 found[name] = sum(len(growth.planned) for growth in state.growths)
-            elif state.node.stage.scope == "shard":
+            elif state.node.stage.scope != "generation":
                 counts = [found[parent] for parent in state.node.parents.values()]
                 if None not in counts:
                     found[name] = min(count for count in counts if count is not None)
@@ -313,7 +323,7 @@ class Planner:
 
     def _advance(self, name: str, cause: Todo | None = None) -> Iterator[Todo]:
         state = self._states[name]
-        if state.node.stage.scope == "generation":
+        if state.node.stage.scope != "shard":
             yield from self._plan_generations(state)
         elif cause is not None:
             yield from self._plan_shards(state, cause.generation, cause.shard)
@@ -322,34 +332,46 @@ class Planner:
                 yield from self._plan_shards(state, number, None)
 
     def _plan_shards(self, state: _State, number: int, shard_id: str | None) -> Iterator[Todo]:
-        parents = state.node.parents
+        node = state.node
         if not state.growths[number].closed:
-            inputs = {r: self._available(p, number, shard_id) for r, p in parents.items()}
-            yield from self._take(state, number, inputs, 0)
-            if all(self._complete(parent, number) for parent in parents.values()):
+            inputs = {r: self._available(p, number, shard_id) for r, p in node.parents.items()}
+            yield from self._take(state, number, node.stage.plan(node.params, inputs, 0))
+            if all(self._complete(parent, number) for parent in node.parents.values()):
                 self._close(state, number)
 
     def _plan_generations(self, state: _State) -> Iterator[Todo]:
-        parents = state.node.parents
+        node = state.node
         for number, growth in enumerate(state.growths):
             if growth.closed:
                 continue
-            # Shards are numbered through, so a generation waits for those before it to be planned.
+            # Shards may be numbered through, and a generation may know those before it.
             if any(not earlier.closed for earlier in state.growths[:number]):
                 return
-            if not all(self._complete(parent, number) for parent in parents.values()):
+            if not all(self._complete(parent, number) for parent in node.parents.values()):
                 return
-            inputs = {r: self._available(p, number, None) for r, p in parents.items()}
+            inputs = {r: self._available(p, number, None) for r, p in node.parents.items()}
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
-            yield from self._take(state, number, inputs, first)
+            slots = node.stage.plan(node.params, inputs, first)
+            if node.stage.scope == "history":
+                slots = self._knowing(node.parents[node.stage.roles[0]], number, slots)
+            yield from self._take(state, number, slots)
             self._close(state, number)
 
-    def _take(
-        self, state: _State, number: int, inputs: Mapping[str, Sequence[Shard]], first: int
-    ) -> Iterator[Todo]:
+    def _knowing(self, parent: str, number: int, slots: Sequence[Slot]) -> list[Slot]:
+        """Slots whose actions also read the parent's generations up to ``number``."""
+        listed = self._listed.setdefault(parent, [])
+        for one in range(len(listed), number + 1):
+            listed.append(generation_input(self._available(parent, one, None)))
+        digest, documents = history_input(dict(listed[: number + 1]))
+        known = {HISTORY: {"generations": digest}}
+        return [
+            replace(slot, inputs={**slot.inputs, **known}, documents=documents) for slot in slots
+        ]
+
+    def _take(self, state: _State, number: int, slots: Sequence[Slot]) -> Iterator[Todo]:
         growth = state.growths[number]
         node = state.node
-        for slot in node.stage.plan(node.params, inputs, first):
+        for slot in slots:
             if slot.shard_id not in growth.planned:
                 action = action_of(node.stage, node.params, slot, node.salt, state.tools)
                 growth.planned[slot.shard_id] = action.key

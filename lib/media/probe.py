@@ -170,31 +170,26 @@ def probe(source: Source, *, check: bool = True) -> VideoInfo:
                 rotation = _first_frame(container, stream).rotation
                 if _tail_is_missing(container, stream):
                     raise Rejected("truncated", "the file ends before the duration it states")
-            context = stream.codec_context
-            info = VideoInfo(
-                container=container.format.name,
-                codec=context.codec.canonical_name,
-                profile=stream.profile,
-                pix_fmt=context.pix_fmt,
-                width=context.width,
-                height=context.height,
-                rotation=rotation,
-                fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
-                time_base=Fraction(stream.time_base),
-                duration=_stated_duration(container, stream),
-                frames=stream.frames or None,
-                start_pts=stream.start_time or 0,
-                size_bytes=size,
-                has_audio=sound is not None,
-                audio_codec=sound.codec_context.codec.canonical_name if sound else None,
-                sample_rate=sound.codec_context.sample_rate if sound else None,
-                channels=sound.codec_context.channels if sound else None,
-            )
+            info = _info(container, stream, sound, rotation, size)
         if not info.duration:
             table = packet_table(file)
             length = (table.end_pts - int(table.shown[0])) * table.time_base
             info = replace(info, duration=length)
         return info
+
+
+def read_header(source: Source) -> VideoInfo:
+    """What the header of ``source`` says, true or not; a duration of 0 where it does not tell.
+
+    Raises as :func:`probe` does, and ``no_video_stream`` also where there are several to choose
+    from: which one is best may depend on what comes behind the header.
+    """
+    with _binary(source) as file, _open(file) as container:
+        moving = [s for s in container.streams.video if not _is_cover(s)]
+        if len(moving) > 1:
+            raise Rejected("no_video_stream", "the file holds several videos")
+        stream = video_stream(container)
+        return _info(container, stream, audio_stream(container, stream), 0, _size(file))
 
 
 def packet_table(source: Source) -> PacketTable:
@@ -260,8 +255,7 @@ def video_stream(container: Any) -> Any:
     """
     best = container.streams.best("video")
     candidates = [best, *container.streams.video] if best is not None else []
-    moving = (s for s in candidates if not s.disposition & av.stream.Disposition.attached_pic)
-    stream = next(moving, None)
+    stream = next((s for s in candidates if not _is_cover(s)), None)
     if stream is None:
         held = "audio but no video" if container.streams.audio else "no video"
         raise Rejected("no_video_stream", f"the file holds {held}")
@@ -281,6 +275,33 @@ def audio_stream(container: Any, video: Any) -> Any | None:
     """The best audio stream that goes with ``video``; None where there is none to decode."""
     stream = container.streams.best("audio", related=video)
     return stream if stream is not None and stream.codec_context is not None else None
+
+
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _info(container: Any, stream: Any, sound: Any | None, rotation: int, size: int) -> VideoInfo:
+    context = stream.codec_context
+    return VideoInfo(
+        container=container.format.name,
+        codec=context.codec.canonical_name,
+        profile=stream.profile,
+        pix_fmt=context.pix_fmt,
+        width=context.width,
+        height=context.height,
+        rotation=rotation,
+        fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
+        time_base=Fraction(stream.time_base),
+        duration=_stated_duration(container, stream),
+        frames=stream.frames or None,
+        start_pts=stream.start_time or 0,
+        size_bytes=size,
+        has_audio=sound is not None,
+        audio_codec=sound.codec_context.codec.canonical_name if sound else None,
+        sample_rate=sound.codec_context.sample_rate if sound else None,
+        channels=sound.codec_context.channels if sound else None,
+    )
 
 
 @contextmanager

@@ -157,6 +157,12 @@ def _has_negative(table: pa.Table, name: str) -> bool:
     return any((pc.min(column).as_py() or 0) < 0 for column in columns)
 
 
+def as_row(cells: Mapping[str, Any], columns: Mapping[str, Any]) -> Row:
+    """A row as it was read, as one to be written with the ``columns`` of another stage."""
+    base = {name: cells[name] for name in BASE.names}
+    return Row(**{**base, "fields": members(cells["fields"]), "columns": columns})
+
+
 def members(fields: Sequence[Mapping[str, Any]] | None) -> tuple[Member, ...]:
     """The ``fields`` cell of a row."""
     return tuple(Member(f["name"], f["offset"], f["size"]) for f in fields or ())

@@ -61,6 +61,12 @@ class Generation(_Document):
     shards: tuple[Shard, ...]
 
 
+class History(_Document):
+    """Generations of a dataset up to one of them, oldest first: digests of ``Generation``."""
+
+    generations: Annotated[tuple[Digest, ...], Field(min_length=1)]
+
+
 def _is_empty(value: object) -> bool:
     return not value
 
