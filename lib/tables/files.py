@@ -282,6 +282,11 @@ class _Folder:
             if name.rstrip("/") == root.rstrip("/") or (last[:1] in ("", ".", "_") and not hidden):
                 continue
             is_folder = entry["type"] == "directory"
+            if entry["type"] == "other":
+                # A link, or what is no file at all: a pipe would be waited for.
+                if not entry.get("islink"):
+                    continue
+                is_folder = Path(name).is_dir()
             named.append((name.rstrip("/") + "/" * is_folder, entry))
         for name, entry in sorted(named, key=lambda pair: pair[0]):
             if not name.endswith("/"):
@@ -338,11 +343,13 @@ def _data_files(files: Any, folder: str, path: str) -> list[str]:
         front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---\s", text + "\n", re.DOTALL)
         if front is None or "configs" not in front[1]:
             return []
+        loader = _PlainLoader(front[1])
         try:
-            # A safe loader: it makes nothing but plain values.
-            values = yaml.load(front[1], _PlainLoader)  # noqa: S506
+            values = loader.get_single_data()
         except (yaml.YAMLError, RecursionError) as error:
             raise ValueError(f"its front matter is not valid YAML: {error}") from error
+        finally:
+            loader.dispose()
         configs = values.get("configs") if isinstance(values, dict) else None
         return _patterns(configs) if configs else []
 

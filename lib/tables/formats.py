@@ -397,17 +397,21 @@ def _plain_leaf(kind: pa.DataType) -> pa.DataType:
 
 def map_types(schema: pa.Schema, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.Schema:
     """A schema with ``leaf`` applied to each type that holds no others."""
-    return pa.schema([field.with_type(map_type(field.type, leaf)) for field in schema])
+    return pa.schema([_mapped(field, leaf) for field in schema])
+
+
+def _mapped(field: pa.Field, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.Field:
+    return field.with_type(map_type(field.type, leaf))
 
 
 def map_type(kind: pa.DataType, leaf: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
     """A type with ``leaf`` applied to each type in it that holds no others."""
     if pa.types.is_struct(kind):
-        return pa.struct([field.with_type(map_type(field.type, leaf)) for field in kind])
+        return pa.struct([_mapped(field, leaf) for field in kind])
     if pa.types.is_large_list(kind):
-        return pa.large_list(map_type(kind.value_type, leaf))
+        return pa.large_list(_mapped(kind.value_field, leaf))
     if pa.types.is_list(kind):
-        return pa.list_(map_type(kind.value_type, leaf))
+        return pa.list_(_mapped(kind.value_field, leaf))
     return leaf(kind)
 
 
