@@ -86,7 +86,7 @@ def retry(
         source = recipe.sources[name]
         assert isinstance(source, Source)
         keys = [one.key for one in chosen]
-        commit_again(store, name, keys, RETRIED, source.rows_per_shard, run)
+        commit_again(store, name, keys, RETRIED, source.shard_rows, run)
     return Counter(one.reason for one in chosen)
 
 
@@ -180,7 +180,7 @@ def take_changed(
         # A check that was made before may have been acted on.
         current = sorted(key for key in keys if table.counts(key))
         if current:
-            commit_again(store, name, current, removed.CHANGED, source.rows_per_shard, run)
+            commit_again(store, name, current, removed.CHANGED, source.shard_rows, run)
         counts[name] = len(current)
     return counts
 

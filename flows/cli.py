@@ -876,7 +876,10 @@ def _growth(grown: Any) -> str:
     if grown.rejects:
         parts.append(f"{grown.rejects:,} unusable ('reelmill show {grown.name} --rejects')")
     if grown.gone:
-        parts.append(f"{grown.gone:,} of before are no longer in the table and are kept")
+        fate = "no longer count" if grown.dropped else "are kept"
+        parts.append(f"{grown.gone:,} of before are no longer in the table and {fate}")
+    if grown.back:
+        parts.append(f"{grown.back:,} that were gone are there again")
     return ", ".join(parts)
 
 

@@ -11,7 +11,6 @@ from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, 
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from reelmill import tables
 from reelmill.dataset import open_version
 from reelmill.digest import SHORT
 from reelmill.errors import PoisonError, RecipeError, ReelmillError, told
@@ -23,7 +22,14 @@ from reelmill.store.store import now
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import Params
 from reelmill.tasks.frame import Order
-from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action
+from reelmill.tasks.ingest import (
+    Source,
+    commit_ingest,
+    ingest,
+    ingest_action,
+    open_source,
+    same_table,
+)
 from reelmill.tasks.planner import Node, Planner, Todo
 
 T = TypeVar("T")
@@ -144,7 +150,11 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Grown:
-    """What ingest found in a source's table."""
+    """What ingest found in a source's table.
+
+    ``gone`` counts the rows of before that are no longer in it; they are ``dropped``, or kept.
+    ``back`` counts those that had been dropped and are there again.
+    """
 
     name: str
     path: str
@@ -152,6 +162,12 @@ class Grown:
     new: int
     gone: int
     rejects: int
+    dropped: bool = False
+    back: int = 0
+
+
+Watch = Callable[[str, str, int], object]
+"""Is told while a table is read, of which source: what is being done, and rows so far."""
 
 
 class Listener(Protocol):
@@ -209,13 +225,20 @@ class Build:
 
 
 def prepare(
-    recipe: Recipe, store: Store, *, only: Sequence[str] = (), run: str, write: bool = True
+    recipe: Recipe,
+    store: Store,
+    *,
+    only: Sequence[str] = (),
+    run: str,
+    write: bool = True,
+    watch: Watch | None = None,
 ) -> Build:
     """Ingest the tables and find out which shards are there already.
 
     Args:
         only: datasets to build, with what they need; all of them if empty.
         write: put what ingest found into the store; a mere plan does not.
+        watch: is told how far an ingest is, which for a long table takes minutes.
 
     Raises:
         ReelmillError: a table cannot be read, or the recipe does not fit the store.
@@ -234,7 +257,7 @@ def prepare(
                 store.claim_version(pinned.digest)
             manifests[name], labels[name] = pinned.manifest, str(pinned)
         else:
-            manifests[name], version, growth = _ingest(recipe, store, name, run, write)
+            manifests[name], version, growth = _ingest(recipe, store, name, run, write, watch)
             labels[name] = f"{name}@{version[:SHORT]}"
             grown.append(growth)
     for name in names:
@@ -277,44 +300,55 @@ def _node(recipe: Recipe, name: str) -> Node:
 
 
 def _ingest(
-    recipe: Recipe, store: Store, name: str, run: str, write: bool
+    recipe: Recipe, store: Store, name: str, run: str, write: bool, watch: Watch | None = None
 ) -> tuple[Manifest, str, Grown]:
     source = recipe.sources[name]
     assert isinstance(source, Source)
-    table, _ = tables.table_digest(source.path)
+    table = open_source(source)
+    digest = table.digest()
+    settled = source.settled(table)
     last = store.latest(name)
     if last and last.stage != "ingest":
         raise RecipeError(
             f"source {name}: the store has a dataset of that name; give the source another one"
         )
     before = store.record(last.action) if last and last.action else None
-    if last and before:
-        # The same table again: whatever it grew from, there is nothing in it that is new.
-        same = ingest_action(source, table, before.action.inputs.get("base", {}).get("manifest"))
-        if same.key == last.action:
-            totals = last.totals
-            known = totals.samples + totals.rejects
-            growth = Grown(name, source.path, known, 0, 0, totals.rejects)
-            return store.manifest(last.version), last.version, growth
+    # The same table again: whatever it grew from, there is nothing in it that is new.
+    if last and before and same_table(ingest_action(settled, digest, None), before.action):
+        totals = last.totals
+        known = totals.samples + totals.rejects
+        growth = Grown(name, table.name, known, 0, 0, totals.rejects)
+        return store.manifest(last.version), last.version, growth
     base = last.version if last else None
-    action = ingest_action(source, table, base)
+    action = ingest_action(settled, digest, base)
     started = time.time()
     found = ingest(
         source,
         store.manifest(base) if base else None,
         lambda digest: store.read_blob(digest, "parquet"),
+        (lambda data: store.put_blob(data, "parquet")) if write else None,
+        (lambda what, rows: watch(name, what, rows)) if watch else None,
+        table,
     )
-    if tables.table_digest(source.path)[0] != table:
+    if table.digest() != digest:
         raise RecipeError(
-            f"source {name}: {source.path} changed while it was read; build again when it is whole"
+            f"source {name}: {table.name} changed while it was read; build again when it is whole"
         )
-    if last and found.new and found.gone == last.totals.samples:
+    if found.new and found.known and found.gone == found.known:
         raise RecipeError(
-            f"source {name}: the store knows another table by that name, of which {source.path} "
+            f"source {name}: the store knows another table by that name, of which {table.name} "
             "holds not one row; give the source another name, or the recipe another store"
         )
-    rejects = found.manifest.totals().rejects
-    growth = Grown(name, source.path, found.rows, found.new, found.gone, rejects)
+    growth = Grown(
+        name=name,
+        path=table.name,
+        rows=found.rows,
+        new=found.new,
+        gone=found.gone,
+        rejects=found.manifest.totals().rejects,
+        dropped=source.removed == "drop",
+        back=found.back,
+    )
     if not write:
         return found.manifest, "", growth
     how: dict[str, str | int] = {"run": run, "started": int(started)}

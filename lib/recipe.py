@@ -701,6 +701,11 @@ class _Checker:
         keys: _Keys = ("sources", name)
         if isinstance(path := raw.get("path"), str) and path:
             raw = {**raw, "path": self._location(path, (*keys, "path"))}
+        elif isinstance(path, list):
+            located = [
+                self._location(p, (*keys, "path")) if isinstance(p, str) and p else p for p in path
+            ]
+            raw = {**raw, "path": located}
         if "version" in raw:
             return self._validate(Pinned, raw, keys, "a source that is a version")
         return self._validate(self._source_model, raw, keys, "a source")

@@ -89,7 +89,7 @@ def commit_again(
     before = store.record(last.action) if last.action else None
     action = Action(
         stage="ingest",
-        version=VERSION,
+        version=before.action.version if before else VERSION,
         # That of the table which was read last: the same table holds nothing that is new.
         params=before.action.params if before else {},
         inputs={

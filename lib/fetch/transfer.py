@@ -99,8 +99,9 @@ def may_pass(reason: str) -> bool:
 class Inspector(Protocol):
     """Looks at the beginning of a file while the rest arrives, to spare what will be rejected."""
 
-    head_bytes: int
-    """How much of the beginning is wanted. Files that are no longer are not inspected."""
+    @property
+    def head_bytes(self) -> int:
+        """How much of the beginning is wanted. Files that are no longer are not inspected."""
 
     def __call__(
         self, head: bytes, size: int | None, tail: tuple[int, bytes] | None

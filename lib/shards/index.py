@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -103,6 +104,31 @@ def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
         **{name: [row.columns.get(name) for row in rows] for name in columns.names},
     }
     return write(pa.table([_array(arrays[part.name], part.type) for part in schema], schema=schema))
+
+
+def encode_table(keys: pa.Array, table: pa.Table) -> bytes:
+    """An index of samples without a tar as parquet bytes: those that `encode` gives equal rows.
+
+    Args:
+        table: the columns ``status``, ``reason`` and ``message``, then those of the stage.
+    """
+    own = ["status", "reason", "message"]
+    table = table.combine_chunks()
+    rejected = pc.equal(table["status"], REJECTED).combine_chunks()
+    kind = BASE.field("fields").type
+    none = pa.array([], kind.value_type)
+    offsets = pa.array(np.zeros(len(keys) + 1, np.int32))
+    columns = {
+        "key": keys,
+        "status": table["status"],
+        "reason": table["reason"],
+        "message": pc.utf8_slice_codeunits(table["message"], 0, MAX_MESSAGE),
+        **{name: pa.nulls(len(keys), BASE.field(name).type) for name in ("offset", "size", "xxh3")},
+        "fields": pa.ListArray.from_arrays(offsets, none, type=kind, mask=rejected),
+    }
+    stage = table.drop_columns(own)
+    schema = schema_with(stage.schema)
+    return write(pa.table([*columns.values(), *stage.columns], schema=schema))
 
 
 def write(table: pa.Table) -> bytes:

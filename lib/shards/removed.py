@@ -44,14 +44,29 @@ def encode(rows: Mapping[str, Removed]) -> bytes:
         [keys, [rows[key].reason for key in keys], [rows[key].instead for key in keys]],
         schema=SCHEMA,
     )
+    return encode_table(table)
+
+
+def encode_table(table: pa.Table) -> bytes:
+    """The blob of rows of `SCHEMA`, whose keys are sorted: what `encode` gives for equal rows."""
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3)
+    pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=3)
     data: bytes = sink.getvalue().to_pybytes()
     return data
 
 
 def decode(data: bytes) -> dict[str, Removed]:
     """The rows of a blob, by key.
+
+    Raises:
+        ShardError: the bytes are no such blob.
+    """
+    columns: list[list[Any]] = [column.to_pylist() for column in decode_table(data).columns]
+    return {key: Removed(reason, instead) for key, reason, instead in zip(*columns, strict=True)}
+
+
+def decode_table(data: bytes) -> pa.Table:
+    """The rows of a blob as a table of `SCHEMA`: for those that are many.
 
     Raises:
         ShardError: the bytes are no such blob.
@@ -64,8 +79,7 @@ def decode(data: bytes) -> dict[str, Removed]:
         raise ShardError(f"a list of removed rows is not readable parquet: {what}") from None
     if not table.schema.equals(SCHEMA):
         raise ShardError("a list of removed rows has other columns than it should")
-    columns: list[list[Any]] = [table[name].to_pylist() for name in SCHEMA.names]
-    return {key: Removed(reason, instead) for key, reason, instead in zip(*columns, strict=True)}
+    return table
 
 
 def source_key(key: str) -> str:

@@ -41,7 +41,12 @@ class Bench:
     def rows(self, csv: str, **source: Any) -> Shard:
         path = self.folder / "table.csv"
         path.write_text(csv)
-        found = ingest(Source(path=str(path), **source), None, lambda digest: b"")
+        found = ingest(
+            Source(path=str(path), **source),
+            None,
+            lambda digest: b"",
+            lambda data: self.store.put_blob(data, "parquet"),
+        )
         commit_ingest(self.store, ingest_action(Source(path="x"), "0" * 64, None), found, {})
         return found.manifest.generations[0].shards[0]
 

@@ -29,8 +29,12 @@ class Tables:
         return self.read(Source(path=str(path), **source), base)
 
     def read(self, source: Source, base: Manifest | None = None) -> Ingested:
-        found = ingest(source, base, self.blobs.__getitem__)
-        self.blobs |= {sha256(data): data for data in found.blobs}
+        def put(data: bytes) -> None:
+            self.blobs[sha256(data)] = data
+
+        found = ingest(source, base, self.blobs.__getitem__, put)
+        if found.removed is not None:
+            put(found.removed)
         return found
 
     def rows(self, manifest: Manifest) -> list[dict[str, object]]:

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reelmill.errors import ReelmillError
-from reelmill.tables import TableError, open_table, parse_spans, require, table_digest
+from reelmill.tables import TableError, open_table, parse_spans
 
 ROWS = [{"url": "http://h/a", "n": 1}, {"url": "http://h/b", "n": 2}]
 Make = Callable[..., str]
@@ -40,8 +40,16 @@ def make(tmp_path: Path) -> Make:
     return write
 
 
-def read(path: str, **options: Any) -> list[dict[str, Any]]:
-    return [row for batch in open_table(path, **options) for row in batch.to_pylist()]
+def batches(path: str | list[str], **options: Any) -> list[pa.RecordBatch]:
+    placed = list(open_table(path, **options).batches())
+    rows = [row for row, _ in placed]
+    counts = [batch.num_rows for _, batch in placed]
+    assert rows == [sum(counts[:place]) for place in range(len(counts))]
+    return [batch for _, batch in placed]
+
+
+def read(path: str | list[str], **options: Any) -> list[dict[str, Any]]:
+    return [row for batch in batches(path, **options) for row in batch.to_pylist()]
 
 
 @pytest.mark.parametrize("compression", ["", ".gz", ".zst", ".GZ"])
@@ -77,7 +85,7 @@ def test_parquet_has_the_types_it_was_written_with(tmp_path: Path) -> None:
         }
     )
     pq.write_table(table, tmp_path / "t.parquet")
-    (batch,) = open_table(str(tmp_path / "t.parquet"))
+    (batch,) = batches(str(tmp_path / "t.parquet"))
     assert batch.schema.field("url").type == pa.string()
     assert batch.schema.field("n").type == pa.int8()
     assert batch.column("spans").to_pylist() == [[[0.0, 2.5]], []]
@@ -97,7 +105,7 @@ def test_other_file_systems() -> None:
     with fsspec.open("memory://tables/t.csv.gz", "wb") as file:
         file.write(gzip.compress(b"url\nhttp://h/a\n"))
     assert read("memory://tables/t.csv.gz") == [{"url": "http://h/a"}]
-    assert table_digest("memory://tables/t.csv.gz")[1] > 0
+    assert len(open_table("memory://tables/t.csv.gz").digest()) == 64
 
 
 def test_csv_types_are_those_of_the_whole_table(make: Make) -> None:
@@ -105,12 +113,12 @@ def test_csv_types_are_those_of_the_whole_table(make: Make) -> None:
     late = "3,2.5,word,x,2020-01-02,false,00013,,2020-01-01T10:00:00,nan\n"
     header = "url,float,late,mixed,date,bool,id,nothing,time,na\n"
     path = make("t.csv", header + early * 200_000 + late)
-    batches = list(open_table(path))
-    assert len(batches) > 1
-    assert {str(field.type) for batch in batches for field in batch.schema} == {
+    found = batches(path)
+    assert len(found) > 1
+    assert {str(field.type) for batch in found for field in batch.schema} == {
         *("string", "double", "date32[day]", "bool", "timestamp[s]")
     }
-    assert batches[-1].slice(batches[-1].num_rows - 1).to_pylist() == [
+    assert found[-1].slice(found[-1].num_rows - 1).to_pylist() == [
         {
             "url": "3",
             "float": 2.5,
@@ -145,7 +153,7 @@ def test_csv_types_are_those_of_the_whole_table(make: Make) -> None:
     ],
 )
 def test_csv_types(make: Make, cell: str, kind: str) -> None:
-    (batch,) = open_table(make("t.csv", f"url,x\na,{cell}\nb,\n"))
+    (batch,) = batches(make("t.csv", f"url,x\na,{cell}\nb,\n"))
     assert str(batch.schema.field("x").type) == kind
 
 
@@ -182,10 +190,10 @@ def test_json_types_are_those_of_the_whole_table(make: Make) -> None:
         make("t.jsonl", "\n".join(map(json.dumps, rows))),
         make("t.json", json.dumps(rows)),
     ):
-        batches = list(open_table(path))
-        assert len(batches) > 1
-        assert len({batch.schema for batch in batches}) == 1
-        got = [row for batch in batches for row in batch.to_pylist()]
+        found = batches(path)
+        assert len(found) > 1
+        assert len({batch.schema for batch in found}) == 1
+        got = [row for batch in found for row in batch.to_pylist()]
         assert got[0] == {**early, "new": None}
         assert got[-1] == {**late, "p": None}
         assert len(got) == len(rows)
@@ -230,7 +238,7 @@ def test_json_types_are_those_of_the_whole_table(make: Make) -> None:
 def test_bad_tables(make: Make, name: str, content: str | bytes, words: str) -> None:
     path = make(name, content)
     with pytest.raises(TableError) as caught:
-        list(open_table(path))
+        batches(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: ")
     assert words in text
@@ -239,21 +247,23 @@ def test_bad_tables(make: Make, name: str, content: str | bytes, words: str) -> 
     assert isinstance(caught.value, ReelmillError)
 
 
-def test_errors_come_when_the_table_is_opened(make: Make, tmp_path: Path) -> None:
+def test_errors_come_when_the_table_is_opened_or_its_schema_is_asked_for(
+    make: Make, tmp_path: Path
+) -> None:
     with pytest.raises(TableError, match="no such file"):
         open_table(str(tmp_path / "none.csv"))
     with pytest.raises(TableError, match="no rows"):
-        open_table(make("t.csv", ""))
+        open_table(make("t.csv", "")).require(["url"])
     with pytest.raises(TableError, match=r"unknown extension '\.xls'; known are csv, tsv, txt"):
-        open_table("t.xls")
+        open_table(make("t.xls", "x"))
     with pytest.raises(TableError, match="unknown format 'xml'"):
-        open_table("t.csv", format="xml")
+        open_table(make("t.csv", "x"), format="xml")
     with pytest.raises(TableError, match="unpack"):
-        open_table("t.parquet.gz")
+        open_table(make("t.parquet.gz", "x"))
     with pytest.raises(TableError, match="nosuch"):
         open_table("nosuch://t.csv")
-    with pytest.raises(TableError):
-        open_table(str(tmp_path), format="csv")
+    with pytest.raises(TableError, match="no file of jsonl is in this folder"):
+        open_table(str(tmp_path), format="jsonl")
 
 
 @pytest.mark.parametrize("cut", [slice(None, -12), slice(3, None)])
@@ -263,7 +273,7 @@ def test_damaged_compression(make: Make, tmp_path: Path, cut: slice) -> None:
         path = Path(make(name, content))
         path.write_bytes(path.read_bytes()[cut])
         with pytest.raises(TableError):
-            list(open_table(str(path)))
+            batches(str(path))
 
 
 @pytest.mark.parametrize("name", ["t.csv.gz", "t.jsonl.gz", "t.json.gz", "t.txt.gz"])
@@ -282,31 +292,36 @@ def test_memory_is_bounded(make: Make, name: str) -> None:
     path = make(name, content)
     before = pa.total_allocated_bytes()
     rows = peak = 0
-    for batch in open_table(path):
+    for _, batch in open_table(path).batches():
         rows += batch.num_rows
         peak = max(peak, pa.total_allocated_bytes() - before)
     assert rows == count
     assert peak < len(content) // 3
 
 
-def test_table_digest(make: Make, tmp_path: Path) -> None:
-    path = make("t.csv", "url\na\n")
-    assert table_digest(path) == (hashlib.sha256(b"url\na\n").hexdigest(), 6)
+def test_digests_are_of_what_files_hold_and_not_of_their_names(make: Make) -> None:
+    one, other = make("t.csv", "url\na\n"), make("u.csv", "url\nb\n")
+    assert open_table(one).digest() == hashlib.sha256(b"url\na\n").hexdigest()
+    both = open_table([one, other]).digest()
+    assert both == open_table([make("x.csv", "url\na\n"), make("y.csv", "url\nb\n")]).digest()
+    assert both != open_table([other, one]).digest()
+    gone = open_table(one)
+    Path(one).unlink()
     with pytest.raises(TableError, match="no such file"):
-        table_digest(str(tmp_path / "none"))
+        gone.digest()
 
 
 def test_require(make: Make) -> None:
     path = make("t.csv", "url,n,caption\na,1,x\n")
-    (batch,) = require(path, open_table(path), ["caption", "url"])
-    assert batch.to_pylist() == [{"url": "a", "n": 1, "caption": "x"}]
+    table = open_table(path)
+    table.require(["caption", "url"])
     with pytest.raises(TableError) as caught:
-        require(path, open_table(path), ["url", "captoin"])
+        table.require(["url", "captoin"])
     assert str(caught.value) == (
         f"{path}: no column 'captoin'; did you mean 'caption'? (present: url, n, caption)"
     )
     with pytest.raises(TableError, match=r"no column 'zzz' \(present"):
-        require(path, open_table(path), ["zzz"])
+        table.require(["zzz"])
 
 
 D = Decimal
