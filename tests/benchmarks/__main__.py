@@ -6,7 +6,16 @@ import argparse
 import importlib
 import time
 
-NAMES = ("shards", "shuffle", "second_build", "orchestration", "scale", "workers", "media")
+NAMES = (
+    "shards",
+    "shuffle",
+    "second_build",
+    "orchestration",
+    "scale",
+    "workers",
+    "media",
+    "download",
+)
 
 
 def main() -> None:
