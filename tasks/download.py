@@ -100,6 +100,7 @@ class Download(Stage[DownloadParams]):
             if isinstance(outcome, FetchFailure):
                 yield Reject(key, outcome.reason, outcome.message, row)
                 continue
+            assert isinstance(outcome, Fetched)
             with outcome as file:
                 try:
                     yield _sample(key, file, row)

@@ -71,14 +71,14 @@ class S3Source:
         """
         bucket, key = s3_location(transfer.url)
         request = {"Bucket": bucket, "Key": key}
-        if transfer.size and transfer.etag:
-            request |= {"Range": f"bytes={transfer.size}-", "IfMatch": transfer.etag}
+        if transfer.size and transfer.validator:
+            request |= {"Range": f"bytes={transfer.size}-", "IfMatch": transfer.validator}
         else:
             transfer.restart()
         with _errors(bucket, transfer, "reset", "the object store closed the connection"):
             client = await self._client()
             reply = await client.get_object(**request)
-        transfer.etag = reply.get("ETag")
+        transfer.etag = transfer.validator = reply.get("ETag")
         transfer.content_type = media_type(reply.get("ContentType"))
         total = transfer.size + reply["ContentLength"]
         with _errors(bucket, transfer, "truncated", _TRUNCATED):
