@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import pyarrow as pa
-import rfc8785
 from pydantic import BaseModel, ConfigDict
 
-from reelmill.digest import sha256
+from reelmill.digest import plain_json, sha256
 from reelmill.errors import Rejected, StageError
 from reelmill.shards.index import Row
 from reelmill.shards.reader import Sample as InputSample
@@ -314,4 +313,4 @@ def history_input(generations: Mapping[str, bytes]) -> tuple[str, dict[str, byte
 
 def sample_json(value: Mapping[str, Any]) -> bytes:
     """A sample's ``json`` field: RFC 8785 canonical, so that equal values are equal bytes."""
-    return rfc8785.dumps(dict(value))
+    return plain_json(value)
