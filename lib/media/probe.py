@@ -224,29 +224,6 @@ def _is_plain(container: Any) -> bool:
     )
 
 
-def _info(container: Any, stream: Any, sound: Any | None, rotation: int, size: int) -> VideoInfo:
-    context = stream.codec_context
-    return VideoInfo(
-        container=container.format.name,
-        codec=context.codec.canonical_name,
-        profile=stream.profile,
-        pix_fmt=context.pix_fmt,
-        width=context.width,
-        height=context.height,
-        rotation=rotation,
-        fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
-        time_base=Fraction(stream.time_base),
-        duration=_stated_duration(container, stream),
-        frames=stream.frames or None,
-        start_pts=stream.start_time or 0,
-        size_bytes=size,
-        has_audio=sound is not None,
-        audio_codec=sound.codec_context.codec.canonical_name if sound else None,
-        sample_rate=sound.codec_context.sample_rate if sound else None,
-        channels=sound.codec_context.channels if sound else None,
-    )
-
-
 def read_header(source: Source) -> VideoInfo:
     """What the header of ``source`` says, true or not; a duration of 0 where it does not tell.
 
