@@ -359,7 +359,12 @@ def test_downloads_of_the_same_file_are_duplicates(local: World, tmp_path: Path)
     copy.write_bytes(sample("silent.mp4").read_bytes())
     paths = [sample("silent.mp4"), sample("odd.mp4"), copy]
     table.write_text("url\n" + "".join(f"file://{path}\n" for path in paths))
-    found = ingest(Source(path=str(table)), None, lambda digest: b"")
+    found = ingest(
+        Source(path=str(table)),
+        None,
+        lambda digest: b"",
+        lambda data: local.store.put_blob(data, "parquet"),
+    )
     commit_ingest(local.store, ingest_action(Source(path="x"), "0" * 64, None), found, {})
     versions = local.build_nodes(
         [
