@@ -75,7 +75,7 @@ class Dedup(Stage[DedupParams]):
     params = DedupParams
     scope = "history"
     conserves = True
-    memory = 250_000_000
+    memory = 300_000_000
 
     def schema(self, job: Job[DedupParams]) -> pa.Schema:
         table = job.reader("source").table.schema
@@ -185,7 +185,7 @@ def _make_survey(job: Job[DedupParams], action: Action) -> None:
     job.store.commit(action, put_shard(job.store, written), how)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _survey(store: Store, key: str) -> _Survey:
     """The survey that an action made.
 

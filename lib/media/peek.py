@@ -276,7 +276,7 @@ class _Parts(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         into = memoryview(buffer).cast("B")[: max(0, self.size - self._at)]
         piece = self._piece(self._at)[: len(into)]
-        if not piece:
+        if into and not piece:
             ahead = min((s for s, _ in self._known if s > self._at), default=self.size)
             piece = memoryview(bytes(min(len(into), ahead - self._at, self._zeros)))
             self._zeros -= len(piece)
