@@ -161,7 +161,7 @@ def _codec(name: str) -> str:
         raise ValueError(f"unknown codec {name[:40]!r}{hint}") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inspector:
     """Refuses files that violate limits by what their headers say; lets all others come."""
 
