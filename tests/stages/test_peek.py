@@ -270,6 +270,30 @@ def test_what_is_not_there_is_not_searched_for_long(name: str) -> None:
     assert read == len(head) + peek._MAX_ZEROS
 
 
+def test_parts_are_read_like_the_file_that_they_are_of() -> None:
+    data = bytes(range(1, 101)) + bytes(50) + bytes(range(1, 51))
+    parts = peek._Parts(data[:100], 200, (150, data[150:]))
+    assert parts.read() == data
+    for start, end in ((0, 100), (90, 120), (100, 150), (140, 160), (199, 300), (200, 210)):
+        parts.seek(start)
+        assert (
+            b"".join(iter(lambda end=end: parts.read(end - parts.tell()), b"")) == (data[start:end])
+        )
+    for start in (200, 201, 2**40):
+        assert parts.seek(start) == start
+        assert parts.read(10) == b""
+    assert parts.seek(-30, 2) == 170
+    assert parts.seek(5, 1) == 175
+    assert parts.read(2) == data[175:177]
+    with pytest.raises(ValueError, match="before the beginning"):
+        parts.seek(-1)
+    assert parts.take(80, 100) == data[80:100]
+    assert parts.take(160, 200) == data[160:]
+    assert parts.take(80, 101) is None
+    assert parts.take(149, 151) is None
+    assert parts.take(190, 201) is None
+
+
 STARTS = (b"", FTYP, b"\x1a\x45\xdf\xa3", b"RIFF\xff\xff\xff\x7fAVI LIST", b"OggS", b"FLV\x01")
 
 
