@@ -420,10 +420,10 @@ def _failure(error: CurlError, host: str, begun: bool, proxied: bool) -> Attempt
             return AttemptError("tls", f"the certificate of {host} is not valid: {why}")
         case pycurl.E_SSL_CONNECT_ERROR if not error.errno:
             return AttemptError("tls", f"{host} does not speak TLS as it should")
+        case _ if proxied and error.why.startswith("CONNECT"):
+            return AttemptError("proxy", f"the proxy refuses {host}", transient=True)
         case pycurl.E_COULDNT_RESOLVE_PROXY | pycurl.E_COULDNT_CONNECT | _CURLE.PROXY if proxied:
             return AttemptError("proxy", "the proxy was not reached", transient=True)
-        case pycurl.E_RECV_ERROR if proxied and error.why.startswith("CONNECT"):
-            return AttemptError("proxy", f"the proxy refuses {host}", transient=True)
         case pycurl.E_COULDNT_CONNECT:
             why = f": {os.strerror(error.errno).lower()}" if error.errno else ""
             return AttemptError("connect", f"cannot connect to {host}{why}", transient=True)
