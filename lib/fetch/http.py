@@ -39,6 +39,13 @@ _VERIFIED = re.compile(r"(?:verify result|problem): (.+?)(?: \([0-9]+\))?$")
 _VALIDATOR = re.compile(r"[\x20-\x7e]{1,1000}")
 
 
+class _CURLE:
+    """Codes that pycurl has no names for."""
+
+    PROXY: Final = 97
+    TOO_LARGE: Final = 100
+
+
 class HTTPSource:
     """Files by ``http`` and ``https`` URL, with the manners and the guards of a policy.
 
@@ -241,7 +248,7 @@ class _Reply:
     def end(self) -> None:
         """See to it that the body is whole."""
         if self.location is None and not self.begun:
-            raise AttemptError("bad_response", "the reply is not valid HTTP")
+            raise _closed(urlsplit(self._url).hostname or "")
         if self._decoder is not None:
             self._decoder.end()
         if self._total is not None and self._transfer.size < self._total:
@@ -371,6 +378,10 @@ def _truncated() -> AttemptError:
     return AttemptError("truncated", "the body ended before its announced end", transient=True)
 
 
+def _closed(host: str) -> AttemptError:
+    return AttemptError("reset", f"{host} closed the connection", transient=True)
+
+
 def _private(host: str) -> AttemptError:
     return AttemptError("private_address", f"{host} has no public address")
 
@@ -409,18 +420,18 @@ def _failure(error: CurlError, host: str, begun: bool, proxied: bool) -> Attempt
             return AttemptError("tls", f"the certificate of {host} is not valid: {why}")
         case pycurl.E_SSL_CONNECT_ERROR if not error.errno:
             return AttemptError("tls", f"{host} does not speak TLS as it should")
-        case pycurl.E_COULDNT_RESOLVE_PROXY | pycurl.E_COULDNT_CONNECT | 97 if proxied:
-            return AttemptError("proxy", "the proxy was not reached", transient=True)
-        case pycurl.E_RECV_ERROR if proxied and error.why.startswith("CONNECT"):
+        case _ if proxied and error.why.startswith("CONNECT"):
             return AttemptError("proxy", f"the proxy refuses {host}", transient=True)
+        case pycurl.E_COULDNT_RESOLVE_PROXY | pycurl.E_COULDNT_CONNECT | _CURLE.PROXY if proxied:
+            return AttemptError("proxy", "the proxy was not reached", transient=True)
         case pycurl.E_COULDNT_CONNECT:
             why = f": {os.strerror(error.errno).lower()}" if error.errno else ""
             return AttemptError("connect", f"cannot connect to {host}{why}", transient=True)
         case pycurl.E_OPERATION_TIMEDOUT:
             return AttemptError("connect", f"{host} was not reached in time", transient=True)
-        case pycurl.E_UNSUPPORTED_PROTOCOL | pycurl.E_FTP_WEIRD_SERVER_REPLY:
+        case pycurl.E_UNSUPPORTED_PROTOCOL | pycurl.E_FTP_WEIRD_SERVER_REPLY | _CURLE.TOO_LARGE:
             return AttemptError("bad_response", f"the reply of {host} is not valid HTTP")
         case _ if begun:
             return _truncated()
         case _:
-            return AttemptError("reset", f"{host} closed the connection", transient=True)
+            return _closed(host)
