@@ -53,7 +53,11 @@ Progress = Callable[[str, int], object]
 _OWN = ("url", "caption", "spans", "duplicates")
 _TOO_MANY: Final = "too_many_spans"
 _MICROSECOND = Decimal("0.000001")
-_THREADS: Final = 4
+_READERS: Final = 4
+_WRITERS: Final = 2
+# Small shards are waiting for the store more than they are work.
+_SMALL_ROWS: Final = 1000
+_SMALL_WRITERS: Final = 8
 
 
 class Source(Params):
@@ -301,7 +305,7 @@ class _Ingest:
         def load(shard: Shard) -> pa.Table:
             return index.decode(self.read(shard.index.digest), columns)
 
-        for shard, rows in zip(shards, _in_threads(load, shards), strict=True):
+        for shard, rows in zip(shards, _in_threads(load, shards, _READERS), strict=True):
             usable = pc.equal(rows["status"], index.OK)
             # A row with too many spans, of several rows together, is known by its address alone.
             plain = pc.or_(usable, pc.equal(pc.fill_null(rows["reason"], ""), _TOO_MANY))
@@ -418,14 +422,14 @@ def _removed_now(
     return removed.encode_table(rows) if len(rows) else None
 
 
-def _in_threads(work: Callable[[T], R], items: Iterable[T]) -> Iterator[R]:
-    """What ``work`` gives for each item, in order, made ahead by a few threads."""
-    with ThreadPoolExecutor(_THREADS) as pool:
+def _in_threads(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+    """What ``work`` gives for each item, in order, made ahead by some threads."""
+    with ThreadPoolExecutor(threads) as pool:
         waiting: deque[Future[R]] = deque()
         try:
             for item in items:
                 waiting.append(pool.submit(work, item))
-                if len(waiting) > _THREADS:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -692,7 +696,10 @@ class _Writer:
 
     def shards(self) -> tuple[Shard, ...]:
         """The shards of the new rows, whose blobs are written."""
-        return tuple(_in_threads(self._shard, self._numbered()))
+        size = self._work.source.settled(self._work.table).rows_per_shard
+        assert size is not None
+        threads = _SMALL_WRITERS if size < _SMALL_ROWS else _WRITERS
+        return tuple(_in_threads(self._shard, self._numbered(size), threads))
 
     def _shard(self, numbered: tuple[int, pa.Table]) -> Shard:
         number, rows = numbered
@@ -709,9 +716,7 @@ class _Writer:
             rejects=rejects,
         )
 
-    def _numbered(self) -> Iterator[tuple[int, pa.Table]]:
-        size = self._work.source.settled(self._work.table).rows_per_shard
-        assert size is not None
+    def _numbered(self, size: int) -> Iterator[tuple[int, pa.Table]]:
         number = sum(1 for _ in self._work.base.shards)
         done, pending = 0, self._layout.schema.empty_table()
         for rows in self._rows():
