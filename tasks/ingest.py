@@ -6,12 +6,10 @@ new, by digests of their addresses that lie on disk, and once to write those dow
 
 from __future__ import annotations
 
-import errno
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from decimal import Decimal
 from pathlib import Path
@@ -30,7 +28,15 @@ from reelmill.shards import index, removed
 from reelmill.store import Store
 from reelmill.store.model import Action, Blob, Generation, Manifest, Result, Shard
 from reelmill.tables import Table, TableError
-from reelmill.tables.distinct import BUCKET_ROWS, Array, Distinct, Outcome, Spill, digests
+from reelmill.tables.distinct import (
+    BUCKET_ROWS,
+    Array,
+    Distinct,
+    Outcome,
+    Spill,
+    digests,
+    room,
+)
 from reelmill.tables.formats import map_type
 from reelmill.tasks.contract import Params, Runtime, carried_names, key_params
 
@@ -189,7 +195,7 @@ def ingest(
         TableError: the table cannot be read, or a named column is missing.
         StageError: no row of the table can be used, or the disk for temporary files is full.
     """
-    with _scratch() as folder:
+    with tempfile.TemporaryDirectory(prefix="reelmill-ingest-") as folder:
         work = _Ingest(
             source=source,
             table=table or open_source(source),
@@ -197,7 +203,7 @@ def ingest(
             read=read,
             write=write or (lambda data: None),
             progress=progress or (lambda what, rows: None),
-            folder=folder,
+            folder=Path(folder),
         )
         return work.run()
 
@@ -217,21 +223,6 @@ def commit_ingest(
         rejects=totals.rejects,
     )
     return store.commit(action, result, dict(how))
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A folder for temporary files."""
-    with tempfile.TemporaryDirectory(prefix="reelmill-ingest-") as name:
-        try:
-            yield Path(name)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise StageError(
-                f"{Path(name).parent}: no space left for the temporary files of an ingest; name "
-                "another folder in TMPDIR"
-            ) from None
 
 
 @dataclass(slots=True)
@@ -575,12 +566,14 @@ class _Fixes:
     """Rows that differ from the table, in a file, read again in the order in which they came."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._path = str(folder / "fixes.arrow")
         self._writer: Any = pa.ipc.new_stream(self._path, _FIX)
 
     def add(self, fixes: pa.RecordBatch) -> None:
         if fixes.num_rows:
-            self._writer.write_batch(fixes)
+            with room(self._folder):
+                self._writer.write_batch(fixes)
 
     def close(self) -> None:
         self._writer.close()

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from reelmill.store import Store
 from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action, open_source
-from tests.benchmarks.harness import show
+from tests.benchmarks.harness import cpu_seconds, show
 
 ROWS = int(os.environ.get("REELMILL_BENCH_ROWS", 50_000_000))
 ROWS_PER_SHARD = 10_000
@@ -110,7 +110,7 @@ def _child(folder: Path, what: str, name: str) -> dict[str, Any]:
 
 def _main(what: str, folder: Path, name: str) -> None:
     path = folder / f"{name}.parquet"
-    started = time.perf_counter()
+    started, before = time.perf_counter(), cpu_seconds()
     rows = new = 0
     if what == "scan":
         rows = sum(batch.num_rows for batch in _batches(path, None))
@@ -122,15 +122,14 @@ def _main(what: str, folder: Path, name: str) -> None:
             rows = min(rows + batch.num_rows, SET_ROWS)
         new = len(seen)
     else:
-        before = [folder / "many.parquet"] if what == "grow" else []
-        new = _ingest(folder, [*before, path], folder / ("many" if before else name))
-    used = resource.getrusage(resource.RUSAGE_SELF)
+        old = [folder / "many.parquet"] if what == "grow" else []
+        new = _ingest(folder, [*old, path], folder / ("many" if old else name))
     cost = {
         "rows": rows,
         "new": new,
-        "cpu": used.ru_utime + used.ru_stime,
+        "cpu": cpu_seconds() - before,
         "wall": time.perf_counter() - started,
-        "rss": used.ru_maxrss / 1e3,
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
     }
     print(json.dumps(cost))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import signal
@@ -589,11 +590,15 @@ def test_temporary_files_go_and_a_full_disk_is_told(
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
-    def full(*given: Any) -> None:
-        raise OSError(28, "No space left on device")
+    original = Path.open
+
+    def full(path: Path, *given: Any) -> Any:
+        if path.name.startswith("digests-"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return original(path, *given)
 
     blobs.ingest([(url(1), None)])
-    monkeypatch.setattr(Distinct, "_put", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(StageError, match=r"no space left .* TMPDIR"):
         blobs.ingest([(url(1), None)])
     assert [path.name for path in tmp_path.iterdir()] == ["table.parquet"]

@@ -300,6 +300,23 @@ def test_listings_in_a_store_of_objects(bucket: str) -> None:
     assert {row["bytes"] for row in rows} == {3}
 
 
+def test_buckets_tell_more_of_their_objects(s3_url: str) -> None:
+    files, inner = fsspec.core.url_to_fs(s3_url)
+    for name in ("v/1.mp4", "v/d/2.mp4", "t/1.csv", "t/2.csv"):
+        files.pipe(f"{inner}/{name}", f"url\n{name}\n".encode())
+    rows = read(f"{s3_url}/v")
+    assert [row["url"] for row in rows] == [f"{s3_url}/v/1.mp4", f"{s3_url}/v/d/2.mp4"]
+    assert {row["bytes"] for row in rows} == {12, 14}
+    assert all(row["modified"].year > 2000 and len(row["etag"]) == 32 for row in rows)
+    assert open_table(f"{s3_url}/v/**").digest() == open_table(f"{s3_url}/v/").digest()
+    for pattern in ("t", "t/*.csv", "t/{1,2}.csv"):
+        assert [row["url"] for row in read(f"{s3_url}/{pattern}")] == ["t/1.csv", "t/2.csv"]
+    with pytest.raises(TableError, match=r"9\.csv: no such file"):
+        read(f"{s3_url}/t/9.csv")
+    with pytest.raises(TableError, match="no file fits this pattern"):
+        read(f"{s3_url}/none/*.csv")
+
+
 def test_tars_are_rows_of_a_webdataset_and_have_a_shard_each(tmp_path: Path) -> None:
     (tmp_path / "00.tar").write_bytes(b"x" * 10240)
     (tmp_path / "01.tar").write_bytes(b"x" * 10240)
