@@ -6,6 +6,7 @@ new, by digests of their addresses that lie on disk, and once to write those dow
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -501,9 +502,7 @@ class _Scan:
             if cell is None or cell == "" or place in self.problems:
                 continue
             try:
-                spans = {(_rounded(start), _rounded(end)) for start, end in _spans(cell)}
-                if any(start >= end for start, end in spans):
-                    raise ValueError("a span is shorter than a microsecond")
+                spans = _spans(cell)
             except ValueError as error:
                 fixed = self._fixed.get(place)
                 url = fixed[0] if fixed else urls[place].as_py()
@@ -532,15 +531,39 @@ def _mask(length: int, places: Sequence[int] | Array) -> pa.Array:
     return pa.array(mask)
 
 
-def _spans(cell: object) -> list[tuple[Decimal, Decimal]]:
-    spans = tables.parse_spans(cell)
+def _spans(cell: object) -> set[tuple[int, int]]:
+    """The spans of a cell in microseconds, to which the index holds them.
+
+    Raises:
+        ValueError: they are none, too short, or too many.
+    """
+    spans = _quickly(cell) if isinstance(cell, str) else None
+    if spans is None:
+        spans = [(_rounded(start), _rounded(end)) for start, end in tables.parse_spans(cell)]
     if len(spans) > MAX_SPANS:
         raise ValueError(f"more than {MAX_SPANS} spans")
-    return spans
+    if any(start >= end for start, end in spans):
+        raise ValueError("a span is shorter than a microsecond")
+    return set(spans)
+
+
+_TIME: Final = r"[0-9]{1,9}(?:\.[0-9]{1,6})?"
+_SIMPLE: Final = re.compile(rf"{_TIME}-{_TIME}(?:; ?{_TIME}-{_TIME})*")
+
+
+def _quickly(text: str) -> list[tuple[int, int]] | None:
+    """What `tables.parse_spans` makes of text of the simplest form, in a tenth of its time."""
+    if not _SIMPLE.fullmatch(text):
+        return None
+    times = [
+        int(whole) * 1_000_000 + int(decimals.ljust(6, "0"))
+        for whole, _, decimals in (time.partition(".") for time in re.split("-|; ?", text))
+    ]
+    spans = list(zip(times[::2], times[1::2], strict=True))
+    return spans if all(start < end for start, end in spans) else None
 
 
 def _rounded(seconds: Decimal) -> int:
-    """Seconds as microseconds, to which the index holds them."""
     return int(seconds.quantize(_MICROSECOND).scaleb(6))
 
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +421,23 @@ def test_spans_beyond_the_bound_are_a_reject_that_stays_one(blobs: Blobs) -> Non
         (None, None, []),
     ]
     assert blobs.ingest(rows, found.manifest).manifest == found.manifest
+
+
+_times = st.from_regex(r"[0-9]{1,9}(\.[0-9]{1,7})?", fullmatch=True)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.builds("{}-{}".format, _times, _times), max_size=3).map("; ".join))
+def test_spans_that_are_read_quickly_are_those_that_are_read_slowly(text: str) -> None:
+    quick = module._quickly(text)
+    if quick is not None:
+        million = Decimal(1_000_000)
+        assert quick == [(a * million, b * million) for a, b in parse_spans(text)]
+
+
+def test_spans_of_the_simplest_form_are_read_quickly() -> None:
+    assert module._quickly("0-2.5; 10-12.000001") == [(0, 2_500_000), (10_000_000, 12_000_001)]
+    assert module._quickly("2-1") is module._quickly("0:01-2") is module._quickly("") is None
 
 
 # --- Columns ---------------------------------------------------------------------------------

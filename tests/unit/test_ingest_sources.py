@@ -70,8 +70,10 @@ def test_braces_that_stand_for_too_much_are_refused_at_once() -> None:
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
     write(tmp_path, "b/2.csv", "b/1.csv.gz", "b/c/3.csv", "b.csv", "b/.hidden.csv", "b/_tmp/4.csv")
     (tmp_path / "b/notes.md").write_text("nothing")
+    (tmp_path / "b/more.tar.gz").write_bytes(b"nothing")
     base = str(tmp_path)
     assert names(f"{base}/b") == ["b/1.csv.gz", "b/2.csv", "b/c/3.csv"]
+    assert names(f"file://{base}/b") == names(f"{base}/b")
     assert names(f"{base}/b/") == ["b/1.csv.gz", "b/2.csv", "b/c/3.csv"]
     assert names(f"{base}/b/*.csv") == ["b/2.csv"]
     assert names(f"{base}/**/*.csv") == ["b.csv", "b/2.csv", "b/c/3.csv"]
@@ -277,6 +279,7 @@ def test_a_folder_of_videos_is_a_table_of_them(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"12345")
         os.utime(tmp_path / name, ns=(0, 1_600_000_000_123_456_000))
     for options in ({}, {"format": "videos"}):
+        assert read(f"file://{tmp_path}", **options) == read(str(tmp_path), **options)
         table = open_table(str(tmp_path), **options)
         assert table.format == "videos"
         rows = read(str(tmp_path), **options)
