@@ -18,7 +18,8 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from reelmill.errors import ReelmillError
-from reelmill.flows import drive
+from reelmill.flows import again, drive
+from reelmill.flows.again import find_due, readers
 from reelmill.flows.cards import Page
 from reelmill.flows.cluster import Need, open_cluster
 from reelmill.flows.drive import Build, Stop, StoppedError, prepare
@@ -26,9 +27,11 @@ from reelmill.flows.events import Announcer
 from reelmill.flows.metrics import counted, follow
 from reelmill.flows.prefect_state import crash_dead_runs, decoration
 from reelmill.flows.profile import Profile, load_profile
+from reelmill.flows.refresh import refresh
 from reelmill.flows.served import served
 from reelmill.flows.shards import visible_work
 from reelmill.recipe import Recipe, load_recipe, recipe_name
+from reelmill.rejects import Selection
 from reelmill.store import Store
 from reelmill.store.lease import lease
 from reelmill.store.model import Result
@@ -76,6 +79,7 @@ async def build_flow(
     recipe: Annotated[str, Field(min_length=1, examples=["/srv/films/recipe.yaml"])],
     only: tuple[str, ...] = (),
     overrides: tuple[str, ...] = (),
+    retry: tuple[Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")], ...] = (),
     profile: Profiled = "local",
     workers: Workers = None,
 ) -> Build | State[Any]:
@@ -85,6 +89,8 @@ async def build_flow(
         recipe: path of the recipe file.
         only: datasets to build, with what they need; all of them if empty.
         overrides: changed values, such as clips.max_seconds=8.
+        retry: reasons of rejected rows that are fetched again first, such as timeout or http_429;
+            passing stands for all that may turn out well another time.
         profile: where the workers are: local, gpu, address, slurm, kubernetes, or the path of a
             YAML file.
         workers: worker processes of a local cluster, instead of one per core.
@@ -92,10 +98,12 @@ async def build_flow(
     with served(), counted():
         where = load_profile(profile, workers)
         loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
-        return await build_recipe(loaded, where, only=only)
+        return await build_recipe(loaded, where, only=only, retry=retry)
 
 
-async def build_recipe(recipe: Recipe, where: Profile, *, only: Sequence[str] = ()) -> State[Any]:
+async def build_recipe(
+    recipe: Recipe, where: Profile, *, only: Sequence[str] = (), retry: Sequence[str] = ()
+) -> State[Any]:
     """Build a recipe within a flow run; the state that the flow run ends with.
 
     Its data is the ``Build``, or the error that ended it.
@@ -109,6 +117,18 @@ async def build_recipe(recipe: Recipe, where: Profile, *, only: Sequence[str] = 
             logger.info("flow run %s had died without a word; it is marked as crashed", name)
     stop = Stop()
     with lease(store, run), stopping(stop):
+        names = recipe.select(only) if only else recipe.order()
+        if retry:
+            for text in await asyncio.to_thread(_retry, recipe, store, names, retry, run):
+                logger.info(text)
+        if checks := await asyncio.to_thread(find_due, recipe, store, names, run):
+            refreshed = await drive.or_stop(
+                refresh(recipe, store, checks, where, run, logger), stop
+            )
+            if refreshed is None:
+                error = StoppedError("stopped while known addresses were checked", stop.number)
+                return Cancelled(message=str(error), data=error)
+            refreshed.result()
         build = await asyncio.to_thread(prepare, recipe, store, only=only, run=run)
         logger.info(
             "%d shards are there, %d are ready to be made",
@@ -129,6 +149,18 @@ async def build_recipe(recipe: Recipe, where: Profile, *, only: Sequence[str] = 
     with decoration():
         await crash_dead_runs(store)
     return _state(build)
+
+
+def _retry(
+    recipe: Recipe, store: Store, names: Sequence[str], reasons: Sequence[str], run: str
+) -> list[str]:
+    """Let rejects of these reasons enter their tables once more; what to say of it."""
+    told = []
+    for name in readers(recipe):
+        if name in names and store.latest(name):
+            chosen = again.retry(recipe, store, name, Selection(reasons), run)
+            told.append(f"{chosen.total()} rejects of {name} are fetched again")
+    return told
 
 
 def _state(build: Build) -> State[Any]:

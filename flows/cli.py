@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from reelmill.dataset import Version
     from reelmill.flows.run import Show
     from reelmill.recipe import Recipe
+    from reelmill.rejects import Selection
     from reelmill.store import Store
 
 app = typer.Typer(
@@ -75,6 +76,22 @@ JSONLog = Annotated[
 Spec = Annotated[
     str,
     typer.Argument(metavar="DATASET[@VERSION|@TAG]", help="A dataset; its latest version if none."),
+]
+Reasons = Annotated[
+    str | None,
+    typer.Option(
+        "--reason", metavar="NAME,...", help="Only these reasons: timeout,http_429; http is any."
+    ),
+]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option("--host", metavar="HOST", help="Only this host and those below it (repeatable)."),
+]
+MaxAge = Annotated[
+    str | None,
+    typer.Option(
+        "--max-age", metavar="TIME", help="Only what was tried within this time: 7d, 12h."
+    ),
 ]
 StoreURL = Annotated[
     str | None,
@@ -198,6 +215,69 @@ def build(
         workers=workers,
         show=_show(quiet, json_log, as_json),
     )
+
+
+@app.command(rich_help_panel=BUILDING)
+def retry(
+    dataset: Annotated[
+        str, typer.Argument(metavar="DATASET", help="A dataset that is made of a table's rows.")
+    ],
+    reason: Reasons = None,
+    host: Hosts = None,
+    max_age: MaxAge = None,
+    recipe: Annotated[
+        str, typer.Option("--recipe", metavar="RECIPE", help="The recipe that made it.")
+    ] = "recipe.yaml",
+    overrides: Overrides = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be fetched again.")
+    ] = False,
+    profile: ProfileName = "local",
+    workers: WorkerCount = None,
+    quiet: Quiet = False,
+    json_log: JSONLog = False,
+    as_json: AsJSON = False,
+) -> None:
+    """Fetch the rejects of a dataset again, and nothing else.
+
+    Without --reason, those whose reason may pass: a host that was down, a time-out. What is had
+    this time is added as a new generation; no shard that exists is made again.
+
+    For example: reelmill retry videos --reason timeout,http_429 --max-age 7d
+    """
+    from collections import Counter
+
+    from reelmill.flows.again import choose, chosen_reasons
+    from reelmill.flows.report import reasons_text
+    from reelmill.flows.run import run_retry
+    from reelmill.store import Store
+
+    selection = _selection(chosen_reasons(reason), host, max_age)
+    if dry_run:
+        loaded = _load(recipe, overrides)
+        found = choose(loaded, Store.open(loaded.store), dataset, selection)
+        reasons = Counter(one.reason for one in found)
+        if as_json:
+            _print_json({"dataset": dataset, "rows": len(found), "reasons": dict(reasons)})
+        else:
+            what = f": {reasons_text(reasons)}" if reasons else ""
+            out.print(f"{len(found):,} would be fetched again{what}", markup=False)
+        return
+    build = run_retry(
+        recipe,
+        dataset,
+        selection,
+        overrides=overrides or [],
+        profile=profile,
+        workers=workers,
+        show=_show(quiet, json_log, as_json),
+    )
+    if build is None:
+        if as_json:
+            _print_json({"dataset": dataset, "rows": 0, "reasons": {}})
+        else:
+            advice = f"'reelmill rejects {dataset}' lists what was rejected and why"
+            out.print(f"Nothing of {dataset} is to be fetched again; {advice}.", markup=False)
 
 
 @app.command(rich_help_panel=BUILDING)
@@ -391,6 +471,7 @@ def show(
                 "ref": ref.model_dump(mode="json"),
                 "manifest": manifest.model_dump(mode="json"),
                 "rejects": dict(reasons),
+                "removed": dict(Counter(why.reason for why in version.removed.values())),
             }
         )
         return
@@ -405,6 +486,7 @@ def show(
         "shards": f"{totals.shards:,}, generations: {generations:,}",
         "samples": f"{totals.samples:,}",
         "rejects": f"{totals.rejects:,}" + (f" ({reasons_text(reasons)})" if reasons else ""),
+        **({"removed": _removed(version)} if manifest.removed else {}),
         "bytes": format_bytes(totals.bytes),
         "store": version.store.url,
     }
@@ -413,6 +495,67 @@ def show(
     for name, text in rows.items():
         out.print(f"[bold]{name:<9}[/]", end="")
         out.print(one_line(text), markup=False)
+
+
+@app.command(rich_help_panel=LOOKING)
+def rejects(
+    dataset: Spec,
+    reason: Reasons = None,
+    host: Hosts = None,
+    max_age: MaxAge = None,
+    export: Annotated[
+        Path | None,
+        typer.Option(
+            "--export", "-o", metavar="FILE", help="Write them to a .csv, .tsv, .jsonl or .parquet."
+        ),
+    ] = None,
+    most: Annotated[int, typer.Option("--top", min=1, help="Hosts to print for each reason.")] = 5,
+    store: StoreURL = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Count what was rejected, by reason and host, or write it to a table."""
+    from rich.table import Table
+
+    from reelmill import rejects as rejecting
+
+    version = _version(store, dataset)
+    named = [part.strip() for part in (reason or "").split(",") if part.strip()]
+    found = rejecting.rejects(version, _selection(named, host, max_age))
+    if export:
+        count = rejecting.export(found, export)
+        out.print(f"{count:,} rejects of {version} are in {export}", markup=False)
+        return
+    tally = rejecting.tally(found)
+    reasons = rejecting.by_reason(tally)
+    if as_json:
+        _print_json(
+            {
+                "version": str(version),
+                "rejects": tally.total(),
+                "reasons": {name: dict(hosts.most_common()) for name, hosts in reasons.items()},
+            }
+        )
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading, right in (
+        ("reason", False),
+        ("rejects", True),
+        ("host", False),
+        ("of them", True),
+    ):
+        table.add_column(heading, justify="right" if right else "left", no_wrap=True)
+    for name, hosts in reasons.items():
+        first = hosts.most_common(most)
+        rest = hosts.total() - sum(count for _, count in first)
+        lines = [(one or "no host", count) for one, count in first]
+        if rest:
+            lines.append((f"{len(hosts) - len(first):,} other hosts", rest))
+        for number, (one, count) in enumerate(lines):
+            head = (_escaped(one_line(name)), f"{hosts.total():,}") if number == 0 else ("", "")
+            table.add_row(*head, _escaped(one_line(one)), f"{count:,}")
+    if table.rows:
+        out.print(table)
+    out.print(f"{version}: {tally.total():,} rejects", markup=False)
 
 
 @app.command(rich_help_panel=LOOKING)
@@ -491,7 +634,11 @@ def urls(
     as_json: AsJSON = False,
 ) -> None:
     """Print where each shard's tar lies, for webdataset or any reader of tars."""
-    found = _version(store, dataset).urls()
+    version = _version(store, dataset)
+    found = version.urls()
+    if version.removed:
+        advice = f"'reelmill view {dataset} DIR' lays the tars out without them"
+        err.print(f"These tars still hold samples that were removed; {advice}.", markup=False)
     if pipe:
         if not all(url.startswith("s3://") for url in found):
             raise ReelmillError("--pipe is for a store on S3; this one is read by its plain paths")
@@ -675,6 +822,19 @@ def _load(recipe: str, overrides: list[str] | None) -> Recipe:
     return load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides or ())
 
 
+def _selection(reasons: Sequence[str], hosts: list[str] | None, max_age: str | None) -> Selection:
+    import time
+
+    from reelmill.rejects import Selection
+    from reelmill.units import parse_seconds
+
+    try:
+        since = None if max_age is None else time.time() - float(parse_seconds(max_age))
+    except ValueError as error:
+        raise ReelmillError(f"--max-age {max_age}: {error}") from None
+    return Selection(tuple(reasons), tuple(name.lower() for name in hosts or ()), since)
+
+
 def _planning_store(url: str) -> Any:
     from reelmill.flows.run import planning_store
 
@@ -698,6 +858,15 @@ def _version(url: str | None, spec: str) -> Version:
     from reelmill.dataset import open_version
 
     return open_version(_store(url), spec)
+
+
+def _removed(version: Version) -> str:
+    from collections import Counter
+
+    from reelmill.flows.report import reasons_text
+
+    reasons = Counter(why.reason for why in version.removed.values())
+    return f"{len(version.removed):,} rows no longer count ({reasons_text(reasons)})"
 
 
 def _growth(grown: Any) -> str:

@@ -7,7 +7,7 @@ import heapq
 import itertools
 import signal
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
@@ -15,13 +15,21 @@ from reelmill.dataset import open_version
 from reelmill.digest import SHORT
 from reelmill.errors import PoisonError, RecipeError, ReelmillError, told
 from reelmill.recipe import Pinned, Recipe
+from reelmill.shards import removed
 from reelmill.store import Store
 from reelmill.store.model import Lineage, Manifest, Ref, Result
 from reelmill.store.store import now
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import Params
 from reelmill.tasks.frame import Order
-from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action, open_source
+from reelmill.tasks.ingest import (
+    Source,
+    commit_ingest,
+    ingest,
+    ingest_action,
+    open_source,
+    same_table,
+)
 from reelmill.tasks.planner import Node, Planner, Todo
 
 T = TypeVar("T")
@@ -69,6 +77,22 @@ async def or_stop(work: Awaitable[T], stop: asyncio.Event) -> asyncio.Future[T] 
         if not working.done():
             working.cancel()
             await asyncio.gather(working, return_exceptions=True)
+
+
+async def for_each(
+    work: Callable[[T], Awaitable[None]], items: Iterable[T], window: Callable[[], int]
+) -> None:
+    """Work on every item, on at most ``window()`` at a time."""
+    active: set[asyncio.Future[None]] = set()
+    try:
+        for item in items:
+            while len(active) >= window():
+                _, active = await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
+            active.add(asyncio.ensure_future(work(item)))
+        await asyncio.gather(*active)
+    finally:
+        for one in active:
+            one.cancel()
 
 
 @dataclass(slots=True)
@@ -242,11 +266,23 @@ def prepare(
                 f"{name}: the store has a source of that name; give the dataset another one"
             )
     nodes = [_node(recipe, name) for name in names]
-    planner = Planner(nodes, manifests)
+    planner = Planner(nodes, manifests, _retried(store, manifests))
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
     build = Build(recipe, store, names, planner, labels, grown, [], progress)
     build.missing = _settle(build, planner.start(), _Memory(store, names, claim=write))
     return build
+
+
+def _retried(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, int]:
+    return {
+        name: sum(
+            why.reason == removed.RETRIED
+            for blob in manifest.removed
+            for why in removed.decode(store.read_blob(blob.digest, "parquet")).values()
+        )
+        for name, manifest in manifests.items()
+        if manifest.removed
+    }
 
 
 def _node(recipe: Recipe, name: str) -> Node:
@@ -277,14 +313,12 @@ def _ingest(
             f"source {name}: the store has a dataset of that name; give the source another one"
         )
     before = store.record(last.action) if last and last.action else None
-    if last and before:
-        # The same table again: whatever it grew from, there is nothing in it that is new.
-        same = ingest_action(settled, digest, before.action.inputs.get("base", {}).get("manifest"))
-        if same.key == last.action:
-            totals = last.totals
-            known = totals.samples + totals.rejects
-            growth = Grown(name, table.name, known, 0, 0, totals.rejects)
-            return store.manifest(last.version), last.version, growth
+    # The same table again: whatever it grew from, there is nothing in it that is new.
+    if last and before and same_table(ingest_action(settled, digest, None), before.action):
+        totals = last.totals
+        known = totals.samples + totals.rejects
+        growth = Grown(name, table.name, known, 0, 0, totals.rejects)
+        return store.manifest(last.version), last.version, growth
     base = last.version if last else None
     action = ingest_action(settled, digest, base)
     started = time.time()
@@ -598,11 +632,10 @@ def _is_its_own(error: BaseException) -> bool:
 
 
 def _attach(store: Store, todo: Todo, attached: set[str]) -> None:
-    for role, data in todo.slot.generations.items():
-        digest = todo.slot.inputs[role]["shards"]
+    for digest, data in todo.slot.documents.items():
         if digest not in attached:
             store.put_blob(data, "json")
-            attached.add(str(digest))
+            attached.add(digest)
 
 
 def order_of(build: Build, todo: Todo, run: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -28,7 +28,7 @@ from reelmill.flows.build import Profiled, Workers, stopping
 from reelmill.flows.cards import REFRESH_SECONDS
 from reelmill.flows.cluster import Need, open_cluster
 from reelmill.flows.derivation import Parent as Spec
-from reelmill.flows.drive import Stop, StoppedError, or_stop
+from reelmill.flows.drive import Stop, StoppedError, for_each, or_stop
 from reelmill.flows.prefect_state import (
     cancel_is_asked,
     crash_dead_runs,
@@ -238,7 +238,7 @@ async def _verify(
         def window() -> int:
             return where.window or max(2, 2 * cluster.capacity)
 
-        await _for_each(verify, items, window)
+        await for_each(verify, items, window)
 
 
 def _find(store: Store, specs: Sequence[str], report: Report) -> list[_Item]:
@@ -256,22 +256,6 @@ def _find(store: Store, specs: Sequence[str], report: Report) -> list[_Item]:
             content = shard.tar.digest if shard.tar else None, shard.index.digest
             items.setdefault(content, _Item(version, shard))
     return list(items.values())
-
-
-async def _for_each(
-    work: Callable[[T], Awaitable[None]], items: Iterable[T], window: Callable[[], int]
-) -> None:
-    """Work on every item, on at most ``window()`` at a time."""
-    active: set[asyncio.Future[None]] = set()
-    try:
-        for item in items:
-            while len(active) >= window():
-                _, active = await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
-            active.add(asyncio.ensure_future(work(item)))
-        await asyncio.gather(*active)
-    finally:
-        for one in active:
-            one.cancel()
 
 
 @contextlib.asynccontextmanager

@@ -17,13 +17,15 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
+from reelmill.flows.again import find_due, retry
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import Profile, load_profile
-from reelmill.flows.report import as_json, hole_lines, reject_lines, table
+from reelmill.flows.report import as_json, hole_lines, reasons_text, reject_lines, table
 from reelmill.flows.workers import refuse_unreachable
 from reelmill.recipe import Recipe, load_recipe
+from reelmill.rejects import Selection
 from reelmill.store import Store
 from reelmill.store.lease import lease
 from reelmill.tasks import Stages
@@ -93,6 +95,38 @@ def run_build(
     return _run(loaded, where, start, only=only, again=again, show=show)
 
 
+def run_retry(
+    recipe: str,
+    dataset: str,
+    selection: Selection,
+    *,
+    overrides: Sequence[str] = (),
+    profile: str = "local",
+    workers: int | None = None,
+    show: Show = Show(),
+) -> Build | None:
+    """Fetch rejects of a dataset again and tell what came of it; as ``run_build``.
+
+    What a killed one had begun, the next build of the recipe ends. ``None`` if there is no such
+    reject.
+    """
+    loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
+    where = load_profile(profile, workers)
+    refuse_unreachable(where)
+    store = Store.open(loaded.store)
+    run = f"local-{secrets.token_hex(6)}"
+    with lease(store, run):
+        chosen = retry(loaded, store, dataset, selection, run)
+    if not chosen:
+        return None
+    if show.console is not None:
+        what = f"{chosen.total():,} of {dataset} are fetched again: {reasons_text(chosen)}"
+        show.console.print(what, markup=False)
+    return run_build(
+        recipe, only=[dataset], overrides=overrides, profile=profile, workers=workers, show=show
+    )
+
+
 def run_derive(
     store: str,
     parent: str,
@@ -142,7 +176,7 @@ def _run(
     run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
         build = prepare(recipe, store, only=only, run=run)
-        if not build.missing:
+        if not build.missing and not find_due(recipe, store, build.names, run):
             drive.commit_versions(build, run)
             _announce(build)
             _tell(build, show.report)
@@ -189,6 +223,7 @@ def _run_flow(start: Callable[[], Coroutine[Any, Any, Any]], show: Show) -> Buil
         console.print("starting ...", markup=False)
     with prefect_api() as url:
         from reelmill.flows.build import watched_by
+        from reelmill.flows.refresh import told_to
         from reelmill.flows.terminal import show_progress, write_events
 
         logging.getLogger("distributed").setLevel(logging.CRITICAL)
@@ -207,8 +242,12 @@ def _run_flow(start: Callable[[], Coroutine[Any, Any, Any]], show: Show) -> Buil
                     shown.enter_context(write_events(show.events, build))
                 yield
 
+        def tell(text: str) -> None:
+            if console is not None:
+                console.print(text, markup=False)
+
         async def run() -> Any:
-            with watched_by(watch):
+            with watched_by(watch), told_to(tell):
                 return await start()
 
         try:

@@ -9,10 +9,12 @@ from typing import Any
 
 from reelmill.digest import SHORT
 from reelmill.errors import NotFoundError
+from reelmill.shards import provenance, removed
 from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import Sample, ShardReader
+from reelmill.shards.removed import Removed
 from reelmill.store import Store
-from reelmill.store.model import Manifest, Ref, Totals, blob_name
+from reelmill.store.model import LineageEntry, Manifest, Ref, Shard, Totals, blob_name
 
 
 @dataclass(frozen=True)
@@ -46,22 +48,60 @@ class Version:
     def totals(self) -> Totals:
         return self.ref.totals
 
+    @cached_property
+    def removed(self) -> dict[str, Removed]:
+        """Rows of the sources that no longer count, by key."""
+        blobs = (self.store.read_blob(b.digest, "parquet") for b in self.manifest.removed)
+        return {key: why for data in blobs for key, why in removed.decode(data).items()}
+
+    def counts(self, key: str) -> bool:
+        """Whether a sample or reject counts: it derives from no row that was removed."""
+        return removed.source_key(key) not in self.removed
+
     def shards(self) -> Iterator[ShardReader]:
-        """A reader for each shard, in order."""
+        """A reader for each shard, in order. What was removed is still in them."""
         return (ShardReader(self.store, shard) for shard in self.manifest.shards)
 
     def samples(self, fields: Collection[str] | None = None) -> Iterator[Sample]:
-        """Every sample, shard by shard, with all fields or those named."""
+        """Every sample that counts, shard by shard, with all fields or those named."""
         for shard in self.shards():
-            yield from shard.samples(fields)
+            keys = self.kept(shard)
+            if keys is None or keys:
+                yield from shard.samples(fields, keys)
+
+    def kept(self, shard: ShardReader) -> set[str] | None:
+        """The keys of the samples of a shard that count; ``None`` if all of them do."""
+        if not self.removed:
+            return None
+        keys: list[str] = [row["key"] for row in shard.rows()]
+        kept = {key for key in keys if self.counts(key)}
+        return None if len(kept) == len(keys) else kept
 
     def rejects(self) -> Iterator[dict[str, Any]]:
-        """The index row of every reject: key, reason, message and the stage's columns."""
+        """The index row of every reject that counts: key, reason, message, the stage's columns."""
         for shard in self.shards():
-            yield from shard.rows(REJECTED)
+            yield from (row for row in shard.rows(REJECTED) if self.counts(row["key"]))
+
+    @cached_property
+    def lineage(self) -> dict[str, LineageEntry]:
+        """Which action made each shard, by shard ID; empty for a table."""
+        if self.ref.lineage is None:
+            return {}
+        return {entry.shard: entry for entry in self.store.lineage(self.ref.lineage).shards}
+
+    def provenance(self, shard: Shard) -> dict[str, dict[str, Any]]:
+        """How the samples and rejects of a shard were had, by key; empty where nobody knows."""
+        entry = self.lineage.get(shard.id)
+        if entry is None or entry.result.provenance is None:
+            return {}
+        data = self.store.read_blob(entry.result.provenance.digest, "parquet")
+        return provenance.decode(data)
 
     def urls(self) -> list[str]:
-        """The address of each tar, for ``webdataset.WebDataset`` or any reader of tars."""
+        """The address of each tar, for ``webdataset.WebDataset`` or any reader of tars.
+
+        The tars still hold the samples that were removed; ``reelmill view`` leaves them out.
+        """
         return [
             self.store.backend.locate(blob_name(shard.tar.digest, "tar"))
             for shard in self.manifest.shards

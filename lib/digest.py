@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,36 @@ def canonical(value: Mapping[str, Any]) -> bytes:
     """
     _refuse_floats(value, "$")
     return rfc8785.dumps(dict(value))
+
+
+def plain_json(value: Mapping[str, Any]) -> bytes:
+    """``value``, which may hold floats, as RFC 8785 canonical JSON."""
+    try:
+        # The standard library's encoder is ten times as fast, and writes the same where names sort
+        # alike by character and by UTF-16 code, and floats need no exponent.
+        text = json.dumps(_simple(value), ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+        return text.encode()
+    except (_NotSimpleError, UnicodeEncodeError):
+        return rfc8785.dumps(dict(value))
+
+
+class _NotSimpleError(Exception):
+    pass
+
+
+def _simple(value: Any) -> Any:
+    kind = type(value)
+    if kind is str or kind is bool or value is None:
+        return value
+    if kind is int and -(2**53) < value < 2**53:
+        return value
+    if kind is float and (value == 0 or 1e-4 <= abs(value) < 1e15):
+        return int(value) if value.is_integer() else value
+    if kind is dict and all(type(name) is str and name.isascii() for name in value):
+        return {name: _simple(item) for name, item in value.items()}
+    if kind is list or kind is tuple:
+        return [_simple(item) for item in value]
+    raise _NotSimpleError
 
 
 def _refuse_floats(value: Any, where: str) -> None:

@@ -14,11 +14,16 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "download": "reelmill.tasks.download:Download",
     "split": "reelmill.tasks.split:Split",
+    "dedup": "reelmill.tasks.dedup:Dedup",
     "shuffle": "reelmill.tasks.shuffle:Shuffle",
     "frames": "reelmill.tasks.frames:Frames",
     "flow": "reelmill.tasks.flow:Flow",
 }
 """``module:class`` of each stage; a module is imported when its stage is first used."""
+
+CHECK = "check"
+INTERNAL = {CHECK: "reelmill.tasks.check:Check"}
+"""Stages that workers know and recipes do not."""
 
 ENTRY_POINTS = "reelmill.stages"
 """The entry point group by which an installed package adds stages of its own."""
@@ -37,7 +42,7 @@ def get_stage(name: str) -> Stage[Any]:
     Raises:
         KeyError: there is none.
     """
-    module, _, attribute = _addresses()[name].partition(":")
+    module, _, attribute = {**_addresses(), **INTERNAL}[name].partition(":")
     found: type[Stage[Any]] = getattr(importlib.import_module(module), attribute)
     return found()
 
@@ -46,6 +51,8 @@ class Stages(Mapping[str, "Stage[Any]"]):
     """All stages by name, each imported when it is asked for."""
 
     def __getitem__(self, name: str) -> Stage[Any]:
+        if name not in self:
+            raise KeyError(name)
         return get_stage(name)
 
     def __iter__(self) -> Iterator[str]:

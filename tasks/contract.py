@@ -9,16 +9,21 @@ from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import pyarrow as pa
-import rfc8785
 from pydantic import BaseModel, ConfigDict
 
-from reelmill.digest import sha256
+from reelmill.digest import plain_json, sha256
 from reelmill.errors import Rejected, StageError
+from reelmill.shards.index import Row
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.shards.reader import ShardReader
 from reelmill.shards.writer import Data, Span
 from reelmill.store import Store
-from reelmill.store.model import Action, Generation, Shard
+from reelmill.store.model import Action, Blob, Generation, History, Shard
+
+Scope = Literal["shard", "generation", "history"]
+
+HISTORY = "history"
+"""The role of the generations up to one, as an input of an action."""
 
 MAX_COUNT = 2**53 - 1
 """The largest integer that canonical JSON carries: the bound of parameters that have no other."""
@@ -49,12 +54,14 @@ P = TypeVar("P", bound=Params)
 class Sample:
     """A sample that a stage made. ``fields`` are bytes, or paths of files in the job's scratch.
 
-    ``columns`` are the values of the stage's own index columns.
+    ``columns`` are the values of the stage's own index columns, and ``provenance`` those that say
+    how it was had.
     """
 
     key: str
     fields: Mapping[str, Data]
     columns: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,23 +81,36 @@ class Reject:
     reason: str
     message: str
     columns: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] | None = None
 
 
-Output = Sample | Copied | Reject
+@dataclass(frozen=True, slots=True)
+class Adopted:
+    """A whole input tar, taken over as it lies: no byte of it is read or written.
+
+    ``rows`` are those of its samples, with the places that its own index gives. There can be no
+    other samples in the shard.
+    """
+
+    blob: Blob
+    rows: Sequence[Row]
+
+
+Output = Sample | Copied | Adopted | Reject
 
 
 @dataclass(frozen=True, slots=True)
 class Slot:
     """One shard that a stage will make: what its action key holds beside the parameters.
 
-    ``shards`` are the input shards by role, for the worker. A stage that reads a whole generation
-    names it in ``inputs`` by digest and hands its list over as ``generations``.
+    ``shards`` are the input shards by role, for the worker. What else ``inputs`` name, such as the
+    list of a whole generation, are ``documents`` by their digests.
     """
 
     shard_id: str
     inputs: Mapping[str, Mapping[str, str | None]]
     shards: Mapping[str, Shard] = field(default_factory=dict)
-    generations: Mapping[str, bytes] = field(default_factory=dict)
+    documents: Mapping[str, bytes] = field(default_factory=dict)
     slot: Mapping[str, int | str] = field(default_factory=dict)
 
 
@@ -114,6 +134,14 @@ class Job(Generic[P]):
         assert digest is not None
         return Generation.model_validate_json(self.store.read_blob(digest, "json"))
 
+    def history(self) -> list[Generation]:
+        """The generation of the input shard, last, and all before it."""
+        digest = self.action.inputs[HISTORY]["generations"]
+        assert digest is not None
+        history = History.model_validate_json(self.store.read_blob(digest, "json"))
+        blobs = (self.store.read_blob(one, "json") for one in history.generations)
+        return [Generation.model_validate_json(blob) for blob in blobs]
+
 
 class Stage(abc.ABC, Generic[P]):
     """A kind of work. ``plan`` is pure; ``make`` yields in any order, the frame does the rest.
@@ -124,9 +152,12 @@ class Stage(abc.ABC, Generic[P]):
         params: the model of its parameters.
         roles: names of its inputs; a recipe's ``from`` fills them.
         scope: ``shard`` if an output shard reads the input shards of the same ID, ``generation``
-            if it reads all of them.
+            if it reads all of them, ``history`` if it reads those of the same ID and besides knows
+            all shards of its first role: those of its generation and of the generations before.
         conserves: every input sample comes out as exactly one sample or reject.
         columns: its own columns of the index.
+        provenance: columns that say how samples and rejects were had: what may be different when
+            an action is executed again, and so belongs to no version.
         takes: ``rows`` if it reads a table's rows, which have no tar, and ``samples`` otherwise.
         resources: what a worker must have, as Dask resources.
         memory: bytes that a worker takes, with the programs it starts, while it makes one shard of
@@ -138,9 +169,10 @@ class Stage(abc.ABC, Generic[P]):
     version: ClassVar[int] = 1
     params: ClassVar[type[Params]]
     roles: ClassVar[tuple[str, ...]] = ("source",)
-    scope: ClassVar[Literal["shard", "generation"]] = "shard"
+    scope: ClassVar[Scope] = "shard"
     conserves: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([])
+    provenance: ClassVar[pa.Schema | None] = None
     takes: ClassVar[Literal["samples", "rows"]] = "samples"
     resources: ClassVar[Mapping[str, float]] = {}
     memory: ClassVar[int | None] = None
@@ -150,7 +182,7 @@ class Stage(abc.ABC, Generic[P]):
 
         Args:
             inputs: by role, input shards with equal IDs (``scope`` is ``shard``), or all of a
-                generation.
+                generation. What is before that (``history``) is added to what this returns.
             first: the number of the first shard, for a stage that numbers its own.
         """
         by_role = {role: {shard.id: shard for shard in shards} for role, shards in inputs.items()}
@@ -262,12 +294,23 @@ def action_of(
     )
 
 
-def generation_input(shards: Sequence[Shard]) -> tuple[dict[str, str | None], bytes]:
+def generation_input(shards: Sequence[Shard]) -> tuple[str, bytes]:
     """A whole generation as an input of an action: its digest, and the bytes it names."""
     data = Generation(shards=tuple(shards)).as_bytes()
-    return {"shards": sha256(data)}, data
+    return sha256(data), data
+
+
+def history_input(generations: Mapping[str, bytes]) -> tuple[str, dict[str, bytes]]:
+    """A generation and all before it, oldest first, as an input of an action: its digest, and all
+    documents that it leads to.
+
+    Args:
+        generations: what ``generation_input`` gives for each.
+    """
+    data = History(generations=tuple(generations)).as_bytes()
+    return sha256(data), {**generations, sha256(data): data}
 
 
 def sample_json(value: Mapping[str, Any]) -> bytes:
     """A sample's ``json`` field: RFC 8785 canonical, so that equal values are equal bytes."""
-    return rfc8785.dumps(dict(value))
+    return plain_json(value)

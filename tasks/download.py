@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any
 
@@ -13,6 +14,8 @@ from pydantic import Field
 
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.fetch.transfer import PROXY_PATTERN, Provenance, may_pass
+from reelmill.media.peek import Limits
 from reelmill.media.probe import probe
 from reelmill.shards import index
 from reelmill.tasks.contract import (
@@ -27,7 +30,7 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.media_fields import video_field
-from reelmill.units import Bytes, Seconds
+from reelmill.units import Bytes, Number, Seconds
 
 OWN = pa.schema(
     [
@@ -45,16 +48,55 @@ OWN = pa.schema(
 """What arrived: digest, bytes, pixels, frames per second, seconds."""
 
 
+PROVENANCE = pa.schema(
+    [
+        pa.field("extractor", pa.string()),
+        pa.field("final_url", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("ended", pa.int64()),
+        pa.field("status", pa.int16()),
+        pa.field("etag", pa.string()),
+        pa.field("last_modified", pa.string()),
+        pa.field("content_type", pa.string()),
+        pa.field("address", pa.string()),
+    ]
+)
+"""How a file was had; see ``reelmill.fetch.transfer.Provenance``."""
+
+
 class DownloadParams(Params):
     """What may be fetched, and how hard to try."""
 
     max_bytes: Bytes = Field(4 << 30, description="the largest file that is taken")
+    limits: Limits = Field(
+        Limits(), description="which videos are taken, by length, size of the picture and codec"
+    )
     allow_private: bool = Field(
         False, description="let addresses point to this machine and private networks"
     )
     allow_files: bool = Field(False, description="let addresses be file: paths of the workers")
+    robots: bool = Field(False, description="heed robots.txt")
+    noai: bool = Field(False, description="heed X-Robots-Tag: noai, noimageai and none")
+    opt_out: tuple[str, ...] = Field(
+        (), description="domains, and globs of addresses, that are never asked for"
+    )
+    rules: tuple[tuple[str, str], ...] = Field(
+        (), description="domains or globs of addresses, each with the source that fetches them"
+    )
     concurrency: Annotated[int, Field(ge=1, le=1024), Runtime] = Field(
         16, description="files in flight for one shard"
+    )
+    per_host: Annotated[int, Field(ge=1, le=1024), Runtime] = Field(
+        8, description="files in flight from one host"
+    )
+    rate: Annotated[Number | None, Field(gt=0), Runtime] = Field(
+        None, description="requests a second to one host, at most"
+    )
+    deadline: Annotated[Seconds | None, Field(gt=0), Runtime] = Field(
+        None, description="for all files of a shard; what is missing then is rejected"
+    )
+    proxy: Annotated[str, Field(pattern=PROXY_PATTERN), Runtime] = Field(
+        "", description="URL of an HTTP or SOCKS proxy, or env for the environment's; empty: none"
     )
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(300), description="for one file, all attempts together"
@@ -66,6 +108,9 @@ class DownloadParams(Params):
         "reelmill", description="how downloads introduce themselves"
     )
 
+    def effective(self) -> dict[str, Any]:
+        return {} if self.limits.are_set else {"limits": None}
+
 
 class Download(Stage[DownloadParams]):
     """Every row is fetched, hashed and probed; one that is no video is a reject with its reason."""
@@ -75,6 +120,7 @@ class Download(Stage[DownloadParams]):
     conserves = True
     takes = "rows"
     memory = 250_000_000
+    provenance = PROVENANCE
 
     def schema(self, job: Job[DownloadParams]) -> pa.Schema:
         names = _names(job)
@@ -82,41 +128,58 @@ class Download(Stage[DownloadParams]):
         return pa.schema([*OWN, *(table.field(name).with_name(names[name]) for name in names)])
 
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
-        params = job.params
         rows = {row["key"]: row for row in job.reader("source").rows()}
         names = _names(job)
-        policy = FetchPolicy(
-            concurrency=params.concurrency,
-            timeout_s=float(params.timeout),
-            attempts=params.attempts,
-            max_bytes=params.max_bytes,
-            allow_private=params.allow_private,
-            allow_file=params.allow_files,
-            user_agent=params.user_agent,
-        )
+        limits = job.params.limits
         requests = ((key, row["url"]) for key, row in rows.items())
-        for key, outcome in fetch_iter(requests, policy, job.scratch):
+        for key, outcome in fetch_iter(requests, fetch_policy(job.params), job.scratch):
             row = {ours: rows[key][theirs] for theirs, ours in names.items()}
+            origin = _origin(outcome.provenance)
             if isinstance(outcome, FetchFailure):
-                yield Reject(key, outcome.reason, outcome.message, row)
+                yield Reject(key, outcome.reason, outcome.message, row, origin)
                 continue
+            assert isinstance(outcome, Fetched)
             with outcome as file:
                 try:
-                    yield _sample(key, file, row)
+                    sample = _sample(key, file, row, limits)
                 except Rejected as rejected:
-                    yield Reject(key, rejected.reason, rejected.message, row)
+                    yield Reject(key, rejected.reason, rejected.message, row, origin)
+                else:
+                    yield replace(sample, provenance=origin)
 
     def may_pass(self, reason: str) -> bool:
-        return reason in _MAY_PASS or reason.startswith("http_5")
+        return may_pass(reason)
 
 
-_MAY_PASS = frozenset(
-    {"connect", "dns", "reset", "timeout", "tls", "truncated", "http_408", "http_425", "http_429"}
-)
+def fetch_policy(params: DownloadParams) -> FetchPolicy:
+    """What parameters mean for the fetching of a file."""
+    return FetchPolicy(
+        concurrency=params.concurrency,
+        timeout_s=float(params.timeout),
+        attempts=params.attempts,
+        max_bytes=params.max_bytes,
+        allow_private=params.allow_private,
+        allow_file=params.allow_files,
+        user_agent=params.user_agent,
+        per_host=params.per_host,
+        rate=None if params.rate is None else float(params.rate),
+        deadline_s=None if params.deadline is None else float(params.deadline),
+        proxy=params.proxy,
+        robots=params.robots,
+        noai=params.noai,
+        opt_out=params.opt_out,
+        rules=params.rules,
+        inspector=params.limits.inspector(),
+    )
 
 
-def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
+def _origin(provenance: Provenance) -> dict[str, Any]:
+    return {name: getattr(provenance, name) for name in PROVENANCE.names}
+
+
+def _sample(key: str, file: Fetched, row: Mapping[str, Any], limits: Limits) -> Sample:
     info = probe(file.path or file.read())
+    limits.check(info)
     found = {name: value for name, value in info.as_json().items() if value is not None}
     told: dict[str, Any] = {
         name: _plain(value) for name, value in row.items() if value not in (None, [])

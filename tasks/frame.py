@@ -10,7 +10,7 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,13 @@ from pydantic import BaseModel, ConfigDict
 
 from reelmill import __version__
 from reelmill.errors import ReelmillError, ShardError, StageError, told
-from reelmill.shards.writer import ShardWriter, Written
+from reelmill.shards import provenance
+from reelmill.shards.writer import ShardWriter, Written, put_shard
 from reelmill.store import Store
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Action, Result, Shard, action_name
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Copied, Job, Params, Reject, Sample, Stage, label
+from reelmill.tasks.contract import Adopted, Copied, Job, Params, Reject, Sample, Stage, label
 
 TRACE = "REELMILL_TRACE"
 """Environment variable: a file that gets one JSON line for every action executed."""
@@ -62,15 +63,15 @@ def execute(order: str) -> str:
         return made[task.action.key].model_dump_json()
     started, cpu = time.time(), _cpu_seconds()
     try:
-        written = _make(store, task)
+        written, origins = _make(store, task)
     except (ReelmillError, OSError) as error:
         raise StageError(str(error)) from error
-    result = _commit(store, task, written, started)
+    result = _commit(store, task, written, origins, started)
     _trace(task, started, _cpu_seconds() - cpu, result)
     return result.model_dump_json()
 
 
-def _make(store: Store, task: Order) -> Written:
+def _make(store: Store, task: Order) -> tuple[Written, bytes | None]:
     stage = _stage(task.action.stage)
     params = stage.params.model_validate(task.params)
     _same_tools(stage, params, task.action)
@@ -78,17 +79,22 @@ def _make(store: Store, task: Order) -> Written:
     with _folder(scratch) as folder:
         job = Job(store, task.action, params, task.shards, folder)
         writer = ShardWriter(scratch, stage.schema(job))
+        origins: dict[str, Mapping[str, Any]] = {}
         try:
             for output in stage.make(job):
+                if isinstance(output, Sample | Reject) and output.provenance is not None:
+                    origins[output.key] = output.provenance
                 match output:
                     case Sample(key, fields, columns):
                         writer.add(key, fields, columns)
                     case Copied(key, span, columns):
                         writer.add_span(key, span, columns)
+                    case Adopted(blob, rows):
+                        writer.adopt(blob, rows)
                     case Reject(key, reason, message, columns):
                         writer.reject(key, reason, message, columns)
             _balance(stage, task, writer)
-            return writer.close()
+            return writer.close(), provenance.encode(origins, stage.provenance)
         except BaseException:
             writer.abort()
             raise
@@ -105,7 +111,7 @@ def _stage(name: str) -> Stage[Any]:
 
 
 def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:
-    if not stage.conserves or stage.scope != "shard":
+    if not stage.conserves or stage.scope == "generation":
         return
     taken = task.shards[stage.roles[0]].samples
     if taken != writer.samples + writer.rejects:
@@ -115,18 +121,10 @@ def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:
         )
 
 
-def _commit(store: Store, task: Order, written: Written, started: float) -> Result:
-    if written.path is not None:
-        assert written.tar is not None
-        store.put_blob_file(written.path, written.tar, "tar")
-    result = Result(
-        tar=written.tar,
-        index=store.put_blob(written.index, "parquet"),
-        samples=written.samples,
-        rejects=written.rejects,
-        fields=written.fields,
-        reasons=written.reasons,
-    )
+def _commit(
+    store: Store, task: Order, written: Written, origins: bytes | None, started: float
+) -> Result:
+    result = put_shard(store, written, origins)
     how: dict[str, str | int] = {
         "run": task.run,
         "made_for": task.label,

@@ -40,6 +40,7 @@ from reelmill.tables.distinct import (
 )
 from reelmill.tables.formats import map_type
 from reelmill.tasks.contract import Params, Runtime, carried_names, key_params
+from reelmill.tasks.due import NEVER, Refresh
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -88,6 +89,11 @@ class Source(Params):
     spans: str | None = Field(
         None, description="the column that holds spans of interest, such as '0-2.5; 10-12' seconds"
     )
+    refresh: Annotated[Refresh, Runtime] = Field(
+        NEVER,
+        description="whether known addresses are looked at again when a dataset is built: never; "
+        "if-changed, each time; or after 30d, once that long has passed, and so on",
+    )
     rows_per_shard: Annotated[int, Field(ge=1, le=MAX_ROWS)] | None = Field(
         None, description="rows, and so downloads, in one shard; by default 100, or a single tar"
     )
@@ -108,9 +114,14 @@ class Source(Params):
         """The table's paths; most have one."""
         return (self.path,) if isinstance(self.path, str) else self.path
 
+    @property
+    def shard_rows(self) -> int:
+        """Rows in a full shard, said or not."""
+        return self.rows_per_shard or _usual_rows(self.format or tables.format_of(self.paths))
+
     def effective(self) -> dict[str, Any]:
         kind = self.format or tables.format_of(self.paths)
-        return {"format": kind, "rows_per_shard": self.rows_per_shard or _usual_rows(kind)}
+        return {"format": kind, "rows_per_shard": self.shard_rows}
 
     def settled(self, table: Table) -> Source:
         """The source with what its table tells filled in, for its action key."""
@@ -168,6 +179,15 @@ def ingest_action(source: Source, table: str, base: str | None) -> Action:
         version=VERSION,
         params=key_params(source),
         inputs={"table": {"file": table}, "base": {"manifest": base}},
+    )
+
+
+def same_table(one: Action, other: Action) -> bool:
+    """Whether two ingests are of the same table in the same way, whatever it grew from."""
+    return (one.version, one.params, one.inputs["table"]) == (
+        other.version,
+        other.params,
+        other.inputs.get("table"),
     )
 
 
@@ -283,9 +303,8 @@ class _Ingest:
     # What is known
 
     def _removed_before(self) -> pa.Table:
-        if self.base.removed is None:
-            return removed.SCHEMA.empty_table()
-        return removed.decode_table(self.read(self.base.removed.digest))
+        tables = [removed.decode_table(self.read(blob.digest)) for blob in self.base.removed]
+        return pa.concat_tables([removed.SCHEMA.empty_table(), *tables])
 
     def _know(self, distinct: Distinct, gone_before: pa.Table) -> None:
         """Feed in the rows of the base, shard by shard."""
@@ -370,7 +389,7 @@ class _Ingest:
         manifest = Manifest(
             fields=self.base.fields,
             generations=generations,
-            removed=Blob(digest=sha256(blob), size=len(blob)) if blob else None,
+            removed=(Blob(digest=sha256(blob), size=len(blob)),) if blob else (),
         )
         new = sum(shard.samples + shard.rejects for shard in shards)
         return Ingested(manifest, outcome.rows, new, known, gone, back, blob)

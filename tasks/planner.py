@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
 from reelmill.errors import RecipeError
 from reelmill.store.model import (
     Action,
+    Blob,
     Generation,
     Lineage,
     LineageEntry,
@@ -23,7 +24,16 @@ from reelmill.store.model import (
     Result,
     Shard,
 )
-from reelmill.tasks.contract import Params, Slot, Stage, action_of, label
+from reelmill.tasks.contract import (
+    HISTORY,
+    Params,
+    Slot,
+    Stage,
+    action_of,
+    generation_input,
+    history_input,
+    label,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,20 +100,35 @@ def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
 
 
+def _union(removed: Iterable[tuple[Blob, ...]]) -> tuple[Blob, ...]:
+    blobs = {blob.digest: blob for some in removed for blob in some}
+    return tuple(blobs[digest] for digest in sorted(blobs))
+
+
 class Planner:
     """The state of one build.
 
     Args:
         nodes: the datasets, parents before children.
         sources: the manifests of the tables that the build starts from.
+        retried: how many rows of a table were rejects and are rows once more, so that their first
+            rejection no longer counts.
     """
 
-    def __init__(self, nodes: Sequence[Node], sources: Mapping[str, Manifest]) -> None:
+    def __init__(
+        self,
+        nodes: Sequence[Node],
+        sources: Mapping[str, Manifest],
+        retried: Mapping[str, int] | None = None,
+    ) -> None:
+        self._retried = retried or {}
         self._given = sources
         self._given_shards = {name: sum(1 for _ in m.shards) for name, m in sources.items()}
+        self._removed = {name: manifest.removed for name, manifest in sources.items()}
         self._states: dict[str, _State] = {}
         self._children: dict[str, list[str]] = {}
         self._woken: list[str] = []
+        self._listed: dict[str, list[tuple[str, bytes]]] = {}
         for node in nodes:
             counts = {
                 len(self._given[parent].generations)
@@ -122,6 +147,7 @@ class Planner:
             )
             growths = [_Growth() for _ in range(counts.pop())]
             self._states[node.name] = _State(node, depth, growths, node.stage.tools(node.params))
+            self._removed[node.name] = _union(self._removed[p] for p in node.parents.values())
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
 
@@ -204,7 +230,7 @@ class Planner:
             found[name] = None
             if all(growth.closed for growth in state.growths):
                 found[name] = sum(len(growth.planned) for growth in state.growths)
-            elif state.node.stage.scope == "shard":
+            elif state.node.stage.scope != "generation":
                 counts = [found[parent] for parent in state.node.parents.values()]
                 if None not in counts:
                     found[name] = min(count for count in counts if count is not None)
@@ -233,6 +259,7 @@ class Planner:
         return Manifest(
             fields=tuple(sorted(fields)),
             generations=tuple(Generation(shards=tuple(g.shards())) for g in growths),
+            removed=self._removed[name],
         )
 
     def _lineage(self, state: _State) -> Lineage:
@@ -278,8 +305,10 @@ class Planner:
 
     def _too_many_rejects(self, state: _State) -> str | None:
         totals = self.manifest(state.node.name).totals()
-        seen = totals.samples + totals.rejects
-        if not seen or Decimal(totals.rejects) <= state.node.max_rejects * seen:
+        retried = sum(self._retried.get(parent, 0) for parent in set(state.node.parents.values()))
+        rejects = totals.rejects - retried
+        seen = totals.samples + rejects
+        if not seen or Decimal(rejects) <= state.node.max_rejects * seen:
             return None
         reasons: dict[str, int] = {}
         for growth in state.growths:
@@ -288,13 +317,13 @@ class Planner:
                     reasons[reason] = reasons.get(reason, 0) + count
         worst = ", ".join(f"{reason} {count}" for reason, count in by_count(reasons))
         return (
-            f"{state.node.name}: {totals.rejects} of {seen} samples were rejected ({worst}), more "
+            f"{state.node.name}: {rejects} of {seen} samples were rejected ({worst}), more "
             f"than max_rejects ({state.node.max_rejects:%}) allows; no version was committed"
         )
 
     def _advance(self, name: str, cause: Todo | None = None) -> Iterator[Todo]:
         state = self._states[name]
-        if state.node.stage.scope == "generation":
+        if state.node.stage.scope != "shard":
             yield from self._plan_generations(state)
         elif cause is not None:
             yield from self._plan_shards(state, cause.generation, cause.shard)
@@ -303,34 +332,46 @@ class Planner:
                 yield from self._plan_shards(state, number, None)
 
     def _plan_shards(self, state: _State, number: int, shard_id: str | None) -> Iterator[Todo]:
-        parents = state.node.parents
+        node = state.node
         if not state.growths[number].closed:
-            inputs = {r: self._available(p, number, shard_id) for r, p in parents.items()}
-            yield from self._take(state, number, inputs, 0)
-            if all(self._complete(parent, number) for parent in parents.values()):
+            inputs = {r: self._available(p, number, shard_id) for r, p in node.parents.items()}
+            yield from self._take(state, number, node.stage.plan(node.params, inputs, 0))
+            if all(self._complete(parent, number) for parent in node.parents.values()):
                 self._close(state, number)
 
     def _plan_generations(self, state: _State) -> Iterator[Todo]:
-        parents = state.node.parents
+        node = state.node
         for number, growth in enumerate(state.growths):
             if growth.closed:
                 continue
-            # Shards are numbered through, so a generation waits for those before it to be planned.
+            # Shards may be numbered through, and a generation may know those before it.
             if any(not earlier.closed for earlier in state.growths[:number]):
                 return
-            if not all(self._complete(parent, number) for parent in parents.values()):
+            if not all(self._complete(parent, number) for parent in node.parents.values()):
                 return
-            inputs = {r: self._available(p, number, None) for r, p in parents.items()}
+            inputs = {r: self._available(p, number, None) for r, p in node.parents.items()}
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
-            yield from self._take(state, number, inputs, first)
+            slots = node.stage.plan(node.params, inputs, first)
+            if node.stage.scope == "history":
+                slots = self._knowing(node.parents[node.stage.roles[0]], number, slots)
+            yield from self._take(state, number, slots)
             self._close(state, number)
 
-    def _take(
-        self, state: _State, number: int, inputs: Mapping[str, Sequence[Shard]], first: int
-    ) -> Iterator[Todo]:
+    def _knowing(self, parent: str, number: int, slots: Sequence[Slot]) -> list[Slot]:
+        """Slots whose actions also read the parent's generations up to ``number``."""
+        listed = self._listed.setdefault(parent, [])
+        for one in range(len(listed), number + 1):
+            listed.append(generation_input(self._available(parent, one, None)))
+        digest, documents = history_input(dict(listed[: number + 1]))
+        known = {HISTORY: {"generations": digest}}
+        return [
+            replace(slot, inputs={**slot.inputs, **known}, documents=documents) for slot in slots
+        ]
+
+    def _take(self, state: _State, number: int, slots: Sequence[Slot]) -> Iterator[Todo]:
         growth = state.growths[number]
         node = state.node
-        for slot in node.stage.plan(node.params, inputs, first):
+        for slot in slots:
             if slot.shard_id not in growth.planned:
                 action = action_of(node.stage, node.params, slot, node.salt, state.tools)
                 growth.planned[slot.shard_id] = action.key

@@ -78,8 +78,8 @@ class Shuffle(Stage[ShuffleParams]):
         return [
             Slot(
                 shard_id=f"{first + output:05d}",
-                inputs={"source": digest},
-                generations={"source": data},
+                inputs={"source": {"shards": digest}},
+                documents={digest: data},
                 slot={"output": output, "outputs": outputs},
             )
             for output in range(outputs)

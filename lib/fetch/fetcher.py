@@ -5,43 +5,67 @@ from __future__ import annotations
 import asyncio
 import random
 import threading
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
-from itertools import islice
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self, TypeAlias
+from queue import Empty, SimpleQueue
+from typing import Final, TypeAlias
 
 from reelmill.errors import Rejected
-from reelmill.fetch.files import fetch_file
-from reelmill.fetch.http import HTTPSource
-from reelmill.fetch.transfer import AttemptError, Fetched, FetchFailure, FetchPolicy, Transfer
+from reelmill.fetch.inspection import inspected
+from reelmill.fetch.schedule import Limits, Schedule
+from reelmill.fetch.sources import Sources
+from reelmill.fetch.transfer import (
+    AttemptError,
+    Fetched,
+    FetchFailure,
+    FetchPolicy,
+    Outcome,
+    Request,
+    Transfer,
+    Unchanged,
+)
 from reelmill.fetch.urls import normalise
 
-__all__ = ["FetchFailure", "FetchPolicy", "Fetched", "fetch_all", "fetch_iter"]
-
-_Outcomes: TypeAlias = AsyncGenerator[tuple[str, Fetched | FetchFailure], None]
+__all__ = [
+    "FetchFailure",
+    "FetchPolicy",
+    "Fetched",
+    "Outcome",
+    "Request",
+    "Unchanged",
+    "fetch_all",
+    "fetch_iter",
+]
 
 MAX_PAUSE_S: Final = 60.0
 """Longest pause between two attempts in seconds, even if a server asks for more."""
 
+_UNREACHED: Final = frozenset(
+    {"connect", "dns", "proxy", "reset", "robots_unreachable", "timeout", "tls"}
+)
+_WEB: Final = ("http://", "https://")
+
+_Requests: TypeAlias = Iterable[Request | tuple[str, str]]
+_Item: TypeAlias = tuple[str, Outcome] | None
+
 
 async def fetch_all(
-    requests: Iterable[tuple[str, str]], policy: FetchPolicy, scratch: Path
-) -> AsyncGenerator[tuple[str, Fetched | FetchFailure], None]:
-    """Fetch the URL of each ``(key, url)`` and yield ``(key, outcome)`` as each one ends.
+    requests: _Requests, policy: FetchPolicy, scratch: Path
+) -> AsyncGenerator[tuple[str, Outcome], None]:
+    """Fetch what each of ``requests`` names and yield ``(key, outcome)`` as each one ends.
 
-    At most ``policy.concurrency`` files are on their way, waiting, or in the consumer's hands since
-    its last step; so ``requests`` is read no further than that ahead. It is read in the event loop
-    and should not block.
+    All of ``requests`` are read at once, so that no slow host holds up another. At most
+    ``policy.concurrency`` files are on their way, or in the consumer's hands since its last step;
+    one that waits for its host or for another attempt is none of them.
 
     The consumer closes each `Fetched`. Close the generator (``aclose``) to stop early: what it
     holds is cancelled and deleted.
 
     Args:
-        requests: Keys, passed through, and URLs, in any spelling.
+        requests: Or pairs of a key and a URL.
         policy: The limits.
         scratch: An existing directory for bodies larger than ``policy.memory_bytes``.
 
@@ -49,58 +73,57 @@ async def fetch_all(
         StageError: Something outside the data failed: the scratch directory, the credentials of an
             object store. A URL that cannot be had is no error but a `FetchFailure`.
     """
-    waiting = iter(requests)
-    running: set[asyncio.Task[tuple[str, Fetched | FetchFailure]]] = set()
-    ended: deque[asyncio.Task[tuple[str, Fetched | FetchFailure]]] = deque()
-    async with _Fetcher(policy, scratch) as fetcher:
-        try:
-            while True:
-                free = policy.concurrency - len(running) - len(ended)
-                for key, url in islice(waiting, free):
-                    running.add(asyncio.create_task(fetcher.fetch(key, url)))
-                if not ended:
-                    if not running:
-                        return
-                    done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                    ended.extend(done)
-                yield ended.popleft().result()
-        finally:
-            for task in running:
-                task.cancel()
-            outcomes = await asyncio.gather(*running, *ended, return_exceptions=True)
-            for outcome in outcomes:
-                if not isinstance(outcome, BaseException) and isinstance(outcome[1], Fetched):
-                    outcome[1].close()
+    items: asyncio.Queue[_Item] = asyncio.Queue()
+    run = _Run(policy, scratch, items.put_nowait)
+    task = asyncio.create_task(run.run(requests))
+    try:
+        while item := await items.get():
+            yield item
+            run.taken += 1
+            run.step()
+        await task
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        while not items.empty():
+            _close(items.get_nowait())
 
 
 def fetch_iter(
-    requests: Iterable[tuple[str, str]], policy: FetchPolicy, scratch: Path
-) -> Generator[tuple[str, Fetched | FetchFailure], None, None]:
+    requests: _Requests, policy: FetchPolicy, scratch: Path
+) -> Generator[tuple[str, Outcome], None, None]:
     """Do `fetch_all` for a consumer that is not asynchronous, in a thread with its own event loop.
 
     Fetching goes on while the consumer works. The thread ends with the generator, however that
     ends. ``requests`` is read in that thread.
     """
     loop = asyncio.new_event_loop()
-    # Beside the files themselves, name resolution waits in these threads.
+    # Beside the files themselves, name resolution and inspection wait in these threads.
     executor = ThreadPoolExecutor(2 * policy.concurrency, thread_name_prefix="fetch-io")
     loop.set_default_executor(executor)
-    thread = threading.Thread(target=_run, args=(loop, executor), name="fetch", daemon=True)
+    thread = threading.Thread(target=_serve, args=(loop, executor), name="fetch", daemon=True)
     thread.start()
-    outcomes = fetch_all(requests, policy, scratch)
+    items: SimpleQueue[_Item] = SimpleQueue()
+    run = _Run(policy, scratch, items.put)
+    end = asyncio.run_coroutine_threadsafe(run.run(requests), loop)
     try:
-        while item := asyncio.run_coroutine_threadsafe(_next(outcomes), loop).result():
+        while item := items.get():
             yield item
+            run.taken += 1
+            if not run.nudged:
+                run.nudged = True
+                loop.call_soon_threadsafe(run.step)
+        end.result()
     finally:
-        end = asyncio.run_coroutine_threadsafe(_shut_down(outcomes), loop)
-        end.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
+        stop = asyncio.run_coroutine_threadsafe(_shut_down(items), loop)
+        stop.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
         # The garbage collector may end a forgotten generator in the very thread to wait for.
         if threading.current_thread() is not thread:
             thread.join()
-            end.result()
+            stop.result()
 
 
-def _run(loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor) -> None:
     try:
         loop.run_forever()
     finally:
@@ -109,92 +132,249 @@ def _run(loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor) -> None:
         loop.close()
 
 
-async def _next(outcomes: _Outcomes) -> tuple[str, Fetched | FetchFailure] | None:
-    return await anext(outcomes, None)
-
-
-async def _shut_down(outcomes: _Outcomes) -> None:
-    # An interrupt of the consumer leaves a step of the generator running.
+async def _shut_down(items: SimpleQueue[_Item]) -> None:
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
-    await outcomes.aclose()
+    while True:
+        try:
+            _close(items.get_nowait())
+        except Empty:
+            return
 
 
-class _Fetcher:
-    """The sources of all schemes, and the attempts at one file."""
+def _close(item: _Item) -> None:
+    if item is not None and isinstance(item[1], Fetched):
+        item[1].close()
 
-    def __init__(self, policy: FetchPolicy, scratch: Path) -> None:
+
+@dataclass(slots=True, eq=False)
+class _Row:
+    """A request that is under way."""
+
+    request: Request
+    url: str
+    host: str
+    source: str
+    transfer: Transfer | None = None
+    """From the first attempt on."""
+    until: float = 0.0
+    """When the time for all attempts is up."""
+    failure: FetchFailure | None = None
+    """Of the last attempt."""
+
+
+class _Run:
+    """One set of requests, from the first attempt to the last outcome.
+
+    All but ``taken`` and ``nudged``, which a consumer in another thread sets, belongs to the loop.
+
+    Args:
+        deliver: Is given each key and outcome, and at the very end, however that comes, None.
+    """
+
+    def __init__(
+        self, policy: FetchPolicy, scratch: Path, deliver: Callable[[_Item], object]
+    ) -> None:
+        self.taken = 0
+        """Outcomes that the consumer is done with."""
+        self.nudged = False
+        """Whether a `step` is on its way already."""
         self._policy = policy
         self._scratch = scratch
-        self._stack = AsyncExitStack()
-        self._sources: dict[str, Callable[[Transfer], Awaitable[None]]] = {}
+        self._deliver = deliver
+        self._delivered = 0
+        self._schedule: Schedule[_Row] = Schedule(self._limits)
+        self._tasks: dict[asyncio.Task[Outcome | AttemptError], _Row] = {}
+        self._open: set[_Row] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._expired = False
 
-    async def __aenter__(self) -> Self:
-        http = await self._stack.enter_async_context(HTTPSource(self._policy))
-        self._sources = {"http": http.fetch, "https": http.fetch}
-        if self._policy.allow_file:
-            self._sources["file"] = fetch_file
-        return self
+    async def run(self, requests: _Requests) -> None:
+        """Bring all to their ends.
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self._stack.aclose()
-
-    async def fetch(self, key: str, url: str) -> tuple[str, Fetched | FetchFailure]:
+        Raises:
+            StageError: Something outside the data failed.
+        """
+        self._loop = asyncio.get_running_loop()
+        self._done = self._loop.create_future()
         try:
-            url = normalise(url)
-        except Rejected as rejected:
-            return key, FetchFailure(rejected.reason, rejected.message, 0, False)
-        source = self._source(url.partition(":")[0])
-        if source is None:
-            return key, FetchFailure("denied", "file URLs are not allowed", 0, False)
-        transfer = Transfer(key, url, self._policy, self._scratch)
-        try:
-            return key, await self._attempt(source, transfer)
+            async with AsyncExitStack() as stack:
+                self._sources = Sources(self._policy, stack)
+                try:
+                    if self._policy.deadline_s is not None:
+                        expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
+                        stack.callback(expiry.cancel)
+                    for request in requests:
+                        self._add(Request(*request))
+                    self.step()
+                    await self._done
+                finally:
+                    await self._stop()
         finally:
-            transfer.close()
+            self._deliver(None)
 
-    def _source(self, scheme: str) -> Callable[[Transfer], Awaitable[None]] | None:
-        if scheme == "s3" and scheme not in self._sources:
-            # Half a second of imports that only few datasets need.
-            from reelmill.fetch.objects import S3Source
+    def step(self) -> None:
+        """Begin what may begin, or see that all has ended."""
+        self.nudged = False
+        if self._done.done():
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        now = self._loop.time()
+        free = self._policy.concurrency - len(self._tasks) - (self._delivered - self.taken)
+        while free > 0 and (row := self._schedule.take(now)) is not None:
+            free -= 1
+            self._begin(row, now)
+        if not self._tasks and not self._schedule.waiting:
+            self._done.set_result(None)
+        elif free > 0 and (when := self._schedule.wake()) is not None:
+            self._timer = self._loop.call_at(when, self.step)
 
-            source = S3Source(self._policy)
-            self._stack.push_async_exit(source)
-            self._sources[scheme] = source.fetch
-        return self._sources.get(scheme)
+    async def _stop(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for row in self._open:
+            assert row.transfer is not None
+            row.transfer.close()
 
-    async def _attempt(
-        self, source: Callable[[Transfer], Awaitable[None]], transfer: Transfer
-    ) -> Fetched | FetchFailure:
-        clock = asyncio.get_running_loop().time
-        deadline = clock() + self._policy.timeout_s
-        attempt = 0
-        while True:
-            attempt += 1
-            try:
-                async with asyncio.timeout_at(deadline):
-                    await source(transfer)
-                return transfer.finish()
-            except TimeoutError:
-                return FetchFailure("timeout", "the file did not arrive in time", attempt, True)
-            except AttemptError as error:
-                pause = self._pause(attempt, error)
-                if (
-                    not error.transient
-                    or attempt == self._policy.attempts
-                    or clock() + pause >= deadline
-                ):
-                    return FetchFailure(error.reason, error.message, attempt, error.transient)
-            await asyncio.sleep(pause)
+    def _limits(self, host: str) -> Limits:
+        policy = self._policy
+        web = host.startswith(_WEB)
+        return Limits(
+            per_host=policy.per_host if web else policy.concurrency,
+            rate=policy.rate if web else None,
+            host_failures=policy.host_failures,
+            host_pause_s=policy.host_pause_s,
+            host_trials=policy.host_trials,
+        )
 
-    def _pause(self, attempt: int, error: AttemptError) -> float:
+    def _add(self, request: Request) -> None:
+        try:
+            url = normalise(request.url)
+        except Rejected as rejected:
+            failure = FetchFailure(rejected.reason, rejected.message, 0, False)
+            self._hand_over(request.key, failure)
+            return
+        if url.startswith("file:") and not self._policy.allow_file:
+            failure = FetchFailure("denied", "file URLs are not allowed", 0, False)
+            self._hand_over(request.key, failure)
+            return
+        host = "/".join(url.split("/", 3)[:3])
+        row = _Row(request, url, host, self._sources.name(url))
+        self._schedule.add(host, row, self._loop.time())
+
+    def _begin(self, row: _Row, now: float) -> None:
+        """Begin an attempt, unless it would be too late."""
+        if row.transfer is None:
+            row.until = now + self._policy.timeout_s
+            known = (row.request.etag, row.request.last_modified)
+            row.transfer = Transfer(row.request.key, row.url, self._policy, self._scratch, known)
+            row.transfer.extractor = row.source
+            self._open.add(row)
+        elif row.failure is not None and now >= row.until:
+            self._schedule.ended(row.host, row, now)
+            self._end(row, row.failure)
+            return
+        task = self._loop.create_task(self._attempt(row, row.transfer))
+        self._tasks[task] = row
+        task.add_done_callback(self._attempted)
+
+    async def _attempt(self, row: _Row, transfer: Transfer) -> Outcome | AttemptError:
+        transfer.attempts += 1
+        try:
+            async with asyncio.timeout_at(row.until):
+                source = await self._sources.get(row.source)
+                if self._policy.inspector is None:
+                    await source.fetch(transfer)
+                else:
+                    await inspected(source, transfer, self._policy.inspector)
+        except TimeoutError:
+            return AttemptError("timeout", "the file did not arrive in time")
+        except AttemptError as error:
+            return error
+        except Rejected as rejected:
+            return transfer.fail(rejected.reason, rejected.message)
+        return transfer.finish()
+
+    def _attempted(self, task: asyncio.Task[Outcome | AttemptError]) -> None:
+        row = self._tasks.pop(task)
+        if task.cancelled():
+            if self._expired:
+                self._schedule.ended(row.host, row, self._loop.time())
+                self._end(row, _fail(row, "deadline", "the time for all files was up"))
+                self.step()
+            return
+        error = task.exception()
+        if error is not None:
+            if not self._done.done():
+                self._done.set_exception(error)
+            return
+        result = task.result()
+        if isinstance(result, AttemptError):
+            self._failed(row, result)
+        else:
+            self._schedule.reached(row.host, self._loop.time())
+            self._end(row, result)
+        self.step()
+
+    def _failed(self, row: _Row, error: AttemptError) -> None:
+        assert row.transfer is not None
+        now = self._loop.time()
+        given_up = False
+        if error.reason in _UNREACHED:
+            given_up = self._schedule.missed(row.host, row, now)
+        else:
+            self._schedule.reached(row.host, now)
+        if error.retry_after_s:
+            self._schedule.pause(row.host, now + min(MAX_PAUSE_S, error.retry_after_s))
+        transient = error.transient or error.reason == "timeout"
+        row.failure = row.transfer.fail(error.reason, error.message, transient=transient)
+        again = now + self._pause(row.transfer.attempts, error)
+        if (
+            not error.transient
+            or row.transfer.attempts == self._policy.attempts
+            or again >= row.until
+        ):
+            self._end(row, row.failure)
+        else:
+            self._schedule.put_off(row.host, row, again, now)
+        if given_up:
+            message = f"{row.host.partition('://')[2]} is given up: {error.message}"
+            for other in self._schedule.give_up(row.host):
+                self._end(other, _fail(other, "host_down", message))
+
+    def _pause(self, attempts: int, error: AttemptError) -> float:
         jitter = random.uniform(0.5, 1.5)  # noqa: S311 - spreads load, guards nothing
-        backoff = self._policy.backoff_s * 2.0 ** (attempt - 1) * jitter
+        backoff = self._policy.backoff_s * 2.0 ** (attempts - 1) * jitter
         return min(MAX_PAUSE_S, max(backoff, error.retry_after_s))
+
+    def _expire(self) -> None:
+        self._expired = True
+        for row in self._schedule.give_up():
+            self._end(row, _fail(row, "deadline", "the time for all files was up"))
+        for task in self._tasks:
+            task.cancel()
+        self.step()
+
+    def _end(self, row: _Row, outcome: Outcome) -> None:
+        if row.transfer is not None:
+            self._open.discard(row)
+            row.transfer.close()
+        self._hand_over(row.request.key, outcome)
+
+    def _hand_over(self, key: str, outcome: Outcome) -> None:
+        self._delivered += 1
+        self._deliver((key, outcome))
+
+
+def _fail(row: _Row, reason: str, message: str) -> FetchFailure:
+    """Return the failure of a row, whether it has begun or not."""
+    if row.transfer is None:
+        return FetchFailure(reason, message, 0, True)
+    return row.transfer.fail(reason, message, transient=True)

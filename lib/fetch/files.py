@@ -5,23 +5,41 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from typing import Final
+from types import TracebackType
+from typing import Final, Self
 from urllib.parse import unquote_to_bytes, urlsplit
 
-from reelmill.fetch.transfer import AttemptError, Transfer
+from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer
 
 _BLOCK_BYTES: Final = 1 << 20
 
 
-async def fetch_file(transfer: Transfer) -> None:
-    """Copy the regular file that the ``file`` URL of ``transfer`` names.
+class FileSource:
+    """Regular files by ``file`` URL."""
 
-    Raises:
-        AttemptError: It cannot be read.
-        StageError: The scratch directory cannot be written.
-    """
-    transfer.restart()
-    await asyncio.get_running_loop().run_in_executor(None, _copy, transfer)
+    def __init__(self, policy: FetchPolicy) -> None:
+        assert policy.allow_file
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        pass
+
+    async def fetch(self, transfer: Transfer) -> None:
+        """Copy the file that the URL of ``transfer`` names.
+
+        Raises:
+            AttemptError: It cannot be read.
+            StageError: The scratch directory cannot be written.
+        """
+        transfer.restart()
+        await asyncio.get_running_loop().run_in_executor(None, _copy, transfer)
 
 
 def _copy(transfer: Transfer) -> None:
@@ -34,6 +52,7 @@ def _copy(transfer: Transfer) -> None:
             if not stat.S_ISREG(status.st_mode):
                 raise AttemptError("not_a_file", "not a regular file")
             transfer.check(status.st_size)
+            transfer.total = status.st_size
             while data := os.read(descriptor, _BLOCK_BYTES):
                 transfer.append(data)
         finally:

@@ -2,102 +2,64 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
-import socket
+import urllib.request
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import AsyncExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
+from urllib.parse import urlsplit
 
-import aiohttp
-from yarl import URL
+import pycurl
 
 from reelmill.errors import Rejected
+from reelmill.fetch.addresses import Resolver, is_address, is_public
+from reelmill.fetch.curl import CurlError, Head, Session
+from reelmill.fetch.manners import MAX_ROBOTS_BYTES, Manners
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer, media_type
-from reelmill.fetch.urls import host_of, join
+from reelmill.fetch.urls import join
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _WHOLE: Final = frozenset({200, 203})
 _TRANSIENT: Final = frozenset({408, 425, 429})
-# What is read from the socket ahead of the hash and the disk, and handed to them at once.
+_NAMED: Final = {401: "login", 407: "login", 410: "removed", 451: "geo"}
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+# What is decoded at once, at most.
 _BLOCK_BYTES: Final = 256 << 10
 _GZIP: Final = b"\x1f\x8b"
 _CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
-
-_GLOBAL_UNICAST: Final = ipaddress.IPv6Network("2000::/3")
-_NAT64: Final = ipaddress.IPv6Network("64:ff9b::/96")
-# Public by their number alone: protocol assignments and a cloud's metadata (192.0.0.0/24), anycast
-# relays, another cloud's metadata.
-_NOT_PUBLIC: Final = tuple(
-    map(ipaddress.IPv4Network, ("192.0.0.0/24", "192.88.99.0/24", "168.63.129.16/32"))
-)
-
-
-class _PrivateAddressError(OSError):
-    """A connection to an address that is not public."""
-
-
-def is_public(address: str) -> bool:
-    """Whether an IP address belongs to the public internet, whatever it is wrapped in."""
-    ip = ipaddress.ip_address(address)
-    if isinstance(ip, ipaddress.IPv4Address):
-        return (
-            ip.is_global
-            and not (ip.is_multicast or ip.is_reserved)
-            and not any(ip in network for network in _NOT_PUBLIC)
-        )
-    if ip in _NAT64:
-        return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-    wrapped = ip.ipv4_mapped or ip.sixtofour
-    if wrapped is not None:
-        return is_public(str(wrapped))
-    return ip in _GLOBAL_UNICAST and ip.is_global
-
-
-def _public_socket(addr_info: tuple[int, int, int, str, tuple[object, ...]]) -> socket.socket:
-    # The address here is the one that gets connected: after name resolution, after redirects, and
-    # for IP literals too, which never see a resolver.
-    family, kind, protocol, _, address = addr_info
-    if not is_public(str(address[0])):
-        raise _PrivateAddressError("the address is not public")
-    return socket.socket(family, kind, protocol)
+_VERIFIED = re.compile(r"(?:verify result|problem): (.+?)(?: \([0-9]+\))?$")
+# What a server calls a version is sent back to it, if it is nothing but that.
+_VALIDATOR = re.compile(r"[\x20-\x7e]{1,1000}")
 
 
 class HTTPSource:
-    """One HTTP session with the manners and the guards of a policy."""
+    """Files by ``http`` and ``https`` URL, with the manners and the guards of a policy.
 
-    def __init__(self, policy: FetchPolicy) -> None:
+    Args:
+        policy: The limits.
+        resolver: Resolves the names of hosts; through a proxy, those which it can.
+    """
+
+    def __init__(self, policy: FetchPolicy, resolver: Resolver | None = None) -> None:
         self._policy = policy
-        self._stack = AsyncExitStack()
+        self._resolver = resolver or Resolver(policy.connect_timeout_s)
+        self._manners = Manners(policy, self._read_robots)
 
     async def __aenter__(self) -> Self:
         policy = self._policy
-        self._session = await self._stack.enter_async_context(
-            aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(
-                    limit=0,
-                    ttl_dns_cache=60,
-                    socket_factory=None if policy.allow_private else _public_socket,
-                ),
-                headers={
-                    "Accept": "*/*",
-                    "Accept-Encoding": "identity",
-                    "User-Agent": policy.user_agent,
-                },
-                cookie_jar=aiohttp.DummyCookieJar(),
-                timeout=aiohttp.ClientTimeout(
-                    connect=policy.connect_timeout_s, sock_read=policy.idle_timeout_s
-                ),
-                read_bufsize=_BLOCK_BYTES,
-                auto_decompress=False,
-                trust_env=False,
-            )
+        self._session = Session(
+            user_agent=policy.user_agent,
+            connect_timeout_s=policy.connect_timeout_s,
+            idle_timeout_s=policy.idle_timeout_s,
+            connections=2 * policy.concurrency,
+            guard=None if policy.allow_private else _may_connect,
         )
         return self
 
@@ -107,7 +69,8 @@ class HTTPSource:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await self._stack.aclose()
+        await self._manners.close()
+        self._session.close()
 
     async def fetch(self, transfer: Transfer) -> None:
         """Make one attempt to bring ``transfer`` to its end, from where it stands.
@@ -116,26 +79,91 @@ class HTTPSource:
             AttemptError: The attempt failed.
             StageError: The scratch directory cannot be written.
         """
+        await self._follow(transfer, self._manners)
+
+    async def read_range(self, transfer: Transfer, start: int, end: int) -> bytes | None:
+        """Return bytes of the file of ``transfer``, whose head has arrived; None: not possible."""
+        if not transfer.takes_ranges or transfer.total is None:
+            return None
+        part = _Part(transfer, start, end)
+        try:
+            await self._ask(transfer.final_url, part.conditions(), part)
+        except AttemptError:
+            return None
+        return part.whole()
+
+    async def _follow(self, transfer: Transfer, manners: Manners | None) -> None:
         url = transfer.url
-        headers: dict[str, str] = {}
-        if transfer.size and transfer.etag:
-            headers = {"Range": f"bytes={transfer.size}-", "If-Range": transfer.etag}
         for _ in range(self._policy.max_redirects + 1):
-            started = False
-            try:
-                async with self._session.get(
-                    URL(url, encoded=True), headers=headers, allow_redirects=False
-                ) as response:
-                    location = response.headers.get("Location")
-                    if response.status not in _REDIRECTS or location is None:
-                        started = True
-                        transfer.final_url = url
-                        await _receive(response, transfer)
-                        return
-            except aiohttp.ClientError as error:
-                raise _failure(error, host_of(url), started) from error
-            url = _redirected(url, location)
+            if manners is not None:
+                await manners.admit(url)
+            reply = _Reply(url, transfer, manners)
+            await self._ask(url, reply.conditions(), reply)
+            reply.end()
+            if reply.location is None:
+                return
+            url = _redirected(url, reply.location)
         raise AttemptError("redirect_loop", f"more than {self._policy.max_redirects} redirects")
+
+    async def _read_robots(self, url: str) -> bytes:
+        policy = replace(self._policy, max_bytes=MAX_ROBOTS_BYTES, memory_bytes=MAX_ROBOTS_BYTES)
+        transfer = Transfer("", url, policy, Path())
+        await self._follow(transfer, None)
+        return transfer.peek(0, transfer.size)
+
+    async def _ask(self, url: str, headers: list[str], reply: _Reply | _Part) -> None:
+        parts = urlsplit(url)
+        host = parts.hostname or ""
+        proxy = _proxy(self._policy.proxy, parts.scheme, parts.netloc)
+        resolved = await self._resolve(host, bool(proxy))
+        if resolved:
+            port = parts.port or _DEFAULT_PORTS[parts.scheme]
+            resolved = f"{host}:{port}:{resolved}"
+        try:
+            await self._session.get(
+                url, [*_HEADERS, *headers], reply, resolved=resolved, proxy=proxy
+            )
+        except CurlError as error:
+            raise _failure(error, host, reply.begun, bool(proxy)) from error
+
+    async def _resolve(self, host: str, proxied: bool) -> str:
+        """Return the addresses to connect to, where these are ours to find."""
+        if not proxied:
+            if is_address(host):
+                return ""
+            return ",".join(map(_bracketed, await self._resolver.addresses(host)))
+        if not self._policy.allow_private:
+            # The proxy resolves the name itself, and may find what we do not; but what we know to
+            # be private it is not asked for.
+            try:
+                found = [host] if is_address(host) else await self._resolver.addresses(host)
+            except AttemptError:
+                found = []
+            if found and not any(map(is_public, found)):
+                raise _private(host)
+        return ""
+
+
+_HEADERS: Final = ("Accept: */*", "Accept-Encoding: identity")
+
+
+def _may_connect(address: str) -> bool:
+    return is_public(address)
+
+
+def _bracketed(address: str) -> str:
+    return f"[{address}]" if ":" in address else address
+
+
+def _proxy(policy: str | None, scheme: str, netloc: str) -> str:
+    """Return the URL of the proxy for an address; empty: none."""
+    if policy != "env":
+        return policy or ""
+    proxies = urllib.request.getproxies_environment()
+    bypass = urllib.request.proxy_bypass_environment  # type: ignore[attr-defined]
+    if bypass(netloc, proxies):
+        return ""
+    return proxies.get(scheme) or proxies.get("all") or ""
 
 
 def _redirected(url: str, location: str) -> str:
@@ -148,35 +176,106 @@ def _redirected(url: str, location: str) -> str:
     return target
 
 
-async def _receive(response: aiohttp.ClientResponse, transfer: Transfer) -> None:
-    total = _begin(response, transfer)
-    coding = _coding(response.headers)
-    decoder = None if coding == "identity" else _Decoder(coding)
-    waiting: list[bytes] = []
-    size = 0
+class _Reply:
+    """What answers one request for a transfer: a redirect, or the file or its rest."""
 
-    async def hand_over() -> None:
-        block = b"".join(waiting)
-        waiting.clear()
-        for piece in [block] if decoder is None else decoder.decode(block):
-            await transfer.receive(piece)
+    def __init__(self, url: str, transfer: Transfer, manners: Manners | None) -> None:
+        self.location: str | None = None
+        self.begun = False
+        """Whether the head of the final reply has come."""
+        self._url = url
+        self._transfer = transfer
+        self._manners = manners
+        self._asked_for_rest = bool(transfer.size and transfer.validator)
+        self._total: int | None = None
+        self._decoder: _Decoder | None = None
 
-    try:
-        async for data in response.content.iter_any():
-            waiting.append(data)
-            size += len(data)
-            if size >= _BLOCK_BYTES:
-                size = 0
-                await hand_over()
-    except aiohttp.ClientError:
-        # A further attempt resumes behind what came before the connection broke.
-        await hand_over()
-        raise
-    await hand_over()
-    if decoder is not None:
-        decoder.end()
-    if total is not None and transfer.size < total:
-        raise _truncated()
+    def conditions(self) -> list[str]:
+        """Return the headers that make the request conditional."""
+        transfer = self._transfer
+        if self._asked_for_rest:
+            return [f"Range: bytes={transfer.size}-", f"If-Range: {transfer.validator}"]
+        names = ("If-None-Match", "If-Modified-Since")
+        return [
+            f"{name}: {value}"
+            for name, value in zip(names, transfer.known, strict=True)
+            if value and _VALIDATOR.fullmatch(value)
+        ]
+
+    def head(self, head: Head) -> bool:
+        if self._manners is not None:
+            self._manners.judge(head.headers)
+        if head.status in _REDIRECTS and "location" in head.headers:
+            self.location = head.headers["location"]
+            return False
+        self.begun = True
+        transfer, headers = self._transfer, head.headers
+        transfer.final_url = self._url
+        transfer.status = head.status
+        transfer.address = head.address or None
+        if head.status == 304 and any(transfer.known) and not self._asked_for_rest:
+            transfer.unchanged = True
+            return False
+        coding = _coding(headers)
+        self._total = self._begin(head.status, headers, coding)
+        length = headers.get("content-length", "")
+        announced = transfer.size + int(length) if length.isdigit() else None
+        transfer.check(announced or 0)
+        if coding == "identity":
+            transfer.total = self._total or announced
+            transfer.takes_ranges = headers.get("accept-ranges", "").lower() == "bytes"
+        else:
+            self._decoder = _Decoder(coding)
+        transfer.content_type = media_type(headers.get("content-type"))
+        transfer.etag = headers.get("etag")
+        transfer.last_modified = headers.get("last-modified")
+        return True
+
+    def data(self, data: bytes) -> None:
+        if self._decoder is None:
+            self._transfer.append(data)
+        else:
+            for piece in self._decoder.decode(data):
+                self._transfer.append(piece)
+
+    def end(self) -> None:
+        """See to it that the body is whole."""
+        if self.location is None and not self.begun:
+            raise AttemptError("bad_response", "the reply is not valid HTTP")
+        if self._decoder is not None:
+            self._decoder.end()
+        if self._total is not None and self._transfer.size < self._total:
+            raise _truncated()
+
+    def _begin(self, status: int, headers: Mapping[str, str], coding: str) -> int | None:
+        """Check the status against what was asked; return the whole size, if a range tells it."""
+        transfer = self._transfer
+        if self._asked_for_rest and status == 206:
+            match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+            if (
+                match is None
+                or int(match[1]) != transfer.size
+                or headers.get("etag", transfer.validator) != transfer.validator
+                or coding != "identity"
+            ):
+                transfer.restart()
+                raise _truncated()
+            return None if match[2] == "*" else int(match[2])
+        if self._asked_for_rest and status == 416:
+            transfer.restart()
+            raise _truncated()
+        if status not in _WHOLE:
+            raise AttemptError(
+                _NAMED.get(status, f"http_{status}"),
+                _status_line(status),
+                transient=status in _TRANSIENT or 500 <= status < 600,
+                retry_after_s=_retry_after(headers),
+            )
+        transfer.restart()
+        etag = headers.get("etag", "")
+        if etag.startswith('"') and _VALIDATOR.fullmatch(etag) and coding == "identity":
+            transfer.validator = etag
+        return None
 
 
 class _Decoder:
@@ -224,44 +323,44 @@ class _Decoder:
         return zlib.MAX_WBITS if data[0] & 0x0F == 8 else -zlib.MAX_WBITS
 
 
-def _begin(response: aiohttp.ClientResponse, transfer: Transfer) -> int | None:
-    """Check the head of a reply against what was asked; return the whole size, if it is told."""
-    status, headers = response.status, response.headers
-    asked_for_rest = "Range" in response.request_info.headers
-    if asked_for_rest and status == 206:
-        match = _CONTENT_RANGE.fullmatch(headers.get("Content-Range", ""))
-        if (
-            match is None
-            or int(match[1]) != transfer.size
-            or headers.get("ETag", transfer.etag) != transfer.etag
-            or _coding(headers) != "identity"
-        ):
-            transfer.restart()
-            raise _truncated()
-        total = None if match[2] == "*" else int(match[2])
-    elif asked_for_rest and status == 416:
-        transfer.restart()
-        raise _truncated()
-    elif status in _WHOLE:
-        transfer.restart()
-        total = None
-        etag = headers.get("ETag", "")
-        if etag.startswith('"') and _coding(headers) == "identity":
-            transfer.etag = etag
-    else:
-        raise AttemptError(
-            f"http_{status}",
-            _status_line(status),
-            transient=status in _TRANSIENT or 500 <= status < 600,
-            retry_after_s=_retry_after(headers),
+class _Part:
+    """What answers a request for a range of a file whose head is known."""
+
+    def __init__(self, transfer: Transfer, start: int, end: int) -> None:
+        self.begun = False
+        self._transfer = transfer
+        self._start = start
+        self._end = end
+        self._data = bytearray()
+
+    def conditions(self) -> list[str]:
+        validator = self._transfer.validator
+        condition = [f"If-Range: {validator}"] if validator else []
+        return [f"Range: bytes={self._start}-{self._end - 1}", *condition]
+
+    def head(self, head: Head) -> bool:
+        self.begun = True
+        match = _CONTENT_RANGE.fullmatch(head.headers.get("content-range", ""))
+        return (
+            head.status == 206
+            and match is not None
+            and int(match[1]) == self._start
+            and match[2] in ("*", str(self._transfer.total))
+            and _coding(head.headers) == "identity"
         )
-    transfer.check(transfer.size + (response.content_length or 0))
-    transfer.content_type = media_type(headers.get("Content-Type"))
-    return total
+
+    def data(self, data: bytes) -> None:
+        if len(self._data) + len(data) > self._end - self._start:
+            raise AttemptError("bad_response", "more bytes than were asked for")
+        self._data += data
+
+    def whole(self) -> bytes | None:
+        """Return the bytes, if they are all there."""
+        return bytes(self._data) if len(self._data) == self._end - self._start else None
 
 
 def _coding(headers: Mapping[str, str]) -> str:
-    return headers.get("Content-Encoding", "").strip().lower() or "identity"
+    return headers.get("content-encoding", "").lower() or "identity"
 
 
 def _bad_encoding() -> AttemptError:
@@ -272,6 +371,10 @@ def _truncated() -> AttemptError:
     return AttemptError("truncated", "the body ended before its announced end", transient=True)
 
 
+def _private(host: str) -> AttemptError:
+    return AttemptError("private_address", f"{host} has no public address")
+
+
 def _status_line(status: int) -> str:
     try:
         return f"the server answered {status} {HTTPStatus(status).phrase}"
@@ -280,7 +383,7 @@ def _status_line(status: int) -> str:
 
 
 def _retry_after(headers: Mapping[str, str]) -> float:
-    text = headers.get("Retry-After", "").strip()
+    text = headers.get("retry-after", "")
     if re.fullmatch(r"[0-9]{1,9}", text):
         return float(text)
     try:
@@ -290,31 +393,34 @@ def _retry_after(headers: Mapping[str, str]) -> float:
     return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else 0.0
 
 
-def _failure(error: aiohttp.ClientError, host: str, started: bool) -> AttemptError:
-    match error:
-        case aiohttp.ClientConnectorDNSError():
-            again = error.os_error.errno == socket.EAI_AGAIN
-            return AttemptError("dns", f"{host} does not resolve", transient=again)
-        case aiohttp.ClientConnectorCertificateError():
-            why = getattr(error.certificate_error, "verify_message", "") or "refused"
+def _failure(error: CurlError, host: str, begun: bool, proxied: bool) -> AttemptError:
+    if error.refused:
+        return _private(host)
+    if error.too_long:
+        return AttemptError("bad_response", f"the reply of {host} is not valid HTTP")
+    if error.stalled:
+        return AttemptError("timeout", f"{host} sent nothing for too long", transient=True)
+    match error.code:
+        case pycurl.E_COULDNT_RESOLVE_HOST:
+            return AttemptError("dns", f"{host} does not resolve", transient=True)
+        case pycurl.E_PEER_FAILED_VERIFICATION:
+            match = _VERIFIED.search(error.why)
+            why = match[1] if match else "it is for another host"
             return AttemptError("tls", f"the certificate of {host} is not valid: {why}")
-        case aiohttp.ClientSSLError():
+        case pycurl.E_SSL_CONNECT_ERROR if not error.errno:
             return AttemptError("tls", f"{host} does not speak TLS as it should")
-        case aiohttp.ClientConnectorError():
-            if isinstance(error.os_error, _PrivateAddressError):
-                return AttemptError("private_address", f"{host} has no public address")
-            number = error.os_error.errno
-            why = f": {os.strerror(number).lower()}" if number else ""
+        case pycurl.E_COULDNT_RESOLVE_PROXY | pycurl.E_COULDNT_CONNECT | 97 if proxied:
+            return AttemptError("proxy", "the proxy was not reached", transient=True)
+        case pycurl.E_RECV_ERROR if proxied and error.why.startswith("CONNECT"):
+            return AttemptError("proxy", f"the proxy refuses {host}", transient=True)
+        case pycurl.E_COULDNT_CONNECT:
+            why = f": {os.strerror(error.errno).lower()}" if error.errno else ""
             return AttemptError("connect", f"cannot connect to {host}{why}", transient=True)
-        case aiohttp.ConnectionTimeoutError():
+        case pycurl.E_OPERATION_TIMEDOUT:
             return AttemptError("connect", f"{host} was not reached in time", transient=True)
-        case aiohttp.ServerTimeoutError():
-            return AttemptError("timeout", f"{host} sent nothing for too long", transient=True)
-        case aiohttp.ClientPayloadError():
-            return _truncated()
-        case aiohttp.ClientConnectionError() if started:
-            return _truncated()
-        case aiohttp.ClientConnectionError():
-            return AttemptError("reset", f"{host} closed the connection", transient=True)
-        case _:
+        case pycurl.E_UNSUPPORTED_PROTOCOL | pycurl.E_FTP_WEIRD_SERVER_REPLY:
             return AttemptError("bad_response", f"the reply of {host} is not valid HTTP")
+        case _ if begun:
+            return _truncated()
+        case _:
+            return AttemptError("reset", f"{host} closed the connection", transient=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TypeAlias
 
 import av
@@ -36,6 +37,9 @@ _STATES_DURATION = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"}
 
 FIRST_FRAME_PACKETS = 300
 """How many packets may fail before a stream counts as undecodable."""
+
+_LEAN = {"codec_whitelist": "none", "probesize": "32"}
+"""Options with which FFmpeg opens a file by its header alone."""
 
 _MAX_BOXES = 2**17
 """Of a file of a million empty boxes, no more are looked at."""
@@ -92,7 +96,7 @@ class VideoInfo:
     def as_json(self) -> dict[str, object]:
         """Plain JSON values: ``fps`` and ``duration`` as numbers fit for filters and sorting,
         the exact ``frame_rate`` and ``time_base`` as ``"30000/1001"``."""
-        return asdict(self) | {
+        return vars(self) | {
             "fps": round(float(self.fps), 6),
             "frame_rate": f"{self.fps.numerator}/{self.fps.denominator}",
             "time_base": f"{self.time_base.numerator}/{self.time_base.denominator}",
@@ -160,41 +164,78 @@ def probe(source: Source, *, check: bool = True) -> VideoInfo:
         size = _size(file)
         if check and _is_torn(file, size):
             raise Rejected("truncated", "the file ends before its own structure does")
-        with _open(file) as container:
-            stream = video_stream(container)
-            sound = audio_stream(container, stream)
-            rotation = 0
-            if check:
-                if max(map(_index_end, filter(None, (stream, sound)))) > size:
-                    raise Rejected("truncated", "the file ends before its last sample")
-                rotation = _first_frame(container, stream).rotation
-                if _tail_is_missing(container, stream):
-                    raise Rejected("truncated", "the file ends before the duration it states")
-            context = stream.codec_context
-            info = VideoInfo(
-                container=container.format.name,
-                codec=context.codec.canonical_name,
-                profile=stream.profile,
-                pix_fmt=context.pix_fmt,
-                width=context.width,
-                height=context.height,
-                rotation=rotation,
-                fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
-                time_base=Fraction(stream.time_base),
-                duration=_stated_duration(container, stream),
-                frames=stream.frames or None,
-                start_pts=stream.start_time or 0,
-                size_bytes=size,
-                has_audio=sound is not None,
-                audio_codec=sound.codec_context.codec.canonical_name if sound else None,
-                sample_rate=sound.codec_context.sample_rate if sound else None,
-                channels=sound.codec_context.channels if sound else None,
-            )
-        if not info.duration:
-            table = packet_table(file)
-            length = (table.end_pts - int(table.shown[0])) * table.time_base
-            info = replace(info, duration=length)
-        return info
+        return (check and _quick(file, size)) or _thorough(file, size, check)
+
+
+def _thorough(file: BinaryIO, size: int, check: bool) -> VideoInfo:
+    with _open(file) as container:
+        stream = video_stream(container)
+        sound = audio_stream(container, stream)
+        rotation = 0
+        if check:
+            if not _holds_index(size, stream, sound):
+                raise Rejected("truncated", "the file ends before its last sample")
+            rotation = _first_frame(container, stream).rotation
+            if _tail_is_missing(container, stream):
+                raise Rejected("truncated", "the file ends before the duration it states")
+        info = _info(container, stream, sound, rotation, size)
+    if not info.duration:
+        table = packet_table(file)
+        length = (table.end_pts - int(table.shown[0])) * table.time_base
+        info = replace(info, duration=length)
+    return info
+
+
+def _quick(file: BinaryIO, size: int) -> VideoInfo | None:
+    """The same as :func:`_thorough` with its checks, for an MP4 file whose header tells all; None
+    where that cannot be relied on, or something is wrong.
+
+    FFmpeg opens a file by decoding the beginning of each stream, which takes longer than all else.
+    """
+    if _head(file)[4:8] != b"ftyp":
+        return None
+    with suppress(Rejected), _open(file, _LEAN) as container:
+        if not _is_plain(container):
+            return None
+        stream = video_stream(container)
+        sound = audio_stream(container, stream)
+        if not _has_whole_index(stream) or not _holds_index(size, stream, sound):
+            return None
+        frame = _keyframe(container, stream)
+        if frame is not None:
+            return _info(container, stream, sound, frame.rotation, size)
+    return None
+
+
+def _is_plain(container: Any) -> bool:
+    """Whether the header of an MP4 file says of its streams what decoding them would."""
+    videos, sounds = container.streams.video, container.streams.audio
+    if (
+        len(videos) != 1
+        or len(sounds) > 1
+        or not all(one.codec_context for one in (*videos, *sounds))
+    ):
+        return False
+    return (
+        videos[0].name in ("h264", "hevc")
+        and bool(videos[0].average_rate and videos[0].duration)
+        # Below that rate a decoder may find twice as much of it (spectral band replication).
+        and all(one.name == "aac" and one.sample_rate > 24000 and one.channels for one in sounds)
+    )
+
+
+def read_header(source: Source) -> VideoInfo:
+    """What the header of ``source`` says, true or not; a duration of 0 where it does not tell.
+
+    Raises as :func:`probe` does, and ``no_video_stream`` also where there are several to choose
+    from: which one is best may depend on what comes behind the header.
+    """
+    with _binary(source) as file, _open(file) as container:
+        moving = [s for s in container.streams.video if not _is_cover(s)]
+        if len(moving) > 1:
+            raise Rejected("no_video_stream", "the file holds several videos")
+        stream = video_stream(container)
+        return _info(container, stream, audio_stream(container, stream), 0, _size(file))
 
 
 def packet_table(source: Source) -> PacketTable:
@@ -260,8 +301,7 @@ def video_stream(container: Any) -> Any:
     """
     best = container.streams.best("video")
     candidates = [best, *container.streams.video] if best is not None else []
-    moving = (s for s in candidates if not s.disposition & av.stream.Disposition.attached_pic)
-    stream = next(moving, None)
+    stream = next((s for s in candidates if not _is_cover(s)), None)
     if stream is None:
         held = "audio but no video" if container.streams.audio else "no video"
         raise Rejected("no_video_stream", f"the file holds {held}")
@@ -283,6 +323,33 @@ def audio_stream(container: Any, video: Any) -> Any | None:
     return stream if stream is not None and stream.codec_context is not None else None
 
 
+def _is_cover(stream: Any) -> bool:
+    return bool(stream.disposition & av.stream.Disposition.attached_pic)
+
+
+def _info(container: Any, stream: Any, sound: Any | None, rotation: int, size: int) -> VideoInfo:
+    context = stream.codec_context
+    return VideoInfo(
+        container=container.format.name,
+        codec=context.codec.canonical_name,
+        profile=stream.profile,
+        pix_fmt=context.pix_fmt,
+        width=context.width,
+        height=context.height,
+        rotation=rotation,
+        fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
+        time_base=Fraction(stream.time_base),
+        duration=_stated_duration(container, stream),
+        frames=stream.frames or None,
+        start_pts=stream.start_time or 0,
+        size_bytes=size,
+        has_audio=sound is not None,
+        audio_codec=sound.codec_context.codec.canonical_name if sound else None,
+        sample_rate=sound.codec_context.sample_rate if sound else None,
+        channels=sound.codec_context.channels if sound else None,
+    )
+
+
 @contextmanager
 def _binary(source: Source) -> Iterator[BinaryIO]:
     # FFmpeg is always given an open file and never a name: a name could be a protocol's.
@@ -297,10 +364,11 @@ def _binary(source: Source) -> Iterator[BinaryIO]:
 
 
 @contextmanager
-def _open(file: BinaryIO) -> Iterator[Any]:
+def _open(file: BinaryIO, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Any]:
     if not _size(file):
         raise Rejected("empty", "the file has no bytes")
     options = {
+        **more,
         "format_whitelist": FORMATS,
         "protocol_whitelist": "none",
         "max_pixels": str(MAX_PIXELS),
@@ -410,6 +478,11 @@ def _vint(data: bytes, at: int) -> tuple[int, int]:
     return value, width
 
 
+def _holds_index(size: int, stream: Any, sound: Any | None) -> bool:
+    """Whether a file of so many bytes holds the last samples of the header's index."""
+    return max(map(_index_end, filter(None, (stream, sound)))) <= size
+
+
 def _index_end(stream: Any) -> int:
     """Where the last samples of the header's index end, in bytes; 0 where it has none."""
     entries = stream.index_entries
@@ -419,9 +492,8 @@ def _index_end(stream: Any) -> int:
 def _tail_is_missing(container: Any, stream: Any) -> bool:
     """Whether no packet is near the end that the header states: for containers whose structure
     does not tell (live Matroska, FLV, ASF, fragmented MP4). Leaves the container there."""
-    has_whole_index = stream.frames and len(stream.index_entries) >= stream.frames
     stated = Fraction(container.duration or 0, av.time_base)
-    if has_whole_index or stated < 2 or container.format.name not in _STATES_DURATION:
+    if _has_whole_index(stream) or stated < 2 or container.format.name not in _STATES_DURATION:
         return False
     near_end = Fraction(container.start_time or 0, av.time_base) + stated * 9 / 10
     with suppress(av.FFmpegError):
@@ -433,6 +505,19 @@ def _tail_is_missing(container: Any, stream: Any) -> bool:
             if end >= near_end:
                 return False
     return True
+
+
+def _has_whole_index(stream: Any) -> bool:
+    return bool(stream.frames) and len(stream.index_entries) >= stream.frames
+
+
+def _keyframe(container: Any, stream: Any) -> Any | None:
+    """The first packet's frame, without those that a decoder waits for to get the order right."""
+    with suppress(av.FFmpegError):
+        for packet in demux(container, [stream]):
+            frames = packet.decode() or stream.codec_context.decode(None)
+            return frames[0] if frames else None
+    return None
 
 
 def _first_frame(container: Any, stream: Any) -> Any:

@@ -103,8 +103,7 @@ def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
         ],
         **{name: [row.columns.get(name) for row in rows] for name in columns.names},
     }
-    table = pa.table([_array(arrays[part.name], part.type) for part in schema], schema=schema)
-    return _write(table)
+    return write(pa.table([_array(arrays[part.name], part.type) for part in schema], schema=schema))
 
 
 def encode_table(keys: pa.Array, table: pa.Table) -> bytes:
@@ -129,10 +128,11 @@ def encode_table(keys: pa.Array, table: pa.Table) -> bytes:
     }
     stage = table.drop_columns(own)
     schema = schema_with(stage.schema)
-    return _write(pa.table([*columns.values(), *stage.columns], schema=schema))
+    return write(pa.table([*columns.values(), *stage.columns], schema=schema))
 
 
-def _write(table: pa.Table) -> bytes:
+def write(table: pa.Table) -> bytes:
+    """A whole index as parquet bytes; equal tables give equal bytes for one version of pyarrow."""
     sink = pa.BufferOutputStream()
     pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=65536)
     data: bytes = sink.getvalue().to_pybytes()
@@ -181,6 +181,12 @@ def _has_negative(table: pa.Table, name: str) -> bool:
         cells = table[name].combine_chunks().flatten()
         columns = [cells.field("offset"), cells.field("size")]
     return any((pc.min(column).as_py() or 0) < 0 for column in columns)
+
+
+def as_row(cells: Mapping[str, Any], columns: Mapping[str, Any]) -> Row:
+    """A row as it was read, as one to be written with the ``columns`` of another stage."""
+    base = {name: cells[name] for name in BASE.names}
+    return Row(**{**base, "fields": members(cells["fields"]), "columns": columns})
 
 
 def members(fields: Sequence[Mapping[str, Any]] | None) -> tuple[Member, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -82,6 +82,6 @@ def decode_table(data: bytes) -> pa.Table:
     return table
 
 
-def counts(removed: Collection[str]) -> Callable[[str], bool]:
-    """Whether the sample of a key counts: it derives from no row of ``removed``."""
-    return lambda key: key.partition("_")[0] not in removed
+def source_key(key: str) -> str:
+    """The key of the row of the source that the sample of a key derives from."""
+    return key.partition("_")[0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections import deque
 from collections.abc import Iterator
-from typing import Any
 
 import xxhash
 
@@ -27,7 +26,7 @@ def verify_shard(store: Store, shard: Shard) -> Iterator[str]:
     except (StoreError, ShardError) as error:
         yield str(error)
         return
-    rows = [_row(row) for row in table.to_pylist()]
+    rows = [index.as_row(row, {}) for row in table.to_pylist()]
     samples = [row for row in rows if row.status == index.OK]
     rejects = len(rows) - len(samples)
     if (len(samples), rejects) != (shard.samples, shard.rejects):
@@ -111,8 +110,3 @@ class _Check:
             yield f"sample {self.row.key} does not match its checksum"
         elif self._strays:
             yield f"sample {self.row.key} is not where the index says"
-
-
-def _row(cells: dict[str, Any]) -> Row:
-    base = {name: cells[name] for name in index.BASE.names}
-    return Row(**{**base, "fields": index.members(cells["fields"])})

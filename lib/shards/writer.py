@@ -18,14 +18,16 @@ from reelmill.digest import order_hash
 from reelmill.errors import ShardError
 from reelmill.shards import index, tar
 from reelmill.shards.index import Member, Row
+from reelmill.store import Store
 from reelmill.store.local import scratch_name
-from reelmill.store.model import Blob
+from reelmill.store.model import Blob, Result
 
 Data = bytes | memoryview | Path
 
 _BATCH = 1 << 20
 _PIECE = 4 << 20
 _MAX_IOV = 512
+_NOT_ALONE = "a shard that takes over a whole tar has other samples besides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,8 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """A finished shard in scratch: ``tar`` and its path are absent where there are no samples."""
+    """A finished shard in scratch: ``tar`` and its path are absent where there are no samples, and
+    the path alone where the tar is one that the store holds already."""
 
     path: Path | None
     tar: Blob | None
@@ -50,6 +53,31 @@ class Written:
     rejects: int
     fields: tuple[str, ...]
     reasons: dict[str, int]
+
+
+def put_shard(store: Store, written: Written, origins: bytes | None = None) -> Result:
+    """Put a finished shard's blobs into a store, in the order of its protocol.
+
+    Args:
+        origins: the shard's provenance blob (see ``reelmill.shards.provenance``).
+
+    Raises:
+        NotFoundError: the shard takes over a tar, and the store does not hold that.
+    """
+    if written.path is not None:
+        assert written.tar is not None
+        store.put_blob_file(written.path, written.tar, "tar")
+    elif written.tar is not None:
+        store.hold_blob(written.tar, "tar")
+    return Result(
+        tar=written.tar,
+        index=store.put_blob(written.index, "parquet"),
+        provenance=store.put_blob(origins, "parquet") if origins else None,
+        samples=written.samples,
+        rejects=written.rejects,
+        fields=written.fields,
+        reasons=written.reasons,
+    )
 
 
 class ShardWriter:
@@ -71,6 +99,7 @@ class ShardWriter:
         self._size = 0
         self._rows: dict[str, tuple[int, Row]] = {}
         self._rejects: list[Row] = []
+        self._adopted: Blob | None = None
         self._last = (-1, "")
 
     @property
@@ -124,6 +153,21 @@ class ShardWriter:
         members = [Member(m.name, m.offset + shift, m.size) for m in span.fields]
         self._enter(key, start, members, span.xxh3, columns)
 
+    def adopt(self, blob: Blob, rows: Iterable[Row]) -> None:
+        """Let a tar that the store holds be this shard's, without a look at it.
+
+        Args:
+            rows: one for each of its samples, with the places that its own index gives.
+
+        Raises:
+            ShardError: there are other samples, before or after.
+        """
+        if self._rows or self._adopted:
+            raise ShardError(_NOT_ALONE)
+        for row in rows:
+            self._take(row.key, row)
+        self._adopted = blob
+
     def reject(self, key: str, reason: str, message: str, columns: Mapping[str, Any]) -> None:
         """Record that a sample was left out, and why."""
         self._rejects.append(Row(key, index.REJECTED, reason, message, columns=columns))
@@ -137,7 +181,7 @@ class ShardWriter:
         self._flush()
         order = sorted(self._rows.values(), key=lambda entry: (entry[0], entry[1].key))
         rows = [row for _, row in order]
-        blob = None
+        blob = self._adopted
         if self._size:
             if self._hasher is None:
                 self._lay_in_order(rows)
@@ -150,14 +194,14 @@ class ShardWriter:
             self._hasher.finish(0)
         os.close(self._file)
         self._file = -1
-        if blob is None:
+        if not self._size:
             self._path.unlink()
         rejects = sorted(self._rejects, key=lambda row: (row.key, row.reason, row.message))
         reasons: dict[str, int] = {}
         for row in rejects:
             reasons[str(row.reason)] = reasons.get(str(row.reason), 0) + 1
         return Written(
-            path=self._path if blob else None,
+            path=self._path if self._size else None,
             tar=blob,
             index=index.encode([*rows, *rejects], self._columns),
             samples=len(rows),
@@ -199,6 +243,8 @@ class ShardWriter:
         self._last = (place, key)
 
     def _refuse_taken(self, key: str) -> None:
+        if self._adopted:
+            raise ShardError(_NOT_ALONE)
         if key in self._rows:
             raise ShardError(f"two samples of the shard have the key {key!r}")
 

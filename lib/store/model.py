@@ -61,10 +61,20 @@ class Generation(_Document):
     shards: tuple[Shard, ...]
 
 
+class History(_Document):
+    """Generations of a dataset up to one of them, oldest first: digests of ``Generation``."""
+
+    generations: Annotated[tuple[Digest, ...], Field(min_length=1)]
+
+
+def _is_empty(value: object) -> bool:
+    return not value
+
+
 class Manifest(_Document):
     """What a version holds and nothing else; its digest is the version's name.
 
-    ``removed`` names a parquet blob of rows of the source that no longer count (see
+    ``removed`` names parquet blobs of rows of its sources that no longer count (see
     ``reelmill.shards.removed``): their samples still lie in the shards, which are never rewritten,
     and readers leave them out.
     """
@@ -72,14 +82,8 @@ class Manifest(_Document):
     format: Literal[1] = 1
     fields: tuple[str, ...]
     generations: tuple[Generation, ...]
-    removed: Blob | None = None
-
-    def as_bytes(self) -> bytes:
-        data = self.model_dump(mode="json")
-        # A version from which nothing was removed is named as if nothing could be.
-        if self.removed is None:
-            del data["removed"]
-        return canonical(data)
+    # A version from which nothing was removed is named as if nothing could be.
+    removed: Annotated[tuple[Blob, ...], Field(exclude_if=_is_empty)] = ()
 
     @property
     def shards(self) -> Iterator[Shard]:
@@ -127,11 +131,16 @@ class Action(_Document):
 
 
 class Result(_Document):
-    """What an action made. An ingest makes a manifest, every other stage a shard."""
+    """What an action made. An ingest makes a manifest, every other stage a shard.
+
+    ``provenance`` names a parquet blob that says how each sample was had: times, attempts and
+    servers, which may be others when the action is executed again. No version names it.
+    """
 
     tar: Blob | None = None
     index: Blob | None = None
     manifest: Blob | None = None
+    provenance: Annotated[Blob | None, Field(exclude_if=_is_empty)] = None
     samples: Count
     rejects: Count
     fields: tuple[str, ...] = ()
@@ -143,6 +152,7 @@ class Result(_Document):
             (self.tar, "tar"),
             (self.index, "parquet"),
             (self.manifest, "json"),
+            (self.provenance, "parquet"),
         )
         return {blob_name(blob.digest, suffix): blob.size for blob, suffix in made if blob}
 

@@ -117,6 +117,16 @@ class Store:
         finally:
             path.unlink(missing_ok=True)
 
+    def hold_blob(self, blob: Blob, suffix: Suffix) -> None:
+        """Claim a blob that is to be there already.
+
+        Raises:
+            NotFoundError: it is not, or not at its full size.
+        """
+        name = blob_name(blob.digest, suffix)
+        if not self._has(name, blob.size):
+            raise NotFoundError(f"{self.backend.locate(name)} is gone; build again to make it anew")
+
     def read_blob(self, digest: str, suffix: Suffix) -> bytes:
         """A small blob's bytes, checked against its digest.
 

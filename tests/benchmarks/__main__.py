@@ -15,17 +15,21 @@ NAMES = (
     "workers",
     "media",
     "ingest",
+    "download",
 )
+LONG = ("urls",)
+"""Run if they are named only."""
+ALL = (*NAMES, *LONG)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(ALL)}")
     parser.add_argument("--list", action="store_true", help="list the benchmarks and stop")
     chosen = parser.parse_args()
-    if unknown := [name for name in chosen.names if name not in NAMES]:
-        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(NAMES)}")
-    for name in chosen.names or NAMES:
+    if unknown := [name for name in chosen.names if name not in ALL]:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(ALL)}")
+    for name in chosen.names or (ALL if chosen.list else NAMES):
         module = importlib.import_module(f"tests.benchmarks.{name}")
         summary = str(module.__doc__).splitlines()[0]
         print(f"{name}: {summary}" if chosen.list else f"\n# {name}: {summary}", flush=True)

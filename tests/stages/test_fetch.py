@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from moto.server import ThreadedMotoServer
 
 from reelmill.errors import StageError
 from reelmill.fetch import http
+from reelmill.fetch.addresses import Resolver
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_all, fetch_iter
 from reelmill.fetch.transfer import Transfer
 
@@ -157,10 +159,14 @@ def test_memory_bytes_is_the_last_size_in_memory(server: BadServer, scratch: Pat
 # --- Statuses and retries --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", [400, 401, 403, 404, 410, 451, 204, 304, 206, 300, 999])
+NAMED = {401: "login", 407: "login", 410: "removed", 451: "geo"}
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 407, 410, 451, 204, 304, 206, 300, 999])
 def test_final_statuses(server: BadServer, fetch: Fetch, status: int) -> None:
     failure = fetch(server.on("/a", status=status))
-    assert (failure.reason, failure.attempts, failure.transient) == (f"http_{status}", 1, False)
+    reason = NAMED.get(status, f"http_{status}")
+    assert (failure.reason, failure.attempts, failure.transient) == (reason, 1, False)
     assert failure.message.startswith(f"the server answered {status}")
     assert len(server.requests) == 1
 
@@ -219,7 +225,7 @@ def test_retry_after(value: str, low: float, high: float) -> None:
         "in 30 s": format_datetime(now + delta, usegmt=True),
         "30 s ago": format_datetime(now - delta, usegmt=True),
     }
-    assert low <= http._retry_after({"Retry-After": dates.get(value, value)}) <= high
+    assert low <= http._retry_after({"retry-after": dates.get(value, value)}) <= high
 
 
 # --- Broken bodies ---------------------------------------------------------------------------
@@ -595,7 +601,7 @@ def test_a_name_that_moves_into_the_private_network(
     answers = iter([["127.0.0.1"], ["127.0.0.2"]])
     resolve_to(monkeypatch, {"moving.example": lambda: next(answers)})
     url = server.on("/a", status=503).replace("127.0.0.1", "moving.example")
-    monkeypatch.setattr(http.aiohttp.connector._DNSCacheTable, "expired", lambda *_: True)
+    monkeypatch.setattr(http, "Resolver", partial(Resolver, ttl_s=0))
     assert fetch(url, allow_private=False).reason == "private_address"
     assert server.connections == 1
 
@@ -746,10 +752,10 @@ def test_a_certificate_that_nobody_signed(fetch: Fetch, tmp_path: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(pem)
     with BadServer(tls=context) as server:
-        failure = fetch(server.on("/a", body=b"x"))
+        failure = fetch(server.on("/a", body=b"x").replace("127.0.0.1", "localhost"))
         assert server.requests == []
     assert (failure.reason, failure.attempts, failure.transient) == ("tls", 1, False)
-    assert failure.message == "the certificate of 127.0.0.1 is not valid: self-signed certificate"
+    assert failure.message == "the certificate of localhost is not valid: self-signed certificate"
 
 
 @pytest.mark.parametrize("url", ["", "a.mp4", "ftp://h/a", "http://u:p@h/"])
@@ -786,23 +792,15 @@ def test_results_come_as_they_end(server: BadServer, scratch: Path) -> None:
 
 def test_fetching_waits_for_the_consumer(server: BadServer, scratch: Path) -> None:
     url = server.on("/a", body=b"x" * 2000)
-    drawn = 0
-
-    def requests() -> Iterator[tuple[str, str]]:
-        nonlocal drawn
-        for number in range(100):
-            drawn += 1
-            yield str(number), url
-
     policy = replace(POLICY, concurrency=4, memory_bytes=1000)
     taken = 0
-    for _, fetched in fetch_iter(requests(), policy, scratch):
+    for _, fetched in fetch_iter([(str(n), url) for n in range(100)], policy, scratch):
         taken += 1
         if taken <= 3:
             # Fetching goes on while the consumer holds a file: three more lie ready, and no fourth.
             wait_until(lambda: len(list(scratch.iterdir())) == 4)
             time.sleep(0.05)
-            assert drawn == taken - 1 + 4
+            assert len(server.requests) == taken - 1 + 4
         assert isinstance(fetched, Fetched)
         fetched.close()
     assert taken == 100

@@ -47,6 +47,40 @@ def test_says_what_is_in_a_video(name: str, expected: dict[str, object]) -> None
     assert info.size_bytes == sample(name).stat().st_size
 
 
+QUICK = {"plain.mp4", "fast.mp4", "silent.mp4", "open.mp4", "late.mp4", "odd.mp4", "rotated.mp4"}
+
+
+@pytest.mark.parametrize("name", sorted({*NUMBERED, *QUICK}))
+def test_the_quick_way_finds_what_the_thorough_one_does(name: str) -> None:
+    assert _is_quick(sample(name)) == (name in QUICK)
+
+
+def test_the_quick_way_finds_the_same_in_real_clips() -> None:
+    quick = [_is_quick(path) for path in real_media()]
+    assert any(quick) or not quick
+
+
+def _is_quick(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = path.stat().st_size
+        quick = module._quick(file, size)
+        assert quick in (None, module._thorough(file, size, True))
+    return quick is not None
+
+
+@given(st.data())
+def test_the_quick_way_takes_nothing_that_is_broken(data: st.DataObject) -> None:
+    torn = bytearray(sample(data.draw(st.sampled_from(["silent.mp4", "open.mp4"]))).read_bytes())
+    first = torn.index(data.draw(st.sampled_from([b"mdat", b"moov"])))
+    for at in data.draw(
+        st.lists(st.integers(first, min(first + 2000, len(torn) - 1)), max_size=30)
+    ):
+        torn[at] = data.draw(st.integers(0, 255))
+    quick = module._quick(io.BytesIO(torn), len(torn))
+    if quick is not None:
+        assert quick == module._thorough(io.BytesIO(torn), len(torn), True)
+
+
 def test_source_may_be_a_path_a_string_bytes_or_a_file() -> None:
     path = sample("plain.mp4")
     data = path.read_bytes()

@@ -54,7 +54,7 @@ class Bench:
         stage = get_stage(name)
         values = stage.params.model_validate(params)
         (slot,) = stage.plan(values, {"source": [shard]}, 0)
-        for data in slot.generations.values():
+        for data in slot.documents.values():
             self.store.put_blob(data, "json")
         return Order(
             store=self.store.url,

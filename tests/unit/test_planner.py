@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from reelmill.digest import sha256
 from reelmill.errors import RecipeError
-from reelmill.store.model import Blob, Generation, Manifest, Result, Shard
+from reelmill.store.model import Blob, Generation, History, Manifest, Result, Shard
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import Job, Output, Params, Stage, key_params
 from reelmill.tasks.download import DownloadParams
@@ -67,7 +67,8 @@ def table(*generations: int, samples: int = 10) -> Manifest:
 def made(todo: Todo, samples: int = 10, **more: object) -> Result:
     """A result that depends on the action alone, as every stage's does."""
     if todo.action.stage == "shuffle" and samples == 10:
-        generation = Generation.model_validate_json(todo.slot.generations["source"])
+        (data,) = todo.slot.documents.values()
+        generation = Generation.model_validate_json(data)
         total = sum(shard.samples for shard in generation.shards)
         output, outputs = int(todo.slot.slot["output"]), int(todo.slot.slot["outputs"])
         samples = total * (output + 1) // outputs - total * output // outputs
@@ -129,6 +130,62 @@ def test_shuffled_shards_of_later_generations_are_numbered_on() -> None:
     order, _ = finish(Planner(nodes(samples_per_shard=7), {"urls": table(2, 1)}))
     shuffled = {t.shard: t.generation for t in order if t.dataset == "shuffled"}
     assert shuffled == {"00000": 0, "00001": 0, "00002": 0, "00003": 1, "00004": 1}
+
+
+class Looking(Narrow):
+    name = "looking"
+    scope = "history"
+
+
+def looking() -> list[Node]:
+    return [
+        Node("videos", Narrow(), Params(), {"source": "urls"}),
+        Node("unique", Looking(), Params(), {"source": "videos"}),
+        Node("clips", Narrow(), Params(), {"source": "unique"}),
+    ]
+
+
+def test_a_stage_that_looks_back_waits_for_its_generation_and_all_before_it() -> None:
+    planner = Planner(looking(), {"urls": table(1, 2, 1)})
+    old, one, two, young = planner.start()
+    assert planner.expected() == {"urls": 4, "videos": 4, "unique": 4, "clips": 4}
+    assert planner.done(young, made(young)) == []
+    assert planner.done(one, made(one)) == []
+    assert [todo.shard for todo in planner.done(old, made(old))] == ["00000"]
+    assert [todo.shard for todo in planner.done(two, made(two))] == ["00001", "00002", "00003"]
+
+
+def test_what_lies_behind_a_stage_that_looks_back_is_named_by_one_digest() -> None:
+    order, versions = finish(Planner(looking(), {"urls": table(1, 2, 1)}))
+    assert set(versions) == {"videos", "unique", "clips"}
+    for todo in order:
+        if todo.dataset == "unique":
+            assert set(todo.action.inputs) == {"source", "history"}
+            digest = todo.action.inputs["history"]["generations"]
+            documents = dict(todo.slot.documents)
+            assert all(sha256(data) == name for name, data in documents.items())
+            history = History.model_validate_json(documents.pop(str(digest)))
+            found = [Generation.model_validate_json(documents[d]) for d in history.generations]
+            ids = [[shard.id for shard in generation.shards] for generation in found]
+            assert ids == [["00000"], ["00001", "00002"], ["00003"]][: todo.generation + 1]
+            assert todo.slot.shards["source"] in found[-1].shards
+
+
+@settings(max_examples=30, deadline=None)
+@given(generations=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 2**32))
+def test_a_stage_that_looks_back_plans_the_same_in_any_order_and_after_growth(
+    generations: list[int], seed: int
+) -> None:
+    chance = random.Random(seed)
+    order, versions = finish(
+        Planner(looking(), {"urls": table(*generations)}),
+        lambda todos: chance.randrange(len(todos)),
+    )
+    assert versions == finish(Planner(looking(), {"urls": table(*generations)}))[1]
+    grown, _ = finish(Planner(looking(), {"urls": table(*generations, 1)}))
+    new = {todo.label for todo in grown} - {todo.label for todo in order}
+    assert len(new) == 3
+    assert {t.action.key for t in order} == {t.action.key for t in grown if t.label not in new}
 
 
 @settings(max_examples=30, deadline=None)
@@ -231,6 +288,33 @@ def test_too_many_rejects_commit_no_version_and_name_the_reasons() -> None:
         "videos: 6 of 10 samples were rejected (http_404 5, dns 1), more than"
     )
     assert "(50%)" in problem
+
+
+def test_rejects_that_were_tried_again_no_longer_count() -> None:
+    node = Node("videos", Narrow(), Params(), {"source": "urls"}, max_rejects=Decimal("0.5"))
+    for retried, is_refused in ((4, False), (0, True)):
+        planner = Planner([node], {"urls": table(1, 1)}, {"urls": retried})
+        first, again = planner.start()
+        planner.done(first, made(first, samples=6, rejects=4))
+        planner.done(again, made(again, samples=0, rejects=4))
+        list(planner.finished())
+        # 4 of 10 say no; or 8 of 14, if the 4 were others.
+        assert bool(planner.problems()) is is_refused
+
+
+def test_a_dataset_leaves_out_what_any_of_its_sources_does() -> None:
+    one, other = (table(1).model_copy(update={"removed": (blob(name),)}) for name in "ab")
+    both = [
+        Node("left", Narrow(), Params(), {"source": "a"}),
+        Node("right", Narrow(), Params(), {"source": "b"}),
+        Node("joined", Second(), Params(), {"left": "left", "right": "right"}),
+        Node("again", Second(), Params(), {"left": "left", "right": "joined"}),
+    ]
+    planner = Planner(both, {"a": one, "b": other})
+    finish(planner)
+    assert planner.manifest("left").removed == one.removed
+    assert set(planner.manifest("joined").removed) == {*one.removed, *other.removed}
+    assert planner.manifest("again").removed == planner.manifest("joined").removed
 
 
 def test_only_rejects_that_may_pass_are_worth_another_try() -> None:

@@ -24,11 +24,11 @@ from hypothesis import strategies as st
 from reelmill.digest import order_hash, sha256
 from reelmill.errors import ShardError
 from reelmill.shards import index, tar, writer
-from reelmill.shards.index import MAX_MESSAGE, OK, REJECTED
+from reelmill.shards.index import MAX_MESSAGE, OK, REJECTED, Row
 from reelmill.shards.reader import ShardReader, coalesce
 from reelmill.shards.writer import ShardWriter, Written
 from reelmill.store import Store
-from reelmill.store.model import Shard
+from reelmill.store.model import Blob, Shard
 
 NO_COLUMNS = pa.schema([])
 Samples = Mapping[str, Mapping[str, bytes]]
@@ -362,6 +362,41 @@ def test_a_span_beyond_the_end_of_its_source_is_refused(scratch: Path, tmp_path:
     with open(file, "rb") as source, pytest.raises(ShardError, match="shorter than its index"):
         shard.add_span("key", writer.Span(source.fileno(), 0, 1024, (), 0), {})
     shard.abort()
+
+
+# Tars that are taken over
+
+
+def test_a_tar_is_taken_over_with_its_index_and_without_a_byte_of_scratch(scratch: Path) -> None:
+    columns = pa.schema([("note", pa.string())])
+    samples = {f"key{n}": {"jpg": b"%d" % n, "json": b"{}"} for n in range(5)}
+    first = ShardWriter(scratch, columns)
+    second = ShardWriter(scratch, columns)
+    for key, fields in samples.items():
+        first.add(key, fields, {"note": "hello"})
+    made = first.close()
+    assert made.tar is not None
+    taken_over = [index.as_row(row, {"note": row["note"]}) for row in rows(made)]
+    second.adopt(made.tar, taken_over[::-1])
+    second.reject("gone", "http_404", "404 Not Found", {})
+    written = second.close()
+    assert (written.path, written.tar, written.fields) == (None, made.tar, made.fields)
+    assert (written.samples, written.rejects) == (5, 1)
+    assert rows(written) == rows(made)
+    take(made)
+
+
+def test_a_tar_that_is_taken_over_has_no_company(scratch: Path) -> None:
+    blob = Blob(digest="0" * 64, size=10240)
+    for early in (True, False):
+        shard = ShardWriter(scratch, NO_COLUMNS)
+        if early:
+            shard.add("key", {"jpg": b"x"}, {})
+        else:
+            shard.adopt(blob, [Row("other")])
+        with pytest.raises(ShardError, match="has other samples besides"):
+            shard.adopt(blob, []) if early else shard.add("key", {"jpg": b"x"}, {})
+        shard.abort()
 
 
 # Shards without a tar, and their end

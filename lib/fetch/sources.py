@@ -1,0 +1,97 @@
+"""Where files can be fetched from: one source for each way, by name."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from types import MappingProxyType
+from typing import Final, Protocol, TypeAlias, runtime_checkable
+
+from reelmill.errors import StageError
+from reelmill.fetch.patterns import Match, matcher
+from reelmill.fetch.transfer import FetchPolicy, Transfer
+
+
+class Source(Protocol):
+    """One way to fetch files."""
+
+    async def fetch(self, transfer: Transfer) -> None:
+        """Make one attempt to bring ``transfer`` to its end, from where it stands.
+
+        Raises:
+            AttemptError: The attempt failed.
+            Rejected: The file is there, and is not wanted.
+            StageError: Something outside the data failed.
+        """
+
+
+@runtime_checkable
+class RangeSource(Source, Protocol):
+    """A source that can read a part of a file while the whole is on its way."""
+
+    async def read_range(self, transfer: Transfer, start: int, end: int) -> bytes | None:
+        """Return the bytes from ``start`` to ``end``; None: they cannot be had like this."""
+
+
+Opener: TypeAlias = Callable[[FetchPolicy], AbstractAsyncContextManager[Source]]
+
+SOURCES: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "http": "reelmill.fetch.http:HTTPSource",
+        "s3": "reelmill.fetch.objects:S3Source",
+        "fsspec": "reelmill.fetch.drivers:FsspecSource",
+        "file": "reelmill.fetch.files:FileSource",
+    }
+)
+"""The sources' names, and the `Opener` of each, as ``module:name``."""
+
+_BY_SCHEME: Final = {
+    "http": "http",
+    "https": "http",
+    "s3": "s3",
+    "gs": "fsspec",
+    "az": "fsspec",
+    "abfs": "fsspec",
+    "hf": "fsspec",
+    "file": "file",
+}
+
+
+class Sources:
+    """The sources of a policy, each opened when it is first needed."""
+
+    def __init__(self, policy: FetchPolicy, stack: AsyncExitStack) -> None:
+        self._policy = policy
+        self._stack = stack
+        self._open: dict[str, Source] = {}
+        self._opening = asyncio.Lock()
+        self._rules: list[tuple[Match, str]] = []
+        for pattern, name in policy.rules:
+            if name not in SOURCES:
+                raise StageError(
+                    f"{pattern}: no source is called {name!r}; choose from {', '.join(SOURCES)}"
+                )
+            self._rules.append((matcher([pattern]), name))
+
+    def name(self, url: str) -> str:
+        """Return the name of the source for a normalised URL."""
+        for matches, name in self._rules:
+            if matches(url):
+                return name
+        return _BY_SCHEME[url.partition(":")[0]]
+
+    async def get(self, name: str) -> Source:
+        """Return the source of this name."""
+        if name not in self._open:
+            async with self._opening:
+                if name not in self._open:
+                    await self._open_source(name)
+        return self._open[name]
+
+    async def _open_source(self, name: str) -> None:
+        # Some cost half a second of imports, for only few datasets.
+        module, _, attribute = SOURCES[name].partition(":")
+        opener: Opener = getattr(importlib.import_module(module), attribute)
+        self._open[name] = await self._stack.enter_async_context(opener(self._policy))

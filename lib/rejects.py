@@ -1,0 +1,209 @@
+"""The rejects of a version, with what is known of how they came about."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
+
+from reelmill.dataset import Version
+from reelmill.errors import ReelmillError, Rejected
+from reelmill.fetch.urls import host_of
+from reelmill.shards.index import REJECTED
+from reelmill.shards.reader import ShardReader
+from reelmill.store.model import Shard
+
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("key", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("host", pa.string()),
+        pa.field("url", pa.string()),
+        pa.field("message", pa.string()),
+        pa.field("attempts", pa.int32()),
+        pa.field("last", pa.timestamp("s", "UTC")),
+    ]
+)
+"""Columns of exported rejects. ``attempts`` and ``last`` are those of fetching, where known."""
+
+_STATUS = re.compile(r"http_[0-9]+")
+_ROWS: Final = 8192
+
+
+class Reject(NamedTuple):
+    """One reject. ``last`` is when it was last tried, in seconds since the epoch."""
+
+    key: str
+    reason: str
+    host: str
+    url: str | None
+    message: str
+    attempts: int | None
+    last: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which rejects are meant: all of them, or only those of some reasons and hosts, and those that
+    were last tried after a moment (seconds since the epoch). ``http`` is any ``http_404``."""
+
+    reasons: Collection[str] = ()
+    hosts: Collection[str] = ()
+    since: float | None = None
+
+    def has(self, reject: Reject) -> bool:
+        return (
+            (not self.reasons or any(is_reason(reject.reason, name) for name in self.reasons))
+            and (not self.hosts or any(_is_host(reject.host, name) for name in self.hosts))
+            and (self.since is None or (reject.last is not None and reject.last >= self.since))
+        )
+
+
+def is_reason(reason: str, name: str) -> bool:
+    """Whether a reason is the one that is named; ``http`` names every ``http_<status>``."""
+    return reason == name or (name == "http" and bool(_STATUS.fullmatch(reason)))
+
+
+def rejects(version: Version, selection: Selection = Selection()) -> Iterator[Reject]:
+    """The rejects of a version that count and are selected, in the order of its shards."""
+    for shard in version.manifest.shards:
+        if not shard.rejects:
+            continue
+        rows = ShardReader(version.store, shard).rows(REJECTED)
+        told = version.provenance(shard)
+        made = _when(version, shard) if len(told) < len(rows) else None
+        for row in rows:
+            if version.counts(row["key"]):
+                one = _reject(row, told.get(row["key"], {}), made)
+                if selection.has(one):
+                    yield one
+
+
+def _reject(row: dict[str, Any], told: dict[str, Any], made: int | None) -> Reject:
+    url = row.get("url")
+    return Reject(
+        key=row["key"],
+        reason=row["reason"],
+        host=_host(url),
+        url=url,
+        message=row["message"] or "",
+        attempts=told.get("attempts"),
+        last=told.get("ended", made),
+    )
+
+
+def _when(version: Version, shard: Shard) -> int | None:
+    entry = version.lineage.get(shard.id)
+    record = version.store.record(entry.action) if entry else None
+    started = record.how.get("started") if record else None
+    return started if isinstance(started, int) else None
+
+
+def _host(url: str | None) -> str:
+    try:
+        return host_of(url) if url else ""
+    except Rejected:
+        return ""
+
+
+def _is_host(host: str, name: str) -> bool:
+    return host == name or host.endswith(f".{name}")
+
+
+def tally(found: Iterable[Reject]) -> Counter[tuple[str, str]]:
+    """How many rejects there are by ``(reason, host)``."""
+    return Counter((one.reason, one.host) for one in found)
+
+
+def by_reason(tally: Counter[tuple[str, str]]) -> dict[str, Counter[str]]:
+    """The hosts of each reason, the most frequent reason first."""
+    found: dict[str, Counter[str]] = {}
+    for (reason, host), count in tally.items():
+        found.setdefault(reason, Counter())[host] += count
+    return dict(sorted(found.items(), key=lambda item: (-item[1].total(), item[0])))
+
+
+def export(found: Iterable[Reject], path: Path) -> int:
+    """Write rejects to a table, ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; how many.
+
+    A table of rejects can be the source of a recipe: its addresses are in the column ``url``.
+
+    Raises:
+        ReelmillError: the name has no such ending, or the file cannot be written.
+    """
+    write = _WRITERS.get(path.suffix)
+    if write is None:
+        raise ReelmillError(f"{path}: name it {', '.join(_WRITERS)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return write(_batches(found), path)
+    except OSError as error:
+        raise ReelmillError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _batches(found: Iterable[Reject]) -> Iterator[pa.RecordBatch]:
+    held: list[Reject] = []
+    for one in found:
+        held.append(one)
+        if len(held) == _ROWS:
+            yield _batch(held)
+            held = []
+    yield _batch(held)
+
+
+def _batch(found: list[Reject]) -> pa.RecordBatch:
+    columns = list(zip(*found, strict=True)) or [()] * len(SCHEMA)
+    arrays = [pa.array(column, kind) for column, kind in zip(columns, SCHEMA.types, strict=True)]
+    return pa.record_batch(arrays, schema=SCHEMA)
+
+
+def _write_csv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
+    return _write_delimited(batches, path, ",")
+
+
+def _write_tsv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
+    return _write_delimited(batches, path, "\t")
+
+
+def _write_delimited(batches: Iterator[pa.RecordBatch], path: Path, delimiter: str) -> int:
+    options = pa.csv.WriteOptions(delimiter=delimiter)
+    with pa.csv.CSVWriter(path, SCHEMA, write_options=options) as writer:
+        return sum(_written(writer, batch) for batch in batches)
+
+
+def _write_parquet(batches: Iterator[pa.RecordBatch], path: Path) -> int:
+    with pa.parquet.ParquetWriter(path, SCHEMA) as writer:
+        return sum(_written(writer, batch) for batch in batches)
+
+
+def _written(writer: Any, batch: pa.RecordBatch) -> int:
+    writer.write_batch(batch)
+    rows: int = batch.num_rows
+    return rows
+
+
+def _write_jsonl(batches: Iterator[pa.RecordBatch], path: Path) -> int:
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        for batch in batches:
+            for row in batch.to_pylist():
+                row["last"] = row["last"] and row["last"].isoformat()
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+                count += 1
+    return count
+
+
+_WRITERS: Final = {
+    ".csv": _write_csv,
+    ".tsv": _write_tsv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}
