@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -11,6 +13,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from reelmill.errors import StageError
 
 Array = npt.NDArray[Any]
 
@@ -40,6 +44,24 @@ def digests(texts: pa.Array) -> Array:
 
     made = b"".join(map(digest, texts.cast(pa.binary()).to_pylist()))
     return np.frombuffer(made, DIGEST)
+
+
+@contextmanager
+def room(folder: Path) -> Iterator[None]:
+    """Say so where a disk is too full for the temporary files in ``folder``.
+
+    Raises:
+        StageError: it is.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise StageError(
+            f"{folder.parent}: no space left for the temporary files of an ingest; name another "
+            "folder in TMPDIR"
+        ) from None
 
 
 class Bits:
@@ -117,7 +139,7 @@ class Spill:
         buckets, records = buckets[order], records[order]
         starts = np.flatnonzero(np.r_[True, buckets[1:] != buckets[:-1]])
         for start, stop in zip(starts, [*starts[1:], len(buckets)], strict=True):
-            with self._path(int(buckets[start])).open("ab") as file:
+            with room(self.folder), self._path(int(buckets[start])).open("ab") as file:
                 file.write(records[start:stop].tobytes())
 
 

@@ -116,7 +116,7 @@ def locate(paths: Sequence[str], wanted: frozenset[str]) -> Iterator[Found]:
         TableError: nothing is there, or it cannot be listed.
     """
     seen: set[str] | None = set() if len(paths) > 1 or any("{" in path for path in paths) else None
-    for path in paths:
+    for path in map(_without_scheme, paths):
         alternatives = expand(path)
         for one in alternatives:
             with errors(one):
@@ -127,6 +127,13 @@ def locate(paths: Sequence[str], wanted: frozenset[str]) -> Iterator[Found]:
                     elif found.path not in seen:
                         seen.add(found.path)
                         yield found
+
+
+def _without_scheme(path: str) -> str:
+    """A path of this machine where a ``file`` URL says the same."""
+    if not path.startswith(("file://", "local://")) or "::" in path:
+        return path
+    return str(fsspec.core.url_to_fs(path)[1])
 
 
 def expand(pattern: str) -> list[str]:
@@ -209,11 +216,16 @@ def _found(
         for one in (patterns := _data_files(files, inner, path) if card else []):
             yield from _found(f"{path.rstrip('/')}/{one}", wanted, card=False)
         if not patterns:
-            below = (found for found in folder.walk(inner) if extension(found.path)[0] in wanted)
+            below = (found for found in folder.walk(inner) if _is_wanted(found.path, wanted))
             known = ", ".join(sorted(wanted)) if len(wanted) < 9 else "a known extension"
             yield from _some(path, below, f"no file of {known} is in this folder")
     else:
-        yield folder.found(entry)
+        yield folder.found(entry)._replace(path=path)
+
+
+def _is_wanted(path: str, wanted: frozenset[str]) -> bool:
+    suffix, compression = extension(path)
+    return suffix in wanted and not (compression and suffix in TAR | VIDEO)
 
 
 def _some(path: str, found: Iterator[Found], otherwise: str) -> Iterator[Found]:

@@ -289,9 +289,10 @@ def _survey_parquet(file: File) -> dict[str, Guess]:
 def _read_parquet(file: File, types: Types, wanted: Wanted) -> Iterator[Placed]:
     with _parquet(file) as table:
         names = list(types)
-        size = _ROWS if len(names) == len(table.schema_arrow) else _NARROW_ROWS
+        is_all = len(names) == len(table.schema_arrow)
+        size, chosen = (_ROWS, None) if is_all else (_NARROW_ROWS, names)
         for row, groups in _groups(table.metadata, wanted):
-            batches = table.iter_batches(size, groups, names, use_threads=False)
+            batches = table.iter_batches(size, groups, chosen, use_threads=False)
             for batch in batches:
                 yield row, _whole(batch).select(names)
                 row += batch.num_rows

@@ -25,9 +25,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from reelmill.store import Store
-from reelmill.store.model import Manifest
 from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action, open_source
-from tests.benchmarks.harness import show
+from tests.benchmarks.harness import cpu_seconds, show
 
 ROWS = int(os.environ.get("REELMILL_BENCH_ROWS", 50_000_000))
 ROWS_PER_SHARD = 10_000
@@ -41,8 +40,9 @@ def run() -> None:
     with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made:
         folder = Path(made)
         few, many, more = ROWS // 10, ROWS, round(ROWS * (1 + GROWTH))
-        for name, rows in (("few", few), ("many", many), ("more", more)):
-            _write(folder / f"{name}.parquet", rows)
+        _write(folder / "few.parquet", 0, few)
+        _write(folder / "many.parquet", 0, many)
+        _write(folder / "more.parquet", many, more)
         size = (folder / "many.parquet").stat().st_size / 1e9
         print(f"\n{many:,} rows, {size:.2f} GB of parquet", flush=True)
         scan = [_child(folder, "scan", name) for name in ("few", "many")]
@@ -76,12 +76,12 @@ def _row(name: str, cost: dict[str, Any], rows: int, scan: dict[str, Any]) -> li
     ]
 
 
-def _write(path: Path, rows: int) -> None:
-    """A table whose first rows are those of every shorter one."""
+def _write(path: Path, first: int, end: int) -> None:
+    """A file with the rows from one number up to another."""
     schema = pa.schema([("url", pa.string()), ("caption", pa.string()), ("views", pa.int64())])
     with pq.ParquetWriter(path, schema, compression="zstd", compression_level=1) as writer:
-        for start in range(0, rows, _GROUP_ROWS):
-            writer.write_table(_group(start, min(_GROUP_ROWS, rows - start)))
+        for start in range(first, end, _GROUP_ROWS):
+            writer.write_table(_group(start, min(_GROUP_ROWS, end - start)))
 
 
 def _group(start: int, rows: int) -> pa.Table:
@@ -110,7 +110,7 @@ def _child(folder: Path, what: str, name: str) -> dict[str, Any]:
 
 def _main(what: str, folder: Path, name: str) -> None:
     path = folder / f"{name}.parquet"
-    started = time.perf_counter()
+    started, before = time.perf_counter(), cpu_seconds()
     rows = new = 0
     if what == "scan":
         rows = sum(batch.num_rows for batch in _batches(path, None))
@@ -122,15 +122,14 @@ def _main(what: str, folder: Path, name: str) -> None:
             rows = min(rows + batch.num_rows, SET_ROWS)
         new = len(seen)
     else:
-        base = "many" if what == "grow" else None
-        new = _ingest(folder, path, base, name)
-    used = resource.getrusage(resource.RUSAGE_SELF)
+        old = [folder / "many.parquet"] if what == "grow" else []
+        new = _ingest(folder, [*old, path], folder / ("many" if old else name))
     cost = {
         "rows": rows,
         "new": new,
-        "cpu": used.ru_utime + used.ru_stime,
+        "cpu": cpu_seconds() - before,
         "wall": time.perf_counter() - started,
-        "rss": used.ru_maxrss / 1e3,
+        "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3,
     }
     print(json.dumps(cost))
 
@@ -140,29 +139,26 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
         yield from file.iter_batches(8192, columns=columns, use_threads=False)
 
 
-def _ingest(folder: Path, path: Path, base: str | None, name: str) -> int:
-    """Ingest a table as a build does; how many rows are new."""
-    store = Store.open(str(folder / ("many" if base else name)), create=True)
-    source = Source(path=str(path), caption="caption", rows_per_shard=ROWS_PER_SHARD)
+def _ingest(folder: Path, paths: list[Path], at: Path) -> int:
+    """Ingest a table as a build does, into the store at ``at``; how many rows are new."""
+    store = Store.open(str(at), create=True)
+    source = Source(path=tuple(map(str, paths)), caption="caption", rows_per_shard=ROWS_PER_SHARD)
     table = open_source(source)
     digest = table.digest()
-    known: Manifest | None = None
-    remembered = folder / "version"
-    if base:
-        known = store.manifest(remembered.read_text())
+    last = folder / f"{at.name}.version"
+    base = last.read_text() if last.exists() else None
     found = ingest(
         source,
-        known,
+        store.manifest(base) if base else None,
         lambda digest: store.read_blob(digest, "parquet"),
         lambda data: store.put_blob(data, "parquet"),
         None,
         table,
     )
     assert table.digest() == digest
-    action = ingest_action(source.settled(table), digest, remembered.read_text() if base else None)
-    made = commit_ingest(store, action, found, {})
+    made = commit_ingest(store, ingest_action(source.settled(table), digest, base), found, {})
     assert made.manifest is not None
-    remembered.write_text(made.manifest.digest)
+    last.write_text(made.manifest.digest)
     return found.new
 
 

@@ -70,8 +70,10 @@ def test_braces_that_stand_for_too_much_are_refused_at_once() -> None:
 def test_files_folders_and_patterns(tmp_path: Path) -> None:
     write(tmp_path, "b/2.csv", "b/1.csv.gz", "b/c/3.csv", "b.csv", "b/.hidden.csv", "b/_tmp/4.csv")
     (tmp_path / "b/notes.md").write_text("nothing")
+    (tmp_path / "b/more.tar.gz").write_bytes(b"nothing")
     base = str(tmp_path)
     assert names(f"{base}/b") == ["b/1.csv.gz", "b/2.csv", "b/c/3.csv"]
+    assert names(f"file://{base}/b") == names(f"{base}/b")
     assert names(f"{base}/b/") == ["b/1.csv.gz", "b/2.csv", "b/c/3.csv"]
     assert names(f"{base}/b/*.csv") == ["b/2.csv"]
     assert names(f"{base}/**/*.csv") == ["b.csv", "b/2.csv", "b/c/3.csv"]
@@ -277,6 +279,7 @@ def test_a_folder_of_videos_is_a_table_of_them(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"12345")
         os.utime(tmp_path / name, ns=(0, 1_600_000_000_123_456_000))
     for options in ({}, {"format": "videos"}):
+        assert read(f"file://{tmp_path}", **options) == read(str(tmp_path), **options)
         table = open_table(str(tmp_path), **options)
         assert table.format == "videos"
         rows = read(str(tmp_path), **options)
@@ -298,6 +301,23 @@ def test_listings_in_a_store_of_objects(bucket: str) -> None:
     root = "memory:///ingest-sources/v"
     assert [row["url"] for row in rows] == [f"{root}/{n}" for n in ("1.mp4", "2.webm", "d/3.mov")]
     assert {row["bytes"] for row in rows} == {3}
+
+
+def test_buckets_tell_more_of_their_objects(s3_url: str) -> None:
+    files, inner = fsspec.core.url_to_fs(s3_url)
+    for name in ("v/1.mp4", "v/d/2.mp4", "t/1.csv", "t/2.csv"):
+        files.pipe(f"{inner}/{name}", f"url\n{name}\n".encode())
+    rows = read(f"{s3_url}/v")
+    assert [row["url"] for row in rows] == [f"{s3_url}/v/1.mp4", f"{s3_url}/v/d/2.mp4"]
+    assert {row["bytes"] for row in rows} == {12, 14}
+    assert all(row["modified"].year > 2000 and len(row["etag"]) == 32 for row in rows)
+    assert open_table(f"{s3_url}/v/**").digest() == open_table(f"{s3_url}/v/").digest()
+    for pattern in ("t", "t/*.csv", "t/{1,2}.csv"):
+        assert [row["url"] for row in read(f"{s3_url}/{pattern}")] == ["t/1.csv", "t/2.csv"]
+    with pytest.raises(TableError, match=r"9\.csv: no such file"):
+        read(f"{s3_url}/t/9.csv")
+    with pytest.raises(TableError, match="no file fits this pattern"):
+        read(f"{s3_url}/none/*.csv")
 
 
 def test_tars_are_rows_of_a_webdataset_and_have_a_shard_each(tmp_path: Path) -> None:
