@@ -8,7 +8,7 @@ import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from itertools import islice
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ from typing import Final, Self, TypeAlias
 from reelmill.errors import Rejected
 from reelmill.fetch.files import fetch_file
 from reelmill.fetch.http import HTTPSource
+from reelmill.fetch.rules import source_of
 from reelmill.fetch.transfer import AttemptError, Fetched, FetchFailure, FetchPolicy, Transfer
 from reelmill.fetch.urls import normalise
 
@@ -122,6 +123,10 @@ async def _shut_down(outcomes: _Outcomes) -> None:
     await outcomes.aclose()
 
 
+def _no_turn(url: str) -> AbstractAsyncContextManager[None]:
+    return nullcontext()
+
+
 class _Fetcher:
     """The sources of all schemes, and the attempts at one file."""
 
@@ -130,6 +135,8 @@ class _Fetcher:
         self._scratch = scratch
         self._stack = AsyncExitStack()
         self._sources: dict[str, Callable[[Transfer], Awaitable[None]]] = {}
+        # Waiting for a turn is not part of a file's time.
+        self._turns: dict[str, Callable[[str], AbstractAsyncContextManager[None]]] = {}
 
     async def __aenter__(self) -> Self:
         http = await self._stack.enter_async_context(HTTPSource(self._policy))
@@ -151,16 +158,26 @@ class _Fetcher:
             url = normalise(url)
         except Rejected as rejected:
             return key, FetchFailure(rejected.reason, rejected.message, 0, False)
-        source = self._source(url.partition(":")[0])
+        name = source_of(url, self._policy.rules)
+        source = self._source(name)
         if source is None:
             return key, FetchFailure("denied", "file URLs are not allowed", 0, False)
         transfer = Transfer(key, url, self._policy, self._scratch)
+        turn = self._turns.get(name, _no_turn)
         try:
-            return key, await self._attempt(source, transfer)
+            async with turn(url):
+                return key, await self._attempt(source, transfer)
         finally:
             transfer.close()
 
     def _source(self, scheme: str) -> Callable[[Transfer], Awaitable[None]] | None:
+        if scheme == "yt-dlp" and scheme not in self._sources:
+            from reelmill.fetch.sites import SiteSource
+
+            sites = SiteSource(self._policy)
+            self._stack.push_async_exit(sites)
+            self._sources[scheme] = sites.fetch
+            self._turns[scheme] = sites.turn
         if scheme == "s3" and scheme not in self._sources:
             # Half a second of imports that only few datasets need.
             from reelmill.fetch.objects import S3Source

@@ -7,12 +7,15 @@ import hashlib
 import io
 import tempfile
 import threading
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Final, Self
 
 from reelmill.errors import StageError
+from reelmill.fetch.rules import SITES
+from reelmill.fetch.site_options import SiteOptions
 
 # Hashing or writing less than this costs less than handing it to a thread.
 _INLINE_BYTES: Final = 64 << 10
@@ -41,6 +44,11 @@ class FetchPolicy:
     """Whether ``http`` may reach loopback, private, link-local and metadata addresses."""
     allow_file: bool = False
     """Whether ``file`` URLs may be read."""
+    rules: tuple[tuple[str, str], ...] = SITES
+    """Domains or globs of URLs, and the source that fetches them instead of their scheme's. The
+    first that matches counts."""
+    sites: SiteOptions = field(default_factory=SiteOptions)
+    """What is taken from video sites, and how."""
     user_agent: str = "reelmill"
     memory_bytes: int = 8 << 20
     """Size in bytes above which a body is kept in a file instead of memory."""
@@ -91,9 +99,20 @@ class Fetched:
         size: Bytes.
         sha256: Digest of the bytes, in hex.
         path: Where the bytes are, or None when they are in memory.
+        extras: Further fields that came with it, by name; files among them are deleted with it.
     """
 
-    __slots__ = ("_data", "content_type", "final_url", "key", "path", "sha256", "size", "url")
+    __slots__ = (
+        "_data",
+        "content_type",
+        "extras",
+        "final_url",
+        "key",
+        "path",
+        "sha256",
+        "size",
+        "url",
+    )
 
     def __init__(
         self,
@@ -105,6 +124,7 @@ class Fetched:
         size: int,
         sha256: str,
         body: bytes | Path,
+        extras: Mapping[str, bytes | Path] = MappingProxyType({}),
     ) -> None:
         self.key = key
         self.url = url
@@ -113,6 +133,7 @@ class Fetched:
         self.size = size
         self.sha256 = sha256
         self.path = body if isinstance(body, Path) else None
+        self.extras = extras
         self._data = b"" if isinstance(body, Path) else body
 
     def open(self) -> BinaryIO:
@@ -124,9 +145,10 @@ class Fetched:
         return self._data if self.path is None else self.path.read_bytes()
 
     def close(self) -> None:
-        """Delete the spill file, if there is one."""
-        if self.path is not None:
-            self.path.unlink(missing_ok=True)
+        """Delete the spill file, if there is one, and the files among the extras."""
+        for path in (self.path, *self.extras.values()):
+            if isinstance(path, Path):
+                path.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:
         return self
@@ -163,14 +185,15 @@ class Transfer:
         self.etag: str | None = None
         """Strong validator of the bytes so far, with which a further attempt may resume."""
         self.size = 0
-        self._policy = policy
-        self._scratch = scratch
+        self.policy = policy
+        self.scratch = scratch
         self._lock = threading.Lock()
         self._closed = False
         self._sha256 = hashlib.sha256()
         self._memory = io.BytesIO()
         self._file: io.FileIO | None = None
         self._path: Path | None = None
+        self._extras: dict[str, bytes | Path] = {}
 
     def check(self, size: int) -> None:
         """Refuse a body of ``size`` bytes if that is more than the policy allows.
@@ -178,8 +201,8 @@ class Transfer:
         Raises:
             AttemptError: ``too_large``.
         """
-        if size > self._policy.max_bytes:
-            raise AttemptError("too_large", f"larger than {self._policy.max_bytes} bytes")
+        if size > self.policy.max_bytes:
+            raise AttemptError("too_large", f"larger than {self.policy.max_bytes} bytes")
 
     def append(self, data: bytes) -> None:
         """Add bytes. Blocks on the disk.
@@ -193,7 +216,7 @@ class Transfer:
                 raise RuntimeError("the transfer is closed")
             self.check(self.size + len(data))
             self._sha256.update(data)
-            if self._file is None and self.size + len(data) <= self._policy.memory_bytes:
+            if self._file is None and self.size + len(data) <= self.policy.memory_bytes:
                 self._memory.write(data)
             else:
                 self._spill(data)
@@ -214,6 +237,14 @@ class Transfer:
             self.etag = None
             self._sha256 = hashlib.sha256()
 
+    def attach(self, name: str, value: bytes | Path) -> None:
+        """Add a further field; a file, which the transfer owns from now on, or its bytes."""
+        with self._lock:
+            replaced = self._extras.get(name)
+            self._extras[name] = value
+            if self._closed or (isinstance(replaced, Path) and replaced != value):
+                self._delete(value if self._closed else replaced)
+
     def finish(self) -> Fetched:
         """Return the file, which owns the bytes from now on."""
         with self._lock:
@@ -228,6 +259,7 @@ class Transfer:
                 size=self.size,
                 sha256=self._sha256.hexdigest(),
                 body=self._path or self._memory.getvalue(),
+                extras=MappingProxyType(self._extras),
             )
 
     def close(self) -> None:
@@ -236,6 +268,13 @@ class Transfer:
             if not self._closed:
                 self._closed = True
                 self._discard()
+                for value in self._extras.values():
+                    self._delete(value)
+
+    @staticmethod
+    def _delete(value: bytes | Path | None) -> None:
+        if isinstance(value, Path):
+            value.unlink(missing_ok=True)
 
     def _discard(self) -> None:
         self._memory = io.BytesIO()
@@ -247,13 +286,13 @@ class Transfer:
     def _spill(self, data: bytes) -> None:
         try:
             if self._file is None:
-                descriptor, name = tempfile.mkstemp(prefix="fetch-", dir=self._scratch)
+                descriptor, name = tempfile.mkstemp(prefix="fetch-", dir=self.scratch)
                 self._file, self._path = io.FileIO(descriptor, "wb"), Path(name)
                 self._write(self._file, self._memory.getbuffer())
                 self._memory = io.BytesIO()
             self._write(self._file, memoryview(data))
         except OSError as error:
-            raise StageError(f"{self._scratch}: {error.strerror}") from error
+            raise StageError(f"{self.scratch}: {error.strerror}") from error
 
     @staticmethod
     def _write(file: io.FileIO, data: memoryview) -> None:
