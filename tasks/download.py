@@ -6,14 +6,16 @@ import datetime
 import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
-from reelmill.media.probe import probe
+from reelmill.fetch.rules import Extractor, rules_of
+from reelmill.media.probe import VideoInfo, probe
+from reelmill.media.sound import SoundInfo, probe_sound
 from reelmill.shards import index
 from reelmill.tasks.contract import (
     Job,
@@ -26,7 +28,8 @@ from reelmill.tasks.contract import (
     carried_names,
     sample_json,
 )
-from reelmill.tasks.media_fields import video_field
+from reelmill.tasks.media_fields import sound_field, video_field
+from reelmill.tasks.site_params import SiteParams
 from reelmill.units import Bytes, Seconds
 
 OWN = pa.schema(
@@ -45,6 +48,9 @@ OWN = pa.schema(
 """What arrived: digest, bytes, pixels, frames per second, seconds."""
 
 
+Pattern = Annotated[str, Field(min_length=1, max_length=1000)]
+
+
 class DownloadParams(Params):
     """What may be fetched, and how hard to try."""
 
@@ -61,6 +67,20 @@ class DownloadParams(Params):
     )
     attempts: Annotated[int, Field(ge=1, le=100), Runtime] = Field(
         4, description="tries for a failure that may pass"
+    )
+    extractor: Extractor = Field(
+        "auto",
+        description="http takes the bytes at an address, yt-dlp the video of a page; auto: yt-dlp "
+        "for well-known video sites, http for the rest",
+    )
+    extractors: dict[Pattern, Literal["http", "yt-dlp"]] = Field(
+        {},
+        description="the extractor of a domain or of a glob of addresses, such as "
+        "{example.org: yt-dlp, 'https://*/raw/*': http}; the longest that matches counts",
+    )
+    sites: SiteParams = Field(
+        SiteParams.model_validate({}),
+        description="what yt-dlp takes, and how it asks for it",
     )
     user_agent: Annotated[str, Field(min_length=1, pattern=r"^[\x20-\x7e]+$"), Runtime] = Field(
         "reelmill", description="how downloads introduce themselves"
@@ -92,6 +112,8 @@ class Download(Stage[DownloadParams]):
             max_bytes=params.max_bytes,
             allow_private=params.allow_private,
             allow_file=params.allow_files,
+            rules=rules_of(params.extractor, params.extractors),
+            sites=params.sites.options(),
             user_agent=params.user_agent,
         )
         requests = ((key, row["url"]) for key, row in rows.items())
@@ -102,7 +124,7 @@ class Download(Stage[DownloadParams]):
                 continue
             with outcome as file:
                 try:
-                    yield _sample(key, file, row)
+                    yield _sample(params, key, file, row)
                 except Rejected as rejected:
                     yield Reject(key, rejected.reason, rejected.message, row)
 
@@ -111,12 +133,24 @@ class Download(Stage[DownloadParams]):
 
 
 _MAY_PASS = frozenset(
-    {"connect", "dns", "reset", "timeout", "tls", "truncated", "http_408", "http_425", "http_429"}
+    {
+        "connect",
+        "crash",
+        "dns",
+        "http_408",
+        "http_425",
+        "http_429",
+        "no_driver",
+        "reset",
+        "timeout",
+        "tls",
+        "truncated",
+    }
 )
 
 
-def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
-    info = probe(file.path or file.read())
+def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
+    info = _probed(params, file)
     found = {name: value for name, value in info.as_json().items() if value is not None}
     told: dict[str, Any] = {
         name: _plain(value) for name, value in row.items() if value not in (None, [])
@@ -131,7 +165,7 @@ def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
         "table": told,
         "sha256": file.sha256,
         "bytes": file.size,
-        "video": found,
+        "video" if isinstance(info, VideoInfo) else "sound": found,
     }
     columns = {
         **row,
@@ -139,17 +173,31 @@ def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
         "bytes": file.size,
         "container": info.container,
         "codec": info.codec,
-        "width": info.width,
-        "height": info.height,
-        "fps": float(info.fps),
         "duration": float(info.duration),
-        "has_audio": info.has_audio,
     }
+    if isinstance(info, VideoInfo):
+        field = video_field(info.container, info.codec)
+        columns |= {"width": info.width, "height": info.height, "fps": float(info.fps)}
+        columns["has_audio"] = info.has_audio
+    else:
+        field = sound_field(info.container)
+        columns["has_audio"] = True
     fields = {
-        video_field(info.container, info.codec): file.path or file.read(),
+        **file.extras,
+        field: file.path or file.read(),
         "json": sample_json(about),
     }
     return Sample(key, fields, columns)
+
+
+def _probed(params: DownloadParams, file: Fetched) -> VideoInfo | SoundInfo:
+    data = file.path or file.read()
+    try:
+        return probe(data)
+    except Rejected as rejected:
+        if params.sites.audio == "only" and rejected.reason == "no_video_stream":
+            return probe_sound(data)
+        raise
 
 
 def _names(job: Job[DownloadParams]) -> dict[str, str]:

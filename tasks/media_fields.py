@@ -25,6 +25,18 @@ _WEBM = frozenset({"vp8", "vp9", "av1"})
 VIDEO = ("mp4", "webm", "mkv", "avi", "ts", "flv", "mpg", "ogv", "wmv", "video")
 """Fields that hold a video, by container; ``video`` for one that has no usual ending."""
 
+_SOUND_BY_FORMAT = {
+    "mov": "m4a",
+    "mp4": "m4a",
+    "matroska": "mka",
+    "webm": "mka",
+    "ogg": "ogg",
+    "mp3": "mp3",
+    "aac": "aac",
+    "flac": "flac",
+    "wav": "wav",
+}
+
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
 
 
@@ -34,6 +46,12 @@ def video_field(container: str, codec: str) -> str:
     if "matroska" in formats or "webm" in formats:
         return "webm" if codec in _WEBM else "mkv"
     return next((_BY_FORMAT[name] for name in formats if name in _BY_FORMAT), "video")
+
+
+def sound_field(container: str) -> str:
+    """The field for sound alone, from FFmpeg's name of its container."""
+    names = container.split(",")
+    return next((_SOUND_BY_FORMAT[name] for name in names if name in _SOUND_BY_FORMAT), "audio")
 
 
 def video_of(fields: Mapping[str, bytes]) -> bytes:

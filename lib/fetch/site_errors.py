@@ -67,6 +67,7 @@ _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 def by_text(text: str) -> Trouble:
     """The trouble that a message of yt-dlp's tells of."""
     message = plain(text)
+    text = text.partition("(caused by")[0]
     for reason, pattern in _SAYINGS:
         if pattern.search(text):
             return Trouble(reason, message, reason in _PASSING)
@@ -103,7 +104,8 @@ def by_error(error: BaseException) -> Trouble:
     )
 
     causes = list(_causes(error))
-    told = next((_own_words(cause) for cause in causes if _own_words(cause)), str(error))
+    # An extractor's own words, before what else was said of them on the way here.
+    told = next(filter(None, (getattr(cause, "orig_msg", None) for cause in causes)), str(error))
     for cause in causes:
         match cause:
             case ExistingVideoReached():
@@ -144,10 +146,6 @@ def _by_reply(error: Any, told: str) -> Trouble:
     trouble = by_text(told)
     says_more = trouble.reason in ("geo", "private", "login", "removed", "live")
     return trouble if says_more and "HTTP Error" not in told else by_status(error.status)
-
-
-def _own_words(error: BaseException) -> str:
-    return str(getattr(error, "orig_msg", None) or getattr(error, "msg", None) or "")
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
