@@ -37,6 +37,9 @@ class VideoSite:
     ) -> None:
         self.server.__exit__(kind, error, traceback)
 
+    def url(self, path: str) -> str:
+        return self.server.url(path)
+
     def page(self, path: str, body: str = "", head: str = "", title: str = "A film") -> str:
         text = _PAGE.format(title=title, head=head, body=body)
         return self.server.on(path, body=text.encode(), Content_Type="text/html; charset=utf-8")

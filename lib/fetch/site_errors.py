@@ -52,11 +52,15 @@ _SAYINGS: Final = tuple(
             r"\bunavailable\b|not available|not found|taken down|has been closed",
         ),
         ("timeout", r"timed? ?out"),
+        ("truncated", r"bytes read, \d+ more expected"),
+        ("reset", r"connection (reset|aborted)|remote end closed"),
+        ("connect", r"connection refused|network is unreachable|no route to host"),
     )
 )
 _PASSING: Final = frozenset({"http_429", "timeout", "connect", "dns", "reset", "truncated"})
+_STATUS = re.compile(r"HTTP Error ([1-5][0-9]{2})\b")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_HEAD = re.compile(r"^(ERROR: *)?(\[[\w:+. -]+\] *)?")
+_HEAD = re.compile(r"^(ERROR: *)?(\[[\w:+. -]+\] *)?(Got error: *)?")
 _TAIL = re.compile(
     r"(;? *please report this issue|\(caused by|\.? *Use --|\. *See +https?://|; *Confirm you).*",
     re.IGNORECASE | re.DOTALL,
@@ -68,6 +72,8 @@ def by_text(text: str) -> Trouble:
     """The trouble that a message of yt-dlp's tells of."""
     message = plain(text)
     text = text.partition("(caused by")[0]
+    if status := _STATUS.search(text):
+        return by_status(int(status[1]))
     for reason, pattern in _SAYINGS:
         if pattern.search(text):
             return Trouble(reason, message, reason in _PASSING)
@@ -145,7 +151,7 @@ def _by_reply(error: Any, told: str) -> Trouble:
     """A status, or what it means where the site's extractor says more of it."""
     trouble = by_text(told)
     says_more = trouble.reason in ("geo", "private", "login", "removed", "live")
-    return trouble if says_more and "HTTP Error" not in told else by_status(error.status)
+    return trouble if says_more else by_status(error.status)
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -297,7 +297,9 @@ def _texts(
                 _download(ydl, path, {"id": info["id"], **headers, **track}, subtitle=True)
             if track["ext"] == "srt":
                 text = path.read_text(encoding="utf-8-sig", errors="replace")
-                path.write_text("WEBVTT\n\n" + _SRT_TIME.sub(r"\1.\2 --> \3.\4", text))
+                path.write_text(
+                    "WEBVTT\n\n" + _SRT_TIME.sub(r"\1.\2 --> \3.\4", text), encoding="utf-8"
+                )
             yield field, path.name
             break
 

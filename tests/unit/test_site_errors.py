@@ -46,6 +46,10 @@ from reelmill.fetch.site_errors import by_error, by_status, by_text, plain
         ("Unable to download: Too Many Requests", "http_429"),
         ("Unsupported URL: https://a.example/", "unsupported_url"),
         ("Read timed out.", "timeout"),
+        ("Got error: HTTP Error 404: Not Found. Giving up after 3 retries", "http_404"),
+        ("Got error: 5 bytes read, 50 more expected", "truncated"),
+        ("Got error: [Errno 111] Connection refused", "connect"),
+        ("Got error: ('Connection aborted.', RemoteDisconnected())", "reset"),
         ("Unable to extract player data", "site_error"),
     ],
 )
