@@ -486,6 +486,45 @@ def test_a_process_that_dies_is_replaced(site: VideoSite, scratch: Path) -> None
     assert all(not isinstance(found[key], FetchFailure) for key in "bd")
 
 
+def test_one_site_is_asked_for_as_many_videos_at_once_as_it_may_be(scratch: Path) -> None:
+    with VideoSite(scratch.parent) as site:
+        urls = {f"k{number}": site.watch(f"/{number}") for number in range(3)}
+        policy = replace(POLICY, sites=SiteOptions(processes=3, per_site=1))
+        found = fetched(scratch, policy, **urls)
+        assert not any(isinstance(outcome, FetchFailure) for outcome in found.values())
+        assert site.server.max_in_flight == 1
+
+
+def test_several_videos_are_fetched_at_once(site: VideoSite, scratch: Path) -> None:
+    here: list[asyncio.Event] = []
+
+    async def meet(exchange: Exchange) -> None:
+        here.append(asyncio.Event())
+        if len(here) == 2:
+            for event in here:
+                event.set()
+        await here[exchange.number - 1].wait()
+        await exchange.reply(status=404)
+
+    url = site.server.on("/meet", meet)
+    policy = replace(POLICY, sites=SiteOptions(processes=2, per_site=2))
+    found = fetched(scratch, policy, a=url, b=url)
+    assert {failure.reason for failure in found.values()} == {"http_404"}
+
+
+def test_a_failure_that_passes_is_tried_again(site: VideoSite, scratch: Path) -> None:
+    film = site.watch("/later")
+
+    async def later(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.reply(status=503)
+        else:
+            await exchange.reply(status=302, Location=film)
+
+    found = fetched(scratch, replace(asking(), attempts=2), a=site.server.on("/soon", later))
+    assert found["a"][0] == sample("plain.mp4").read_bytes()
+
+
 def test_whoever_stops_early_leaves_no_process(site: VideoSite, scratch: Path) -> None:
     asked, let_go = threading.Event(), threading.Event()
 
