@@ -221,8 +221,8 @@ def _output(
 def _chosen(params: AdoptParams, key: str, group: Group) -> dict[str, Part]:
     """The members that are taken, by the names of our fields."""
     chosen: dict[str, Part] = {}
-    for part in group.parts:
-        name = _UNFIT.sub("_", part.field)
+    for field, part in group.parts.items():
+        name = _UNFIT.sub("_", field)
         if params.fields and name not in params.fields:
             continue
         name = params.rename.get(name, name)

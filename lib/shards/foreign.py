@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import tarfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, Final
@@ -23,29 +22,27 @@ _MAX_GLOBALS: Final = 1000
 # As WebDataset reads names: the key is all up to the first dot behind the last slash.
 _NAME: Final = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
 _META: Final = re.compile(r"__[^/]*__($|/)")
-_BROKEN: Final = (tarfile.TarError, ValueError, OverflowError, RecursionError, EOFError, zlib.error)
+_BROKEN: Final = (tarfile.TarError, ValueError, OverflowError, RecursionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A member of a sample: its field as the tar spells it in lower case, and the offset and the
-    size of its data in bytes."""
+    """Where the data of a member lie in the tar, in bytes."""
 
-    field: str
     offset: int
     size: int
 
 
 @dataclass(slots=True)
 class Group:
-    """Consecutive members that share a key; ``problem`` says why they are no sample, if so."""
+    """Consecutive members that share a key, by their field in lower case.
+
+    ``problem`` says why they are no sample, if so.
+    """
 
     key: str
-    parts: list[Part] = field(default_factory=list)
+    parts: dict[str, Part] = field(default_factory=dict)
     problem: str | None = None
-
-    def holds(self, name: str) -> bool:
-        return any(part.field == name for part in reversed(self.parts))
 
 
 def read_groups(file: BinaryIO, size: int) -> Iterator[Group]:
@@ -68,7 +65,7 @@ def read_groups(file: BinaryIO, size: int) -> Iterator[Group]:
     for name, part, whole in _members(file):
         match = None if _META.match(name) else _NAME.fullmatch(name)
         key, suffix = (match[1], match[2].lower()) if match else (None, "")
-        if group is not None and key is not None and (key != group.key or group.holds(suffix)):
+        if group is not None and key is not None and (key != group.key or suffix in group.parts):
             yield group
             group = None
         if part.offset + part.size > size:
@@ -81,7 +78,7 @@ def read_groups(file: BinaryIO, size: int) -> Iterator[Group]:
         elif not whole:
             group.problem = f"its field {suffix!r} is a sparse file"
         else:
-            group.parts.append(Part(suffix, part.offset, part.size))
+            group.parts[suffix] = part
     if group is not None:
         yield group
 
@@ -103,7 +100,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, Part, bool]]:
             if member.size < 0:
                 raise tarfile.ReadError("a size is negative")
             if member.isreg():
-                part = Part("", member.offset_data, member.size)
+                part = Part(member.offset_data, member.size)
                 yield member.name, part, not member.issparse()
     except _BROKEN as error:
         if headers.furthest <= BLOCK:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import json
@@ -12,8 +13,11 @@ from typing import Any
 
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from reelmill.errors import Rejected
 from reelmill.shards import foreign
 from reelmill.shards.reader import ShardReader
 from reelmill.store.model import Shard, blob_name
@@ -323,6 +327,35 @@ def test_a_member_whose_size_is_a_lie_is_never_read(bench: AdoptBench, write: Wr
         assert len(bench.samples(shard)) == whole, size
         assert set(bench.rejects(shard).values()) <= {"truncated", "damaged"}, size
         assert len(bench.rejects(shard)) == 1, size
+
+
+KINDS = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+WHOLE = [packed([*PAIRS, ("y" * 60 + "/" + "x" * 60 + ".txt", b"z" * 600)], k) for k in KINDS]
+LONG = [packed([*PAIRS, ("x" * 150 + ".txt", b"z" * 600)], kind) for kind in KINDS[1:]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    data=st.sampled_from(WHOLE + LONG),
+    edits=st.lists(st.tuples(st.integers(0, 4607), st.integers(0, 255)), max_size=4),
+    cut=st.integers(0, 4608),
+    mend=st.booleans(),
+)
+def test_whatever_the_bytes_are_nothing_beyond_them_is_read(
+    data: bytes, edits: list[tuple[int, int]], cut: int, mend: bool
+) -> None:
+    torn = bytearray(data)
+    for place, value in edits:
+        torn[place] = value
+    for start in range(0, len(torn), 512) if mend else ():
+        if torn[start + 257 : start + 262] == b"ustar":
+            torn[start + 148 : start + 156] = b" " * 8
+            torn[start + 148 : start + 156] = b"%06o\0 " % sum(torn[start : start + 512])
+    del torn[len(torn) - cut :]
+    with contextlib.suppress(Rejected):
+        for group in foreign.read_groups(io.BytesIO(torn), len(torn)):
+            for part in group.parts.values():
+                assert 0 <= part.offset <= part.offset + part.size <= len(torn)
 
 
 def test_headers_have_bounds(bench: AdoptBench, write: Write) -> None:
