@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -15,8 +15,9 @@ from typing import Final, TypeAlias
 
 from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
+from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
-from reelmill.fetch.sources import Sources
+from reelmill.fetch.sources import Sources, TurnSource
 from reelmill.fetch.transfer import (
     AttemptError,
     Fetched,
@@ -246,8 +247,9 @@ class _Run:
     def _limits(self, host: str) -> Limits:
         policy = self._policy
         web = host.startswith(_WEB)
+        per_host = policy.per_host if web else policy.concurrency
         return Limits(
-            per_host=policy.per_host if web else policy.concurrency,
+            per_host=policy.sites.per_site if host.startswith(SITE) else per_host,
             rate=policy.rate if web else None,
             host_failures=policy.host_failures,
             host_pause_s=policy.host_pause_s,
@@ -265,8 +267,11 @@ class _Run:
             failure = FetchFailure("denied", "file URLs are not allowed", 0, False)
             self._hand_over(request.key, failure)
             return
+        source = self._sources.name(url)
         host = "/".join(url.split("/", 3)[:3])
-        row = _Row(request, url, host, self._sources.name(url))
+        # A site's pages have limits of their own beside those of its files.
+        host = f"{SITE}+{host}" if source == SITE else host
+        row = _Row(request, url, host, source)
         self._schedule.add(host, row, self._loop.time())
 
     def _begin(self, row: _Row, now: float) -> None:
@@ -288,12 +293,16 @@ class _Run:
     async def _attempt(self, row: _Row, transfer: Transfer) -> Outcome | AttemptError:
         transfer.attempts += 1
         try:
-            async with asyncio.timeout_at(row.until):
-                source = await self._sources.get(row.source)
-                if self._policy.inspector is None:
-                    await source.fetch(transfer)
-                else:
-                    await inspected(source, transfer, self._policy.inspector)
+            source = await self._sources.get(row.source)
+            async with source.turn() if isinstance(source, TurnSource) else nullcontext():
+                if transfer.attempts == 1:
+                    # Waiting for a turn is not part of a file's time.
+                    row.until = self._loop.time() + self._policy.timeout_s
+                async with asyncio.timeout_at(row.until):
+                    if self._policy.inspector is None:
+                        await source.fetch(transfer)
+                    else:
+                        await inspected(source, transfer, self._policy.inspector)
         except TimeoutError:
             return AttemptError("timeout", "the file did not arrive in time")
         except AttemptError as error:

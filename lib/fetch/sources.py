@@ -6,11 +6,13 @@ import asyncio
 import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from itertools import groupby
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from reelmill.errors import StageError
 from reelmill.fetch.patterns import Match, matcher
+from reelmill.fetch.rules import SITE
 from reelmill.fetch.transfer import FetchPolicy, Transfer
 
 
@@ -35,6 +37,14 @@ class RangeSource(Source, Protocol):
         """Return the bytes from ``start`` to ``end``; None: they cannot be had like this."""
 
 
+@runtime_checkable
+class TurnSource(Source, Protocol):
+    """A source that has room for a few files at a time, whatever their hosts."""
+
+    def turn(self) -> AbstractAsyncContextManager[None]:
+        """Wait until there is room for one more, and keep it for the body."""
+
+
 Opener: TypeAlias = Callable[[FetchPolicy], AbstractAsyncContextManager[Source]]
 
 SOURCES: Final[Mapping[str, str]] = MappingProxyType(
@@ -43,6 +53,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "s3": "reelmill.fetch.objects:S3Source",
         "fsspec": "reelmill.fetch.drivers:FsspecSource",
         "file": "reelmill.fetch.files:FileSource",
+        SITE: "reelmill.fetch.sites:SiteSource",
     }
 )
 """The sources' names, and the `Opener` of each, as ``module:name``."""
@@ -68,19 +79,21 @@ class Sources:
         self._open: dict[str, Source] = {}
         self._opening = asyncio.Lock()
         self._rules: list[tuple[Match, str]] = []
-        for pattern, name in policy.rules:
+        for name, rules in groupby(policy.rules, lambda rule: rule[1]):
+            patterns = [pattern for pattern, _ in rules]
             if name not in SOURCES:
                 raise StageError(
-                    f"{pattern}: no source is called {name!r}; choose from {', '.join(SOURCES)}"
+                    f"{patterns[0]}: no source is called {name!r}; choose from {', '.join(SOURCES)}"
                 )
-            self._rules.append((matcher([pattern]), name))
+            self._rules.append((matcher(patterns), name))
 
     def name(self, url: str) -> str:
-        """Return the name of the source for a normalised URL."""
-        for matches, name in self._rules:
-            if matches(url):
-                return name
-        return _BY_SCHEME[url.partition(":")[0]]
+        """Return the name of the source for a normalised URL: a rule's, for a web address, or that
+        of its scheme."""
+        own = _BY_SCHEME[url.partition(":")[0]]
+        if own == "http":
+            return next((name for matches, name in self._rules if matches(url)), own)
+        return own
 
     async def get(self, name: str) -> Source:
         """Return the source of this name."""

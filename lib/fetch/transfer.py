@@ -17,6 +17,8 @@ from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Final, NamedTuple, Protocol, Self, TypeAlias
 
 from reelmill.errors import StageError
+from reelmill.fetch.rules import SITES
+from reelmill.fetch.site_options import SiteOptions
 
 # Hashing or writing less than this costs less than handing it to a thread.
 _INLINE_BYTES: Final = 64 << 10
@@ -165,9 +167,11 @@ class FetchPolicy:
     """Whether ``X-Robots-Tag: noai`` (also ``noimageai``, ``none``) is heeded."""
     opt_out: tuple[str, ...] = ()
     """Domains, with all below them, and globs of URLs that are never asked for."""
-    rules: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, str], ...] = SITES
     """Domains or globs of URLs, and the source that fetches them instead of their scheme's. The
     first that matches counts."""
+    sites: SiteOptions = field(default_factory=SiteOptions)
+    """What is taken from video sites, and how."""
     inspector: Inspector | None = None
     user_agent: str = "reelmill"
     memory_bytes: int = 8 << 20
@@ -288,6 +292,7 @@ class Fetched:
         self.size = size
         self.sha256 = sha256
         self.path = body if isinstance(body, Path) else None
+        self.extras = extras
         self._data = b"" if isinstance(body, Path) else body
 
     def open(self) -> BinaryIO:

@@ -36,6 +36,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.store = Store.open(str(folder / "store"), create=True)
 
     def rows(self, csv: str, **source: Any) -> Shard:
