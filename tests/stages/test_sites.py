@@ -272,6 +272,7 @@ def test_videos_of_an_archive_are_not_taken(site: VideoSite, scratch: Path) -> N
 def test_an_option_that_names_no_file_stops_the_shard(site: VideoSite, scratch: Path) -> None:
     with pytest.raises(StageError, match="absent"):
         fetched(scratch, asking(archive=str(scratch.parent / "absent")), a=site.watch("/x"))
+    assert list(scratch.iterdir()) == []
 
 
 def test_videos_take_turns_at_the_proxies_and_each_has_its_own(scratch: Path) -> None:
@@ -427,7 +428,7 @@ def test_nothing_of_the_users_own_yt_dlp_is_taken_over(
     plugin.write_text(f"open({str(home / 'loaded')!r}, 'w')\nraise SystemExit\n")
     (home / "yt-dlp.conf").write_text("--exec 'touch ran'\n")
     (home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
-    monkeypatch.setenv("PYTHONPATH", str(home))
+    monkeypatch.syspath_prepend(str(home))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
