@@ -380,6 +380,7 @@ refused = {
     "chmod": lambda: (outside / "old").chmod(0o777),
     "truncate": lambda: os.truncate(outside / "old", 0),
     "database": lambda: sqlite3.connect(outside / "base"),
+    "database by URI": lambda: sqlite3.connect(f"file:{outside}/base", uri=True),
     "through a link": lambda: (home / "out" / "new").write_text("x"),
 }
 os.chdir(home)
