@@ -45,7 +45,7 @@ class SiteParams(Params):
         4, description="processes of yt-dlp for one shard"
     )
     per_site: Annotated[int, Field(ge=1, le=64), Runtime] = Field(
-        2, description="videos in flight from one site for one shard"
+        2, description="videos in flight from one host for one shard"
     )
     cookies: Annotated[AbsolutePath | None, Runtime] = Field(
         None, description="absolute path, on every worker, of cookies in Netscape's format"

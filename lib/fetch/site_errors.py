@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import socket
 import ssl
@@ -10,6 +11,9 @@ from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
 from reelmill.errors import one_line
+
+NO_SPACE: Final = "no_space"
+"""The reason that is no fault of the video: the disk is full."""
 
 _LONGEST: Final = 300
 
@@ -26,6 +30,8 @@ class Trouble(NamedTuple):
 _SAYINGS: Final = tuple(
     (reason, re.compile(pattern, re.IGNORECASE))
     for reason, pattern in (
+        (NO_SPACE, r"no space left on device|disk quota exceeded"),
+        ("too_large", r"\[Errno 27\]|file too large"),
         ("no_format", r"requested format is not available|no video formats|no formats"),
         ("unsupported_url", r"unsupported url|no suitable extractor|is not a valid url"),
         ("http_429", r"too many requests|rate.?limit|try again later"),
@@ -58,6 +64,7 @@ _SAYINGS: Final = tuple(
     )
 )
 _PASSING: Final = frozenset({"http_429", "timeout", "connect", "dns", "reset", "truncated"})
+_FULL: Final = "no space left for the files of yt-dlp: free the disk"
 _STATUS = re.compile(r"HTTP Error ([1-5][0-9]{2})\b")
 _COLOURS = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
 _HEAD = re.compile(r"^(ERROR: *)?(\[[\w:+. -]+\] *)?(Got error: *)?")
@@ -128,6 +135,10 @@ def by_error(error: BaseException) -> Trouble:
                 return Trouble("truncated", "the body ended before its announced end", True)
             case net.ProxyError():
                 return Trouble("connect", "the proxy did not connect", True)
+            case OSError(errno=errno.ENOSPC | errno.EDQUOT):
+                return Trouble(NO_SPACE, _FULL)
+            case OSError(errno=errno.EFBIG):
+                return Trouble("too_large", "larger than it may be")
             case ssl.SSLCertVerificationError() | net.CertificateVerifyError():
                 return Trouble("tls", "the certificate is not valid")
             case ssl.SSLError() | net.SSLError():

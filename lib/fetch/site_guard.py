@@ -123,5 +123,6 @@ class Guard:
             return
         name = os.fsdecode(path)  # type: ignore[arg-type]
         real = os.path.realpath(name)
-        if name not in _OPEN and not real.startswith(self._folder + os.sep):
+        inside = real.startswith(self._folder + os.sep) and not name.startswith("file:")
+        if not inside and name not in _OPEN:
             raise RefusedError("files may be changed in the scratch folder only")

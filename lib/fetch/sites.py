@@ -23,6 +23,7 @@ import ffmpeg
 import rfc8785
 
 from reelmill.errors import StageError
+from reelmill.fetch.site_errors import NO_SPACE
 from reelmill.fetch.site_options import SiteOptions
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer
 from reelmill.media.ffmpeg import FfmpegError, run
@@ -34,8 +35,7 @@ _MAX_TEXT: Final = 16 << 20
 _REMUX_TIMEOUT_S: Final = 3600.0
 _NAME = re.compile(r"[a-z0-9]+\.[a-z0-9]+")
 _MP4: Final = frozenset({"mp4", "m4v", "mov", "m4a"})
-# What a process needs of ours: where its modules are, and whom it trusts.
-_KEPT: Final = ("PYTHONPATH", "SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH")
+_KEPT: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH")
 
 
 class SiteSource:
@@ -87,14 +87,18 @@ class SiteSource:
                 request = {"url": transfer.url, "folder": str(folder), "proxy": proxy}
                 reply = await worker.ask(request)
                 if "files" in reply:
-                    run = asyncio.get_running_loop().run_in_executor
-                    await run(None, _receive, transfer, folder, reply, self._options)
+                    await asyncio.get_running_loop().run_in_executor(
+                        None, _receive, transfer, folder, reply, self._options
+                    )
         except BaseException:
             await worker.close()
             raise
         self._idle.append(worker)
-        if "files" not in reply:
-            raise AttemptError(reply["reason"], reply["message"], transient=reply["transient"])
+        if "files" in reply:
+            return
+        if reply["reason"] == NO_SPACE:
+            raise StageError(f"{transfer.scratch}: {reply['message']}")
+        raise AttemptError(reply["reason"], reply["message"], transient=reply["transient"])
 
 
 class _Worker:
@@ -118,9 +122,7 @@ class _Worker:
             line = await self._process.stdout.readline()
             reply = json.loads(line)
         except (OSError, ValueError) as error:
-            raise AttemptError(
-                "crash", "the process of yt-dlp broke off", transient=True
-            ) from error
+            raise _crash("broke off") from error
         if not isinstance(reply, dict):
             raise _crash("gave no answer")
         return reply
@@ -137,11 +139,13 @@ async def _start(policy: FetchPolicy, scratch: Path) -> _Worker:
     """Start a process, tell it what it may do, and wait until it can begin."""
     try:
         home = Path(tempfile.mkdtemp(prefix="sites-", dir=scratch)).resolve()
+    except OSError as error:
+        raise StageError(f"{scratch}: {error.strerror}") from error
+    try:
         config = _config(policy, home)
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-P",
-            "-s",
             "-m",
             "reelmill.fetch.site_worker",
             stdin=asyncio.subprocess.PIPE,
@@ -152,8 +156,9 @@ async def _start(policy: FetchPolicy, scratch: Path) -> _Worker:
             env=_environment(policy.sites, home),
             start_new_session=True,
         )
-    except OSError as error:
-        raise StageError(f"yt-dlp's process cannot be started: {error}") from error
+    except (OSError, ValueError) as error:
+        shutil.rmtree(home, ignore_errors=True)
+        raise StageError(f"the process of yt-dlp cannot be started: {error}") from error
     worker = _Worker(process, home)
     try:
         await worker.ask(config)
@@ -214,6 +219,8 @@ def _environment(options: SiteOptions, home: Path) -> dict[str, str]:
         "TMPDIR": own,
         "DENO_DIR": own,
         "LANG": "C.UTF-8",
+        # The same modules as here, though its home and its folder are others.
+        "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
         "PYTHONDONTWRITEBYTECODE": "1",
         "YTDLP_NO_PLUGINS": "1",
     }
@@ -296,9 +303,10 @@ def _own(folder: Path, name: object) -> Path:
     if not (isinstance(name, str) and _NAME.fullmatch(name)):
         raise _crash("names a file that is not its own")
     path = folder / name
-    if not stat.S_ISREG(path.lstat().st_mode):
-        raise _crash("names a file that is not its own")
-    return path
+    with suppress(OSError):
+        if stat.S_ISREG(path.lstat().st_mode):
+            return path
+    raise _crash("names a file that is not its own")
 
 
 def _text(path: Path) -> bytes:

@@ -6,6 +6,7 @@ import asyncio
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -23,6 +24,7 @@ from reelmill.errors import StageError
 from reelmill.fetch import sites
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
 from reelmill.fetch.site_options import SiteOptions
+from reelmill.fetch.transfer import AttemptError
 from reelmill.media.probe import VideoInfo, probe
 from reelmill.media.sound import probe_sound
 from tests.video_site import VTT, VideoSite
@@ -272,6 +274,7 @@ def test_videos_of_an_archive_are_not_taken(site: VideoSite, scratch: Path) -> N
 def test_an_option_that_names_no_file_stops_the_shard(site: VideoSite, scratch: Path) -> None:
     with pytest.raises(StageError, match="absent"):
         fetched(scratch, asking(archive=str(scratch.parent / "absent")), a=site.watch("/x"))
+    assert list(scratch.iterdir()) == []
 
 
 def test_videos_take_turns_at_the_proxies_and_each_has_its_own(scratch: Path) -> None:
@@ -377,6 +380,7 @@ refused = {
     "chmod": lambda: (outside / "old").chmod(0o777),
     "truncate": lambda: os.truncate(outside / "old", 0),
     "database": lambda: sqlite3.connect(outside / "base"),
+    "database by URI": lambda: sqlite3.connect(f"file:{outside}/base", uri=True),
     "through a link": lambda: (home / "out" / "new").write_text("x"),
 }
 os.chdir(home)
@@ -427,13 +431,74 @@ def test_nothing_of_the_users_own_yt_dlp_is_taken_over(
     plugin.write_text(f"open({str(home / 'loaded')!r}, 'w')\nraise SystemExit\n")
     (home / "yt-dlp.conf").write_text("--exec 'touch ran'\n")
     (home / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
-    monkeypatch.setenv("PYTHONPATH", str(home))
+    monkeypatch.syspath_prepend(str(home))
     monkeypatch.setenv("HOME", str(home))
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     found = fetched(scratch, asking(), a=site.watch("/plain"))
     assert not isinstance(found["a"], FetchFailure)
     assert not (home / "loaded").exists()
+
+
+def remuxed(folder: Path, *sources: Path, **options: Any) -> Path:
+    folder.mkdir(exist_ok=True)
+    files = []
+    for number, source in enumerate(sources):
+        name = f"{number}{source.suffix}"
+        shutil.copy(source, folder / name)
+        files.append({"name": name, "video": number == 0, "audio": True, "pieces": True})
+    return sites._remuxed(folder, files, SiteOptions(**options))
+
+
+@pytest.mark.parametrize(
+    ("names", "options", "ending", "codecs"),
+    [
+        (("silent.mp4", "audio.m4a"), {}, "mp4", ("h264", "aac")),
+        (("vp9.webm", "vp8.webm"), {}, "webm", ("vp9", "opus")),
+        (("vp9.webm", "audio.m4a"), {}, "mkv", ("vp9", "aac")),
+        (("plain.ts",), {}, "mkv", ("h264", "aac")),
+        (("silent.mp4",), {}, "mp4", ("h264", None)),
+        (("plain.mp4",), {"audio": "none"}, "mp4", ("h264", None)),
+    ],
+)
+def test_equal_pieces_give_equal_bytes_in_a_container_that_takes_them(
+    tmp_path: Path,
+    names: tuple[str, ...],
+    options: dict[str, Any],
+    ending: str,
+    codecs: tuple[str, str | None],
+) -> None:
+    sources = [sample(name) for name in names]
+    first = remuxed(tmp_path / "1", *sources, **options)
+    again = remuxed(tmp_path / "2", *sources, **options)
+    assert first.suffix == f".{ending}"
+    assert first.read_bytes() == again.read_bytes()
+    info = probe(first)
+    assert (info.codec, info.audio_codec) == codecs
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "#EXTM3U\n#EXT-X-TARGETDURATION:3\n#EXTINF:3,\n{}\n#EXT-X-ENDLIST\n",
+        "ffconcat version 1.0\nfile '{}'\n",
+    ],
+)
+def test_a_video_that_names_another_file_is_none(tmp_path: Path, text: str) -> None:
+    secret = tmp_path / "secret.ts"
+    shutil.copy(sample("plain.ts"), secret)
+    disguised = tmp_path / "film.mp4"
+    disguised.write_text(text.format(secret))
+    with pytest.raises(AttemptError, match="remux_failed") as caught:
+        remuxed(tmp_path / "1", disguised)
+    assert str(tmp_path) not in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["../secret", "link.mp4", "absent.mp4", "a/b.mp4", "", None, 3])
+def test_a_process_hands_over_its_own_files_only(tmp_path: Path, name: object) -> None:
+    (tmp_path / "link.mp4").symlink_to("/etc/passwd")
+    with pytest.raises(AttemptError, match="crash"):
+        sites._own(tmp_path, name)
 
 
 # --- Processes -------------------------------------------------------------------------------

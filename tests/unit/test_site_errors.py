@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import socket
 import ssl
@@ -45,6 +46,7 @@ from reelmill.fetch.site_errors import by_error, by_status, by_text, plain
         ("This video is DRM protected", "drm"),
         ("Unable to download: Too Many Requests", "http_429"),
         ("Unsupported URL: https://a.example/", "unsupported_url"),
+        ("unable to write data: [Errno 28] No space left on device", "no_space"),
         ("Read timed out.", "timeout"),
         ("Got error: HTTP Error 404: Not Found. Giving up after 3 retries", "http_404"),
         ("Got error: 5 bytes read, 50 more expected", "truncated"),
@@ -94,6 +96,8 @@ def refused(status: int) -> HTTPError:
         (UnsupportedError("https://a.example/"), "unsupported_url", False),
         (UserNotLive(), "live", False),
         (ExistingVideoReached(), "archived", False),
+        (OSError(errno.ENOSPC, "full"), "no_space", False),
+        (OSError(errno.EFBIG, "large"), "too_large", False),
         (KeyError("x"), "site_error", False),
     ],
 )
