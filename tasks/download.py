@@ -31,7 +31,7 @@ from reelmill.tasks.contract import (
     carried_names,
     sample_json,
 )
-from reelmill.tasks.media_fields import sound_field, video_field
+from reelmill.tasks.media_fields import caption_field, sound_field, video_field
 from reelmill.tasks.site_params import SiteParams
 from reelmill.units import Bytes, Number, Seconds
 
@@ -132,6 +132,7 @@ class Download(Stage[DownloadParams]):
     """Every row is fetched, hashed and probed; one that is no video is a reject with its reason."""
 
     name = "download"
+    version = 2
     params = DownloadParams
     conserves = True
     takes = "rows"
@@ -230,6 +231,7 @@ def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, A
         **file.extras,
         field: file.path or file.read(),
         "json": sample_json(about),
+        **caption_field(ours),
     }
     return Sample(key, fields, columns)
 

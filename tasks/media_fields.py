@@ -92,6 +92,12 @@ def texts_of(about: Any, names: Iterable[str]) -> dict[str, str]:
     return {name: text for name in names if isinstance(text := about.get(name), str)}
 
 
+def caption_field(about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The field ``txt`` of a sample with a caption, as readers of captioned videos expect it."""
+    caption = texts_of(about, ["caption"]).get("caption")
+    return {"txt": caption.encode()} if caption else {}
+
+
 def _finite(text: str) -> float | None:
     return value if math.isfinite(value := float(text)) else None
 

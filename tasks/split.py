@@ -29,7 +29,7 @@ from reelmill.tasks.contract import (
     SampleStage,
     sample_json,
 )
-from reelmill.tasks.media_fields import VIDEO, about_of, texts_of, video_of
+from reelmill.tasks.media_fields import VIDEO, about_of, caption_field, texts_of, video_of
 from reelmill.units import Number, Seconds
 
 
@@ -97,6 +97,7 @@ class Split(SampleStage[SplitParams]):
     """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
 
     name = "split"
+    version = 2
     params = SplitParams
     memory = 1_000_000_000  # most of it x264's
     reads = (*VIDEO, "json")
@@ -226,4 +227,5 @@ def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Samp
             "end": round(float(clip.wished_end), 6),
         },
     }
-    return Sample(key, {"mp4": clip.path, "json": sample_json(value)}, columns)
+    fields: dict[str, bytes | Path] = {"mp4": clip.path, "json": sample_json(value)}
+    return Sample(key, {**fields, **caption_field(about)}, columns)

@@ -85,6 +85,16 @@ REASONS: Final[Mapping[str, Reason]] = MappingProxyType(
         "too_large": Reason("the file is larger than the policy allows"),
         "truncated": Reason("the body ended before its announced end", True),
         "unreadable": Reason("the file or object cannot be read just now", True),
+        # A page of a video site.
+        "archived": Reason("the video is in the archive of those not to take"),
+        "crash": Reason("yt-dlp broke off or hung", True),
+        "drm": Reason("the video is encrypted"),
+        "live": Reason("the video is being broadcast, or will be"),
+        "no_format": Reason("the site has the video in no format that is allowed"),
+        "playlist": Reason("the page shows several videos"),
+        "remux_failed": Reason("picture and sound could not be put into one file"),
+        "site_error": Reason("yt-dlp failed for a reason that has no name here"),
+        "unsupported_url": Reason("yt-dlp finds no video there"),
     }
 )
 """All reasons why a file cannot be had. What an extractor or an inspector finds may have others."""

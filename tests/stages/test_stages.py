@@ -169,6 +169,17 @@ def test_given_spans_become_clips_and_rows_without_any_are_rejects(bench: Bench)
     assert bench.rejects(shard) == {"000000001": "no_clips"}
 
 
+def test_a_caption_is_a_text_of_its_own_of_video_and_clips(bench: Bench) -> None:
+    url = f"file://{sample('silent.mp4')}"
+    rows = bench.rows(f'url,said\n{url},"Zürich, at night"\n{url}?,\n', caption="said")
+    videos = bench.make("download", rows, allow_files=True)
+    clips = bench.make("split", videos, method="fixed", seconds="1s", cut="copy")
+    for shard in (videos, clips):
+        found = [made.fields["txt"].decode() for made in bench.samples(shard).values()]
+        assert found
+        assert set(found) == {"Zürich, at night"}
+
+
 @pytest.mark.parametrize(
     ("count", "stride", "step", "firsts"),
     [(3, 1, None, range(0, 88, 3)), (3, 4, 10, range(0, 82, 10)), (2, 5, 1, range(85))],
