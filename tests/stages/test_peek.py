@@ -380,3 +380,33 @@ def test_downloads_are_held_to_the_limits_by_what_they_are(tmp_path: Path) -> No
         "000000002": "too_long",
         "000000003": "unwanted_codec",
     }
+
+
+def test_a_dataset_is_the_same_whether_files_were_looked_at_early_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("plain.mp4", "fast.mp4", "odd.mp4", "plain.mkv", "vp9.webm", "plain.avi", "plain.ts")
+    rows = "url\n" + "".join(f"file://{sample(name)}\n" for name in names)
+    limits = {"max_duration": "2s", "max_side": 128, "codecs": ["h264", "vp9"]}
+    seen: list[str] = []
+
+    class Seeing(Inspector):
+        def __call__(self, *args: Any) -> tuple[int, int] | None:
+            try:
+                return super().__call__(*args)
+            except Rejected as rejected:
+                seen.append(rejected.reason)
+                raise
+
+    made = []
+    for early in (True, False):
+        inspector = Seeing(Limits.model_validate(limits), 4500) if early else None
+        monkeypatch.setattr(Limits, "inspector", lambda self, found=inspector: found)
+        folder = tmp_path / str(early)
+        folder.mkdir()
+        bench = Bench(folder)
+        shard = bench.make("download", bench.rows(rows), allow_files=True, limits=limits)
+        made.append((shard.index.digest, bench.rejects(shard)))
+    assert made[0] == made[1]
+    assert set(made[0][1].values()) == {"too_long", "high_resolution", "unwanted_codec"}
+    assert {"too_long", "high_resolution"} <= set(seen)
