@@ -45,7 +45,7 @@ _CODE: Final = "%(?:[018-9A-F][0-9A-F]|2[0-9A-CF]|3[A-F]|40|5[B-E]|60|7[B-DF])"
 NORMAL: Final = (
     r"^(?:https?://(?:[a-z0-9_-]{1,40}\.){0,5}[a-z][a-z0-9_-]{0,40}(?::[1-9][0-9]{3})?"
     rf"(?:/(?:{_SEGMENT.format(code=_CODE)})?)+(?:\?(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/?]|{_CODE})*)?"
-    rf"|s3://[A-Za-z0-9][A-Za-z0-9._-]{{1,63}}/[!-~]+"
+    rf"|(?:s3|gs|az|abfs|hf)://[A-Za-z0-9][A-Za-z0-9._-]{{1,63}}/[!-~]+"
     r"|file://(?:/[A-Za-z0-9\-_~!$&'()*+,;=:@][A-Za-z0-9\-._~!$&'()*+,;=:@]*)+)$"
 )
 """A regular expression, in the syntax of RE2 as well, of URLs that `normalise` returns as they are:

@@ -71,9 +71,10 @@ class Blobs:
         return [row for shard in shards for row in shard.to_pylist()]
 
     def removed(self, manifest: Manifest) -> dict[str, Removed]:
-        if manifest.removed is None:
-            return {}
-        return removed.decode(self.held[manifest.removed.digest])
+        found: dict[str, Removed] = {}
+        for blob in manifest.removed:
+            found |= removed.decode(self.held[blob.digest])
+        return found
 
 
 @pytest.fixture
@@ -355,7 +356,7 @@ def test_rows_that_are_gone_are_named_and_come_off_the_list_when_they_are_back(
     assert set(blobs.removed(back.manifest)) == {"000000000"}
     assert (back.back, back.gone, back.new) == (2, 1, 0)
     whole = step(back.manifest, 0, 1, 2, 3, 5, removed="drop")
-    assert whole.manifest.removed is None
+    assert whole.manifest.removed == ()
 
 
 @pytest.mark.parametrize("reason", [RETRIED, CHANGED])
@@ -381,7 +382,7 @@ def test_a_row_that_lives_on_under_another_key_is_known(blobs: Blobs, reason: st
     base = Manifest(
         fields=(),
         generations=(*first.generations, again[0].model_copy(update={"shards": (shard,)})),
-        removed=Blob(digest=sha256(listed), size=len(listed)),
+        removed=(Blob(digest=sha256(listed), size=len(listed)),),
     )
     same = blobs.ingest(rows, base, removed="drop")
     assert same.manifest == base
@@ -630,6 +631,6 @@ def test_what_is_committed_is_what_was_written(tmp_path: Path, blobs: Blobs) -> 
     made = commit_ingest(store, action, again, {})
     assert made.manifest is not None
     manifest = store.manifest(made.manifest.digest)
-    assert manifest.removed is not None
-    assert removed.decode(store.read_blob(manifest.removed.digest, "parquet"))
+    (blob,) = manifest.removed
+    assert set(removed.decode(store.read_blob(blob.digest, "parquet"))) == {"000000000"}
     assert pc.sum(pa.array([shard.samples for shard in manifest.shards])).as_py() == made.samples
