@@ -358,10 +358,12 @@ class _Handle:
 
 
 def _parse(lines: Sequence[bytes], address: str) -> Head:
-    status = lines[0].split(None, 2)[1:2] if lines else []
+    first, *rest = b"".join(lines).decode("utf-8", "surrogateescape").split("\n")
+    status = first.split(None, 2)[1:2]
     headers: dict[str, str] = {}
-    for line in lines[1:-1]:
-        name, _, value = line.decode("utf-8", "surrogateescape").partition(":")
-        name, value = name.strip().lower(), value.strip()
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Head(int(status[0]) if status and status[0].isdigit() else 0, headers, address)
+    for line in rest:
+        name, colon, value = line.partition(":")
+        if colon:
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return Head(int(status[0]) if status and status[0].isdecimal() else 0, headers, address)

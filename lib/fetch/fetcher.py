@@ -336,14 +336,11 @@ class _Run:
         transient = error.transient or error.reason == "timeout"
         row.failure = row.transfer.fail(error.reason, error.message, transient=transient)
         again = now + self._pause(row.transfer.attempts, error)
-        if (
-            not error.transient
-            or row.transfer.attempts == self._policy.attempts
-            or again >= row.until
-        ):
-            self._end(row, row.failure)
-        else:
+        left = row.transfer.attempts < self._policy.attempts and again < row.until
+        if error.transient and left and not self._expired:
             self._schedule.put_off(row.host, row, again, now)
+        else:
+            self._end(row, row.failure)
         if given_up:
             message = f"{row.host.partition('://')[2]} is given up: {error.message}"
             for other in self._schedule.give_up(row.host):

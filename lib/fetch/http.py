@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import pycurl
@@ -119,13 +120,12 @@ class HTTPSource:
         return transfer.peek(0, transfer.size)
 
     async def _ask(self, url: str, headers: list[str], reply: _Reply | _Part) -> None:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        proxy = _proxy(self._policy.proxy, parts.scheme, parts.netloc)
+        origin = _origin("/".join(url.split("/", 3)[:3]))
+        host = origin.host
+        proxy = _proxy(self._policy.proxy, origin.scheme, origin.netloc)
         resolved = await self._resolve(host, bool(proxy))
         if resolved:
-            port = parts.port or _DEFAULT_PORTS[parts.scheme]
-            resolved = f"{host}:{port}:{resolved}"
+            resolved = f"{host}:{origin.port}:{resolved}"
         try:
             await self._session.get(
                 url, [*_HEADERS, *headers], reply, resolved=resolved, proxy=proxy
@@ -149,6 +149,20 @@ class HTTPSource:
             if found and not any(map(is_public, found)):
                 raise _private(host)
         return ""
+
+
+class _Origin(NamedTuple):
+    scheme: str
+    netloc: str
+    host: str
+    port: int
+
+
+@lru_cache(maxsize=4096)
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    return _Origin(parts.scheme, parts.netloc, parts.hostname or "", port)
 
 
 _HEADERS: Final = ("Accept: */*", "Accept-Encoding: identity")
@@ -276,7 +290,7 @@ class _Reply:
                 _NAMED.get(status, f"http_{status}"),
                 _status_line(status),
                 transient=status in _TRANSIENT or 500 <= status < 600,
-                retry_after_s=_retry_after(headers),
+                retry_after_s=_retry_after(headers) if status in (429, 503) else 0.0,
             )
         transfer.restart()
         etag = headers.get("etag", "")
