@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -194,6 +194,13 @@ class Fake:
     ) -> None:
         self.opened.append("closed")
 
+    @asynccontextmanager
+    async def turn(self, url: str) -> AsyncIterator[None]:
+        assert url.startswith("https://")
+        # Longer than the file's own time.
+        await asyncio.sleep(0.3)
+        yield
+
     async def fetch(self, transfer: Transfer) -> None:
         transfer.restart()
         path = transfer.scratch / f"{transfer.key}-{transfer.attempts}"
@@ -222,7 +229,8 @@ def test_a_rule_names_the_source(
         "three": "https://video.example/rejected",
         "plain": plain,
     }
-    policy = replace(POLICY, rules=(("video.example", "fake"), ("*.example/*", "http")))
+    rules = (("video.example", "fake"), ("*.example/*", "http"))
+    policy = replace(POLICY, rules=rules, timeout_s=0.2)
     found = dict(fetch_iter(urls.items(), policy, tmp_path))
     one = found["one"]
     assert isinstance(one, Fetched)
