@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ _BUFFER_BYTES: Final = 512 << 10
 # again, if that takes no more than this.
 _DRAIN_BYTES: Final = 64 << 10
 _DRAIN_S: Final = 2.0
+_SHORT = re.compile(r"[0-9]{1,8}")
+_STATUS = re.compile(r"HTTP/[0-9.]+ ([0-9]{3})(?![0-9])")
 _SYSTEM_CERTIFICATES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -340,7 +343,7 @@ class _Handle:
         if not wanted:
             self.draining = monotonic()
             size = head.headers.get("content-length", "0")
-            return size.isdigit() and len(size) < 9 and int(size) <= _DRAIN_BYTES
+            return bool(_SHORT.fullmatch(size)) and int(size) <= _DRAIN_BYTES
         return True
 
     def _on_data(self, data: bytes) -> int:
@@ -359,11 +362,11 @@ class _Handle:
 
 def _parse(lines: Sequence[bytes], address: str) -> Head:
     first, *rest = b"".join(lines).decode("utf-8", "surrogateescape").split("\n")
-    status = first.split(None, 2)[1:2]
+    status = _STATUS.match(first)
     headers: dict[str, str] = {}
     for line in rest:
         name, colon, value = line.partition(":")
         if colon:
             name, value = name.strip().lower(), value.strip()
             headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Head(int(status[0]) if status and status[0].isdecimal() else 0, headers, address)
+    return Head(int(status[1]) if status else 0, headers, address)
