@@ -107,6 +107,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._idle_timeout_s = idle_timeout_s
         self._guard = guard
+        authorities = certificates()
         self._options = (
             (pycurl.USERAGENT, user_agent),
             (pycurl.CONNECTTIMEOUT_MS, max(1, round(connect_timeout_s * 1000))),
@@ -117,7 +118,8 @@ class Session:
             (pycurl.HTTP09_ALLOWED, 0),
             (pycurl.HTTP_CONTENT_DECODING, 0),
             (pycurl.NETRC, pycurl.NETRC_IGNORED),
-            (pycurl.CAINFO, certificates()),
+            (pycurl.CAINFO, authorities),
+            (pycurl.PROXY_CAINFO, authorities),
             (pycurl.SSL_VERIFYPEER, 1),
             (pycurl.SSL_VERIFYHOST, 2),
             (pycurl.BUFFERSIZE, _BUFFER_BYTES),

@@ -220,7 +220,6 @@ def test_a_rule_names_the_source(
     server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sources, "SOURCES", {**sources.SOURCES, "fake": f"{__name__}:Fake"})
-    monkeypatch.setattr(sources.importlib, "import_module", _import_module)
     Fake.opened.clear()
     plain = server.on("/a", body=b"plain")
     urls = {
@@ -247,13 +246,6 @@ def test_a_rule_names_the_source(
     assert found["plain"].read() == b"plain"
     assert found["plain"].extras == {}
     assert Fake.opened == ["opened", "closed"]
-
-
-def _import_module(name: str) -> Any:
-    import importlib
-    import sys
-
-    return sys.modules[name] if name == __name__ else importlib.__import__(name, fromlist=["_"])
 
 
 def test_rules_that_make_no_sense(tmp_path: Path) -> None:
