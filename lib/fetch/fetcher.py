@@ -7,7 +7,7 @@ import random
 import threading
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack, nullcontext
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -17,7 +17,7 @@ from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
 from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
-from reelmill.fetch.sources import Sources, TurnSource
+from reelmill.fetch.sources import Sources
 from reelmill.fetch.transfer import (
     AttemptError,
     Fetched,
@@ -160,8 +160,8 @@ class _Row:
     source: str
     transfer: Transfer | None = None
     """From the first attempt on."""
-    until: float = 0.0
-    """When the time for all attempts is up."""
+    until: float | None = None
+    """When the time for all attempts is up, once the first one has begun."""
     failure: FetchFailure | None = None
     """Of the last attempt."""
 
@@ -277,12 +277,11 @@ class _Run:
     def _begin(self, row: _Row, now: float) -> None:
         """Begin an attempt, unless it would be too late."""
         if row.transfer is None:
-            row.until = now + self._policy.timeout_s
             known = (row.request.etag, row.request.last_modified)
             row.transfer = Transfer(row.request.key, row.url, self._policy, self._scratch, known)
             row.transfer.extractor = row.source
             self._open.add(row)
-        elif row.failure is not None and now >= row.until:
+        elif row.failure is not None and row.until is not None and now >= row.until:
             self._schedule.ended(row.host, row, now)
             self._end(row, row.failure)
             return
@@ -294,9 +293,8 @@ class _Run:
         transfer.attempts += 1
         try:
             source = await self._sources.get(row.source)
-            async with source.turn() if isinstance(source, TurnSource) else nullcontext():
-                if transfer.attempts == 1:
-                    # Waiting for a turn is not part of a file's time.
+            async with self._sources.turn(row.source, row.url):
+                if row.until is None:
                     row.until = self._loop.time() + self._policy.timeout_s
                 async with asyncio.timeout_at(row.until):
                     if self._policy.inspector is None:
@@ -345,14 +343,12 @@ class _Run:
         transient = error.transient or error.reason == "timeout"
         row.failure = row.transfer.fail(error.reason, error.message, transient=transient)
         again = now + self._pause(row.transfer.attempts, error)
-        if (
-            not error.transient
-            or row.transfer.attempts == self._policy.attempts
-            or again >= row.until
-        ):
-            self._end(row, row.failure)
-        else:
+        in_time = row.until is not None and again < row.until
+        left = row.transfer.attempts < self._policy.attempts and in_time
+        if error.transient and left and not self._expired:
             self._schedule.put_off(row.host, row, again, now)
+        else:
+            self._end(row, row.failure)
         if given_up:
             message = f"{row.host.partition('://')[2]} is given up: {error.message}"
             for other in self._schedule.give_up(row.host):

@@ -63,8 +63,8 @@ class SiteSource:
             await self._idle.pop().close()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait until a process has time for one more video."""
+    async def turn(self, _url: str) -> AsyncIterator[None]:
+        """Wait until a process has time for one more video, of whatever site."""
         async with self._room:
             yield
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from itertools import groupby
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, runtime_checkable
@@ -38,11 +38,11 @@ class RangeSource(Source, Protocol):
 
 
 @runtime_checkable
-class TurnSource(Source, Protocol):
-    """A source that has room for a few files at a time, whatever their hosts."""
+class BusySource(Source, Protocol):
+    """A source with room for a few files at a time. Waiting for room is no part of their time."""
 
-    def turn(self) -> AbstractAsyncContextManager[None]:
-        """Wait until there is room for one more, and keep it for the body."""
+    def turn(self, url: str) -> AbstractAsyncContextManager[None]:
+        """Return a context in which there is room for the file of a normalised URL."""
 
 
 Opener: TypeAlias = Callable[[FetchPolicy], AbstractAsyncContextManager[Source]]
@@ -77,6 +77,7 @@ class Sources:
         self._policy = policy
         self._stack = stack
         self._open: dict[str, Source] = {}
+        self._busy: dict[str, BusySource] = {}
         self._opening = asyncio.Lock()
         self._rules: list[tuple[Match, str]] = []
         for name, rules in groupby(policy.rules, lambda rule: rule[1]):
@@ -95,6 +96,11 @@ class Sources:
             return next((name for matches, name in self._rules if matches(url)), own)
         return own
 
+    def turn(self, name: str, url: str) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the source of this name, which is open, has room."""
+        busy = self._busy.get(name)
+        return nullcontext() if busy is None else busy.turn(url)
+
     async def get(self, name: str) -> Source:
         """Return the source of this name."""
         if name not in self._open:
@@ -107,4 +113,7 @@ class Sources:
         # Some cost half a second of imports, for only few datasets.
         module, _, attribute = SOURCES[name].partition(":")
         opener: Opener = getattr(importlib.import_module(module), attribute)
-        self._open[name] = await self._stack.enter_async_context(opener(self._policy))
+        source = await self._stack.enter_async_context(opener(self._policy))
+        if isinstance(source, BusySource):
+            self._busy[name] = source
+        self._open[name] = source

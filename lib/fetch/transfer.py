@@ -109,7 +109,12 @@ def may_pass(reason: str) -> bool:
 
 
 class Inspector(Protocol):
-    """Looks at the beginning of a file while the rest arrives, to spare what will be rejected."""
+    """Looks at the beginning of a file while the rest arrives, to spare what will be rejected.
+
+    It may be asked or not, and be given a tail or not, as the server and the network have it. So
+    that the outcome is the same, it rejects only what the whole file would be rejected for, and
+    with the same reason and message.
+    """
 
     @property
     def head_bytes(self) -> int:

@@ -14,8 +14,10 @@ from typing import Any, Self
 import pytest
 from hypercorn.asyncio import serve
 from hypercorn.config import Config
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from reelmill.fetch import addresses, http
+from reelmill.fetch import addresses, curl, http, manners
 from reelmill.fetch.addresses import Resolver, is_public
 from reelmill.fetch.curl import CurlError, Session
 from reelmill.fetch.fetcher import (
@@ -150,8 +152,6 @@ def test_http_2(authority: Authority, tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_authorities(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from reelmill.fetch import curl
-
     own = tmp_path / "own.pem"
     own.touch()
     monkeypatch.setenv("SSL_CERT_FILE", str(own))
@@ -240,6 +240,53 @@ def test_no_netrc(server: BadServer, tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setenv("HOME", str(tmp_path))
     assert isinstance(only(server.on("/a", body=b"x"), tmp_path), Fetched)
     assert "authorization" not in server.requests[0].headers
+
+
+ODD = ("9" * 5000, "-1", "²", "٣", "0", "", "bytes 1-2/3", "bytes */5", "gzip", '"v"')
+NAMES = (
+    "Content-Length Content-Range Content-Encoding Content-Type ETag Last-Modified Location "
+    "Retry-After X-Robots-Tag Accept-Ranges X:"
+)
+VALUES = st.one_of(
+    st.sampled_from(ODD),
+    st.from_regex(r"bytes [0-9]+-[0-9]+/([0-9]+|[*])", fullmatch=True),
+    st.text(max_size=20),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.sampled_from([0, 200, 203, 206, 301, 304, 404, 416, 429, 503, 999]),
+    st.lists(st.tuples(st.sampled_from(["", *NAMES.split()]), VALUES), max_size=6),
+    st.booleans(),
+)
+def test_no_head_is_more_than_a_failure(
+    status: int, headers: list[tuple[str, str]], resumes: bool
+) -> None:
+    lines = [f"HTTP/1.1 {status} X\r\n".encode()]
+    lines += [f"{name}: {value}\r\n".encode("utf-8", "replace") for name, value in headers]
+    head = curl._parse([*lines, b"\r\n"], "127.0.0.1")
+    assert head.status == (status if status >= 100 else 0)
+    policy = replace(POLICY, noai=True)
+    transfer = Transfer("k", "http://h/", policy, Path(), ('"a"', None))
+    if resumes:
+        transfer.append(b"some")
+        transfer.validator = '"v"'
+
+    async def read(url: str) -> bytes:
+        raise AssertionError(url)
+
+    reply = http._Reply("http://h/", transfer, manners.Manners(policy, read))
+    for line in reply.conditions():
+        assert line.isprintable()
+    with contextlib.suppress(AttemptError):
+        reply.head(head)
+        reply.end()
+        for told in (transfer.etag, transfer.last_modified, transfer.content_type):
+            assert told is None or (told.isascii() and told.isprintable())
+    if reply.location is not None:
+        with contextlib.suppress(AttemptError):
+            http._redirected("http://h/", reply.location)
 
 
 # --- Addresses -------------------------------------------------------------------------------
