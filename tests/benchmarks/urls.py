@@ -1,9 +1,9 @@
 """A hundred thousand addresses at fifty hosts, some dead in many ways, and everything killed.
 
 Five addresses of a hundred are at dead hosts. The table is built twice, by the local profile with
-four workers, which wait for dead hosts more than they work: once undisturbed, while the memory of the workers is read; and once killed by SIGKILL
-at random moments, flow and workers alike, and built again until it is done. Every address has to be
-accounted for once, both times.
+four workers, which wait for the dead more than they work: once undisturbed, while the memory of the
+workers is read; and once killed by SIGKILL at random moments, flow and workers alike, and built
+again until it is done. Every address has to be accounted for once, both times.
 """
 
 from __future__ import annotations
