@@ -13,6 +13,7 @@ from pydantic import Field
 
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.fetch.transfer import PROXY_PATTERN, may_pass
 from reelmill.media.probe import probe
 from reelmill.shards import index
 from reelmill.tasks.contract import (
@@ -27,7 +28,7 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.media_fields import video_field
-from reelmill.units import Bytes, Seconds
+from reelmill.units import Bytes, Number, Seconds
 
 OWN = pa.schema(
     [
@@ -53,8 +54,28 @@ class DownloadParams(Params):
         False, description="let addresses point to this machine and private networks"
     )
     allow_files: bool = Field(False, description="let addresses be file: paths of the workers")
+    robots: bool = Field(False, description="heed robots.txt")
+    noai: bool = Field(False, description="heed X-Robots-Tag: noai, noimageai and none")
+    opt_out: tuple[str, ...] = Field(
+        (), description="domains, and globs of addresses, that are never asked for"
+    )
+    rules: tuple[tuple[str, str], ...] = Field(
+        (), description="domains or globs of addresses, each with the source that fetches them"
+    )
     concurrency: Annotated[int, Field(ge=1, le=1024), Runtime] = Field(
         16, description="files in flight for one shard"
+    )
+    per_host: Annotated[int, Field(ge=1, le=1024), Runtime] = Field(
+        8, description="files in flight from one host"
+    )
+    rate: Annotated[Number | None, Field(gt=0), Runtime] = Field(
+        None, description="requests a second to one host, at most"
+    )
+    deadline: Annotated[Seconds | None, Field(gt=0), Runtime] = Field(
+        None, description="for all files of a shard; what is missing then is rejected"
+    )
+    proxy: Annotated[str, Field(pattern=PROXY_PATTERN), Runtime] = Field(
+        "", description="URL of an HTTP or SOCKS proxy, or env for the environment's; empty: none"
     )
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(300), description="for one file, all attempts together"
@@ -93,6 +114,14 @@ class Download(Stage[DownloadParams]):
             allow_private=params.allow_private,
             allow_file=params.allow_files,
             user_agent=params.user_agent,
+            per_host=params.per_host,
+            rate=None if params.rate is None else float(params.rate),
+            deadline_s=None if params.deadline is None else float(params.deadline),
+            proxy=params.proxy,
+            robots=params.robots,
+            noai=params.noai,
+            opt_out=params.opt_out,
+            rules=params.rules,
         )
         requests = ((key, row["url"]) for key, row in rows.items())
         for key, outcome in fetch_iter(requests, policy, job.scratch):
@@ -108,12 +137,7 @@ class Download(Stage[DownloadParams]):
                     yield Reject(key, rejected.reason, rejected.message, row)
 
     def may_pass(self, reason: str) -> bool:
-        return reason in _MAY_PASS or reason.startswith("http_5")
-
-
-_MAY_PASS = frozenset(
-    {"connect", "dns", "reset", "timeout", "tls", "truncated", "http_408", "http_425", "http_429"}
-)
+        return may_pass(reason)
 
 
 def _sample(key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:

@@ -159,8 +159,8 @@ class _Row:
     source: str
     transfer: Transfer | None = None
     """From the first attempt on."""
-    until: float = 0.0
-    """When the time for all attempts is up."""
+    until: float | None = None
+    """When the time for all attempts is up, once the first one has begun."""
     failure: FetchFailure | None = None
     """Of the last attempt."""
 
@@ -202,14 +202,16 @@ class _Run:
         try:
             async with AsyncExitStack() as stack:
                 self._sources = Sources(self._policy, stack)
-                if self._policy.deadline_s is not None:
-                    expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
-                    stack.callback(expiry.cancel)
-                stack.push_async_callback(self._stop)
-                for request in requests:
-                    self._add(Request(*request))
-                self.step()
-                await self._done
+                try:
+                    if self._policy.deadline_s is not None:
+                        expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
+                        stack.callback(expiry.cancel)
+                    for request in requests:
+                        self._add(Request(*request))
+                    self.step()
+                    await self._done
+                finally:
+                    await self._stop()
         finally:
             self._deliver(None)
 
@@ -270,12 +272,11 @@ class _Run:
     def _begin(self, row: _Row, now: float) -> None:
         """Begin an attempt, unless it would be too late."""
         if row.transfer is None:
-            row.until = now + self._policy.timeout_s
             known = (row.request.etag, row.request.last_modified)
             row.transfer = Transfer(row.request.key, row.url, self._policy, self._scratch, known)
             row.transfer.extractor = row.source
             self._open.add(row)
-        elif row.failure is not None and now >= row.until:
+        elif row.failure is not None and row.until is not None and now >= row.until:
             self._schedule.ended(row.host, row, now)
             self._end(row, row.failure)
             return
@@ -286,12 +287,15 @@ class _Run:
     async def _attempt(self, row: _Row, transfer: Transfer) -> Outcome | AttemptError:
         transfer.attempts += 1
         try:
-            async with asyncio.timeout_at(row.until):
-                source = await self._sources.get(row.source)
-                if self._policy.inspector is None:
-                    await source.fetch(transfer)
-                else:
-                    await inspected(source, transfer, self._policy.inspector)
+            source = await self._sources.get(row.source)
+            async with self._sources.turn(row.source, row.url):
+                if row.until is None:
+                    row.until = self._loop.time() + self._policy.timeout_s
+                async with asyncio.timeout_at(row.until):
+                    if self._policy.inspector is None:
+                        await source.fetch(transfer)
+                    else:
+                        await inspected(source, transfer, self._policy.inspector)
         except TimeoutError:
             return AttemptError("timeout", "the file did not arrive in time")
         except AttemptError as error:
@@ -334,14 +338,12 @@ class _Run:
         transient = error.transient or error.reason == "timeout"
         row.failure = row.transfer.fail(error.reason, error.message, transient=transient)
         again = now + self._pause(row.transfer.attempts, error)
-        if (
-            not error.transient
-            or row.transfer.attempts == self._policy.attempts
-            or again >= row.until
-        ):
-            self._end(row, row.failure)
-        else:
+        in_time = row.until is not None and again < row.until
+        left = row.transfer.attempts < self._policy.attempts and in_time
+        if error.transient and left and not self._expired:
             self._schedule.put_off(row.host, row, again, now)
+        else:
+            self._end(row, row.failure)
         if given_up:
             message = f"{row.host.partition('://')[2]} is given up: {error.message}"
             for other in self._schedule.give_up(row.host):

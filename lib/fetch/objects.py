@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC
+from email.utils import format_datetime
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -80,7 +82,11 @@ class S3Source:
             reply = await client.get_object(**request)
         transfer.etag = transfer.validator = reply.get("ETag")
         transfer.content_type = media_type(reply.get("ContentType"))
-        total = transfer.size + reply["ContentLength"]
+        if "LastModified" in reply:
+            transfer.last_modified = format_datetime(
+                reply["LastModified"].astimezone(UTC), usegmt=True
+            )
+        total = transfer.total = transfer.size + reply["ContentLength"]
         with _errors(bucket, transfer, "truncated", _TRUNCATED):
             async with reply["Body"] as body:
                 transfer.check(total)
@@ -88,6 +94,21 @@ class S3Source:
                     await transfer.receive(data)
         if transfer.size < total:
             raise AttemptError("truncated", _TRUNCATED, transient=True)
+
+    async def read_range(self, transfer: Transfer, start: int, end: int) -> bytes | None:
+        """Return bytes of the object; None: they cannot be had."""
+        bucket, key = s3_location(transfer.url)
+        request = {"Bucket": bucket, "Key": key, "Range": f"bytes={start}-{end - 1}"}
+        if transfer.validator:
+            request["IfMatch"] = transfer.validator
+        try:
+            client = await self._client()
+            reply = await client.get_object(**request)
+            async with reply["Body"] as body:
+                data: bytes = await body.read(end - start)
+        except (BotoCoreError, ClientError, aiohttp.ClientError):
+            return None
+        return data if len(data) == end - start else None
 
     async def _client(self) -> Any:
         if self._file_system is None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import importlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
@@ -32,6 +33,14 @@ class RangeSource(Source, Protocol):
 
     async def read_range(self, transfer: Transfer, start: int, end: int) -> bytes | None:
         """Return the bytes from ``start`` to ``end``; None: they cannot be had like this."""
+
+
+@runtime_checkable
+class BusySource(Source, Protocol):
+    """A source with room for a few files at a time. Waiting for room is no part of their time."""
+
+    def turn(self, url: str) -> AbstractAsyncContextManager[None]:
+        """Return a context in which there is room for the file of a normalised URL."""
 
 
 Opener: TypeAlias = Callable[[FetchPolicy], AbstractAsyncContextManager[Source]]
@@ -65,6 +74,8 @@ class Sources:
         self._policy = policy
         self._stack = stack
         self._open: dict[str, Source] = {}
+        self._busy: dict[str, BusySource] = {}
+        self._opening = asyncio.Lock()
         self._rules: list[tuple[Match, str]] = []
         for pattern, name in policy.rules:
             if name not in SOURCES:
@@ -80,12 +91,24 @@ class Sources:
                 return name
         return _BY_SCHEME[url.partition(":")[0]]
 
+    def turn(self, name: str, url: str) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the source of this name, which is open, has room."""
+        busy = self._busy.get(name)
+        return nullcontext() if busy is None else busy.turn(url)
+
     async def get(self, name: str) -> Source:
         """Return the source of this name."""
-        source = self._open.get(name)
-        if source is None:
-            # Some cost half a second of imports, for only few datasets.
-            module, _, attribute = SOURCES[name].partition(":")
-            opener: Opener = getattr(importlib.import_module(module), attribute)
-            source = self._open[name] = await self._stack.enter_async_context(opener(self._policy))
-        return source
+        if name not in self._open:
+            async with self._opening:
+                if name not in self._open:
+                    await self._open_source(name)
+        return self._open[name]
+
+    async def _open_source(self, name: str) -> None:
+        # Some cost half a second of imports, for only few datasets.
+        module, _, attribute = SOURCES[name].partition(":")
+        opener: Opener = getattr(importlib.import_module(module), attribute)
+        source = await self._stack.enter_async_context(opener(self._policy))
+        if isinstance(source, BusySource):
+            self._busy[name] = source
+        self._open[name] = source

@@ -21,7 +21,9 @@ from reelmill.errors import StageError
 # Hashing or writing less than this costs less than handing it to a thread.
 _INLINE_BYTES: Final = 64 << 10
 _PRINTABLE = re.compile(r"[\x20-\x7e]+")
-_PROXY = re.compile(r"(https?|socks5h)://[\x21-\x7e]+")
+
+PROXY_PATTERN: Final = r"^(|env|(https?|socks5h)://[\x21-\x7e]+)$"
+"""What `FetchPolicy.proxy` may be, as a regular expression."""
 
 
 class Request(NamedTuple):
@@ -95,7 +97,12 @@ def may_pass(reason: str) -> bool:
 
 
 class Inspector(Protocol):
-    """Looks at the beginning of a file while the rest arrives, to spare what will be rejected."""
+    """Looks at the beginning of a file while the rest arrives, to spare what will be rejected.
+
+    It may be asked or not, and be given a tail or not, as the server and the network have it. So
+    that the outcome is the same, it rejects only what the whole file would be rejected for, and
+    with the same reason and message.
+    """
 
     head_bytes: int
     """How much of the beginning is wanted. Files that are no longer are not inspected."""
@@ -178,7 +185,7 @@ class FetchPolicy:
             raise ValueError("rate is more than 0 requests a second")
         if not _PRINTABLE.fullmatch(self.user_agent):
             raise ValueError("user_agent is printable ASCII text")
-        if self.proxy not in (None, "", "env") and not _PROXY.fullmatch(self.proxy):
+        if not re.fullmatch(PROXY_PATTERN, self.proxy or ""):
             raise ValueError("proxy is env or an http, https or socks5h URL")
 
 
@@ -336,6 +343,7 @@ class Transfer:
         size: Bytes so far.
         total: Bytes of the whole file, if they are told.
         validator: Strong validator of the bytes so far, with which a further attempt may resume.
+        takes_ranges: Whether the server says that it can send parts of the file.
         unchanged: Set by a source instead of any bytes.
         attempts: How many have begun.
         on_head: Called once, in the thread that appends, when more than ``head_bytes`` are there.
@@ -361,6 +369,7 @@ class Transfer:
         self.address: str | None = None
         self.validator: str | None = None
         self.total: int | None = None
+        self.takes_ranges = False
         self.unchanged = False
         self.attempts = 0
         self.size = 0
@@ -420,6 +429,7 @@ class Transfer:
             self._discard()
             self.size = 0
             self.validator = self.total = None
+            self.takes_ranges = False
             self._sha256 = hashlib.sha256()
 
     def attach(self, name: str, value: bytes | Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urljoin
 
@@ -11,7 +12,9 @@ import idna
 
 from reelmill.errors import Rejected
 
-SCHEMES: Final = ("http", "https", "s3", "file")
+STORES: Final = ("s3", "gs", "az", "abfs", "hf")
+"""Schemes of object stores: ``scheme://bucket/key``, whose keys are opaque."""
+SCHEMES: Final = ("http", "https", *STORES, "file")
 MAX_LENGTH: Final = 8192
 """Longest accepted URL, in characters, before and after normalisation."""
 
@@ -21,7 +24,11 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 _PARTS = re.compile(
     r"(?:([A-Za-z][A-Za-z0-9+.-]*):)?(?://([^/?#]*))?([^?#]*)(\?[^#]*)?(?:#.*)?", re.DOTALL
 )
-_S3 = re.compile(r"s3://([A-Za-z0-9][A-Za-z0-9._-]{1,254})/(.+)", re.IGNORECASE | re.DOTALL)
+_OBJECT = re.compile(
+    r"(s3|gs|az|abfs|hf)://([A-Za-z0-9][A-Za-z0-9._-]{1,254}(?:@[A-Za-z0-9.-]{1,253})?)/(.+)",
+    re.DOTALL,
+)
+_STORE = re.compile(r"(s3|gcs|gs|az|abfs|hf)://", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _LABEL = re.compile(r"[a-z0-9_-]{1,63}")
 _PORT = re.compile(r"0*([0-9]{1,5})")
@@ -52,8 +59,9 @@ def normalise(url: str) -> str:
     * percent-encodings of unreserved characters are decoded, others get upper-case digits, and
       characters that a URL may not hold are encoded as UTF-8. Reserved ones stay as they are.
 
-    The query keeps its order, and the path its case and trailing slash. The key of an ``s3`` URL is
-    opaque: nothing in it is decoded, dropped or resolved. A ``file`` URL is absolute and local.
+    The query keeps its order, and the path its case and trailing slash. The key in an
+    object store is opaque: nothing in it is decoded, dropped or resolved; ``gcs:`` is ``gs:``. A
+    ``file`` URL is absolute and local.
 
     The function is idempotent.
 
@@ -67,8 +75,9 @@ def normalise(url: str) -> str:
         raise _bad(f"longer than {MAX_LENGTH} characters")
     if _CONTROL.search(url):
         raise _bad("holds control characters")
-    if url[:5].lower() == "s3://":
-        return _normalise_s3(url)
+    store = _STORE.match(url)
+    if store is not None:
+        return _normalise_object(store[1].lower(), url[store.end() :])
     scheme, host, port, path, query = _split(url)
     netloc = f"[{host}]" if ":" in host else host
     if port is not None:
@@ -80,7 +89,7 @@ def normalise(url: str) -> str:
 
 
 def host_of(url: str) -> str:
-    """Return the normalised host of ``url``: no port, no brackets; the bucket of an ``s3`` URL.
+    """Return the normalised host of ``url``: no port, no brackets; or the bucket.
 
     It is empty for ``file`` URLs.
 
@@ -88,8 +97,8 @@ def host_of(url: str) -> str:
         Rejected: ``bad_url``, as `normalise` does.
     """
     url = normalise(url)
-    match = _S3.fullmatch(url)
-    return match[1] if match else _split(url).host
+    match = _OBJECT.fullmatch(url)
+    return match[2] if match else _split(url).host
 
 
 def join(base: str, reference: str) -> str:
@@ -106,16 +115,19 @@ def join(base: str, reference: str) -> str:
 
 def s3_location(url: str) -> tuple[str, str]:
     """Return the bucket and the key of a normalised ``s3`` URL."""
-    match = _S3.fullmatch(url)
+    match = _OBJECT.fullmatch(url)
     assert match
-    return match[1], match[2]
+    return match[2], match[3]
 
 
-def _normalise_s3(url: str) -> str:
-    match = _S3.fullmatch(url)
-    if match is None:
-        raise _bad("expected s3://bucket/key")
-    return f"s3://{match[1]}/{match[2]}"
+def _normalise_object(scheme: str, rest: str) -> str:
+    scheme = "gs" if scheme == "gcs" else scheme
+    url = f"{scheme}://{rest}"
+    match = _OBJECT.fullmatch(url)
+    # Only Azure has containers of accounts: container@account.dfs.core.windows.net.
+    if match is None or ("@" in match[2] and scheme not in ("az", "abfs")):
+        raise _bad(f"expected {scheme}://bucket/key")
+    return url
 
 
 def _split(url: str) -> SplitURL:
@@ -176,6 +188,7 @@ def _port(text: str | None) -> int | None:
     return int(match[1])
 
 
+@lru_cache(maxsize=4096)
 def _hostname(host: str) -> str:
     if not host:
         raise _bad("no host")
