@@ -293,8 +293,9 @@ class _Ingest:
             raise StageError(
                 f"{self.table.name}: no row can be used; the first is {url!r}: {message}"
             )
-        self.progress("comparing rows", rows)
-        outcome = distinct.settle(pairs=source.spans is not None)
+        outcome = distinct.settle(
+            pairs=source.spans is not None, told=lambda: self.progress("comparing rows", rows)
+        )
         if source.spans:
             _join_spans(rows, outcome, spans)
         shards = _Writer(self, layout, outcome, fixes, spans).shards()
