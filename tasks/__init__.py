@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 BUILT_IN = {
     "download": "reelmill.tasks.download:Download",
+    "adopt": "reelmill.tasks.adopt:Adopt",
     "split": "reelmill.tasks.split:Split",
     "dedup": "reelmill.tasks.dedup:Dedup",
     "shuffle": "reelmill.tasks.shuffle:Shuffle",

@@ -276,7 +276,9 @@ def key_params(params: Params) -> dict[str, Any]:
     meant = params.effective()
     unused = {name for name, value in meant.items() if value is None}
     given = params.model_copy(update={n: v for n, v in meant.items() if v is not None})
-    return given.model_dump(mode="json", exclude=runtime | unused)
+    values = given.model_dump(mode="json", exclude=runtime | unused)
+    nested = {n: v for n, v in given if n in values and isinstance(v, Params)}
+    return values | {name: key_params(value) for name, value in nested.items()}
 
 
 def action_of(

@@ -75,7 +75,7 @@ class Dedup(Stage[DedupParams]):
     params = DedupParams
     scope = "history"
     conserves = True
-    memory = 250_000_000
+    memory = 300_000_000
 
     def schema(self, job: Job[DedupParams]) -> pa.Schema:
         table = job.reader("source").table.schema
@@ -161,15 +161,12 @@ def _duplicates(job: Job[DedupParams]) -> dict[str, str]:
     try:
         return _survey(job.store, action.key).of(shard_id)
     except NotFoundError:
-        _survey.cache_clear()
-    _make_survey(job, action)
+        _make_survey(job, action)
     return _survey(job.store, action.key).of(shard_id)
 
 
 def _make_survey(job: Job[DedupParams], action: Action) -> None:
-    # Others may have begun at the same time. They need it before they can go on, and so do we.
-    if job.store.recall([action.key]):
-        return
+    # Others may have begun at the same time. They cannot go on without it either.
     folder = job.scratch / "survey"
     folder.mkdir()
     writer = ShardWriter(job.store.backend.scratch(), pa.schema([]))
@@ -185,7 +182,7 @@ def _make_survey(job: Job[DedupParams], action: Action) -> None:
     job.store.commit(action, put_shard(job.store, written), how)
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=2)
 def _survey(store: Store, key: str) -> _Survey:
     """The survey that an action made.
 

@@ -7,16 +7,18 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from decimal import Decimal
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from reelmill.errors import Rejected
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.fetch.rules import Extractor, rules_of
 from reelmill.fetch.transfer import PROXY_PATTERN, Provenance, may_pass
 from reelmill.media.peek import Limits
-from reelmill.media.probe import probe
+from reelmill.media.probe import VideoInfo, probe
+from reelmill.media.sound import SoundInfo, probe_sound
 from reelmill.shards import index
 from reelmill.tasks.contract import (
     Job,
@@ -29,7 +31,8 @@ from reelmill.tasks.contract import (
     carried_names,
     sample_json,
 )
-from reelmill.tasks.media_fields import video_field
+from reelmill.tasks.media_fields import caption_field, sound_field, video_field
+from reelmill.tasks.site_params import SiteParams
 from reelmill.units import Bytes, Number, Seconds
 
 OWN = pa.schema(
@@ -63,6 +66,8 @@ PROVENANCE = pa.schema(
 )
 """How a file was had; see ``reelmill.fetch.transfer.Provenance``."""
 
+Pattern = Annotated[str, Field(min_length=1, max_length=1000)]
+
 
 class DownloadParams(Params):
     """What may be fetched, and how hard to try."""
@@ -79,9 +84,6 @@ class DownloadParams(Params):
     noai: bool = Field(False, description="heed X-Robots-Tag: noai, noimageai and none")
     opt_out: tuple[str, ...] = Field(
         (), description="domains, and globs of addresses, that are never asked for"
-    )
-    rules: tuple[tuple[str, str], ...] = Field(
-        (), description="domains or globs of addresses, each with the source that fetches them"
     )
     concurrency: Annotated[int, Field(ge=1, le=1024), Runtime] = Field(
         16, description="files in flight for one shard"
@@ -104,6 +106,20 @@ class DownloadParams(Params):
     attempts: Annotated[int, Field(ge=1, le=100), Runtime] = Field(
         4, description="tries for a failure that may pass"
     )
+    extractor: Extractor = Field(
+        "auto",
+        description="http takes the bytes at an address, yt-dlp the video of a page; auto: yt-dlp "
+        "for well-known video sites, http for the rest",
+    )
+    extractors: dict[Pattern, Literal["http", "yt-dlp"]] = Field(
+        {},
+        description="the extractor of a domain or of a glob of addresses, such as "
+        "{example.org: yt-dlp, 'https://*/raw/*': http}; the longest that matches counts",
+    )
+    sites: SiteParams = Field(
+        SiteParams.model_validate({}),
+        description="what yt-dlp takes, and how it asks for it",
+    )
     user_agent: Annotated[str, Field(min_length=1, pattern=r"^[\x20-\x7e]+$"), Runtime] = Field(
         "reelmill", description="how downloads introduce themselves"
     )
@@ -116,6 +132,7 @@ class Download(Stage[DownloadParams]):
     """Every row is fetched, hashed and probed; one that is no video is a reject with its reason."""
 
     name = "download"
+    version = 2
     params = DownloadParams
     conserves = True
     takes = "rows"
@@ -130,7 +147,6 @@ class Download(Stage[DownloadParams]):
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
         rows = {row["key"]: row for row in job.reader("source").rows()}
         names = _names(job)
-        limits = job.params.limits
         requests = ((key, row["url"]) for key, row in rows.items())
         for key, outcome in fetch_iter(requests, fetch_policy(job.params), job.scratch):
             row = {ours: rows[key][theirs] for theirs, ours in names.items()}
@@ -141,7 +157,7 @@ class Download(Stage[DownloadParams]):
             assert isinstance(outcome, Fetched)
             with outcome as file:
                 try:
-                    sample = _sample(key, file, row, limits)
+                    sample = _sample(job.params, key, file, row)
                 except Rejected as rejected:
                     yield Reject(key, rejected.reason, rejected.message, row, origin)
                 else:
@@ -168,7 +184,8 @@ def fetch_policy(params: DownloadParams) -> FetchPolicy:
         robots=params.robots,
         noai=params.noai,
         opt_out=params.opt_out,
-        rules=params.rules,
+        rules=rules_of(params.extractor, params.extractors),
+        sites=params.sites.options(),
         inspector=params.limits.inspector(),
     )
 
@@ -177,9 +194,8 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
     return {name: getattr(provenance, name) for name in PROVENANCE.names}
 
 
-def _sample(key: str, file: Fetched, row: Mapping[str, Any], limits: Limits) -> Sample:
-    info = probe(file.path or file.read())
-    limits.check(info)
+def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
+    info = _probed(params, file)
     found = {name: value for name, value in info.as_json().items() if value is not None}
     told: dict[str, Any] = {
         name: _plain(value) for name, value in row.items() if value not in (None, [])
@@ -194,7 +210,7 @@ def _sample(key: str, file: Fetched, row: Mapping[str, Any], limits: Limits) -> 
         "table": told,
         "sha256": file.sha256,
         "bytes": file.size,
-        "video": found,
+        "video" if isinstance(info, VideoInfo) else "sound": found,
     }
     columns = {
         **row,
@@ -202,17 +218,34 @@ def _sample(key: str, file: Fetched, row: Mapping[str, Any], limits: Limits) -> 
         "bytes": file.size,
         "container": info.container,
         "codec": info.codec,
-        "width": info.width,
-        "height": info.height,
-        "fps": float(info.fps),
         "duration": float(info.duration),
-        "has_audio": info.has_audio,
     }
+    if isinstance(info, VideoInfo):
+        field = video_field(info.container, info.codec)
+        columns |= {"width": info.width, "height": info.height, "fps": float(info.fps)}
+        columns["has_audio"] = info.has_audio
+    else:
+        field = sound_field(info.container)
+        columns["has_audio"] = True
     fields = {
-        video_field(info.container, info.codec): file.path or file.read(),
+        **file.extras,
+        field: file.path or file.read(),
         "json": sample_json(about),
+        **caption_field(ours),
     }
     return Sample(key, fields, columns)
+
+
+def _probed(params: DownloadParams, file: Fetched) -> VideoInfo | SoundInfo:
+    data = file.path or file.read()
+    try:
+        info = probe(data)
+        params.limits.check(info)
+        return info
+    except Rejected as rejected:
+        if params.sites.audio == "only" and rejected.reason == "no_video_stream":
+            return probe_sound(data)
+        raise
 
 
 def _names(job: Job[DownloadParams]) -> dict[str, str]:

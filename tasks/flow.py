@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from importlib.metadata import version
 from itertools import pairwise
@@ -17,7 +16,7 @@ from reelmill.media.flow import FlowMethod, encode_kitti, encode_npy, flow
 from reelmill.media.images import decode_gray
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Params, Sample, SampleStage, sample_json
-from reelmill.tasks.media_fields import pictures_of
+from reelmill.tasks.media_fields import about_of, pictures_of
 
 
 class FlowParams(Params):
@@ -92,7 +91,7 @@ class Flow(SampleStage[FlowParams]):
                 fields[f"{number:06d}.flow.png"] = encode_kitti(field)
             else:
                 fields[f"{number:06d}.flow.npy"] = encode_npy(field)
-        about = json.loads(sample.fields.get("json", b"{}"))
+        about = about_of(sample.fields)
         about["flow"] = {"method": str(params.algorithm), "format": params.format}
         kept = dict(sample.fields) if params.keep_frames else {}
         columns = {

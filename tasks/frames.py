@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -17,7 +16,7 @@ from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
 from reelmill.media.images import encode_jpeg, encode_png
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import MAX_COUNT, Job, Output, Params, Sample, SampleStage, sample_json
-from reelmill.tasks.media_fields import VIDEO, picture_field, video_of
+from reelmill.tasks.media_fields import VIDEO, about_of, picture_field, texts_of, video_of
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -92,7 +91,7 @@ class Frames(SampleStage[FramesParams]):
 
     def each(self, job: Job[FramesParams], sample: InputSample) -> Iterator[Output]:
         params = job.params
-        about = json.loads(sample.fields.get("json", b"{}"))
+        about = about_of(sample.fields)
         last = (params.count - 1) * params.stride
         step = params.step or params.count * params.stride
         kept: dict[int, _Picture] = {}
@@ -142,11 +141,12 @@ def _sample(clip: str, pictures: list[_Picture], about: Mapping[str, Any], endin
     first = pictures[0]
     times = [round(float(picture.time), 6) for picture in pictures]
     key = f"{clip}_{first.number:06d}"
-    offset = about.get("start", 0)
+    start = about.get("start")
+    offset = start if isinstance(start, int | float) and 0 <= start <= MAX_COUNT else 0
     value = {
         "key": key,
         "clip": clip,
-        "source": about.get("source", {}),
+        "source": texts_of(about.get("source"), ("key", "url", "caption", "sha256")),
         "frames": [picture.number for picture in pictures],
         "times": times,
         "source_times": [round(offset + time, 6) for time in times],

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 from reelmill.errors import Rejected
 
@@ -22,6 +25,18 @@ _WEBM = frozenset({"vp8", "vp9", "av1"})
 VIDEO = ("mp4", "webm", "mkv", "avi", "ts", "flv", "mpg", "ogv", "wmv", "video")
 """Fields that hold a video, by container; ``video`` for one that has no usual ending."""
 
+_SOUND_BY_FORMAT = {
+    "mov": "m4a",
+    "mp4": "m4a",
+    "matroska": "mka",
+    "webm": "mka",
+    "ogg": "ogg",
+    "mp3": "mp3",
+    "aac": "aac",
+    "flac": "flac",
+    "wav": "wav",
+}
+
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
 
 
@@ -31,6 +46,12 @@ def video_field(container: str, codec: str) -> str:
     if "matroska" in formats or "webm" in formats:
         return "webm" if codec in _WEBM else "mkv"
     return next((_BY_FORMAT[name] for name in formats if name in _BY_FORMAT), "video")
+
+
+def sound_field(container: str) -> str:
+    """The field for sound alone, from FFmpeg's name of its container."""
+    names = container.split(",")
+    return next((_SOUND_BY_FORMAT[name] for name in names if name in _SOUND_BY_FORMAT), "audio")
 
 
 def video_of(fields: Mapping[str, bytes]) -> bytes:
@@ -43,6 +64,46 @@ def video_of(fields: Mapping[str, bytes]) -> bytes:
         if name in fields:
             return fields[name]
     raise Rejected("no_video", f"none of its fields is a video: {', '.join(sorted(fields))}")
+
+
+def about_of(fields: Mapping[str, bytes]) -> dict[str, Any]:
+    """What a sample's ``json`` says of it: nothing, if it is no JSON object.
+
+    Adopted samples have the ``json`` that somebody gave them, so any value may have any type. What
+    canonical JSON cannot carry is null, integers beyond 2**53 are texts.
+    """
+    try:
+        about = json.loads(
+            fields.get("json", b"{}"),
+            parse_constant=lambda _: None,
+            parse_float=_finite,
+            parse_int=_exact,
+        )
+        json.dumps(about, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError):
+        return {}
+    return about if isinstance(about, dict) else {}
+
+
+def texts_of(about: Any, names: Iterable[str]) -> dict[str, str]:
+    """Those of the named values that are texts; none if ``about`` is no object."""
+    if not isinstance(about, dict):
+        return {}
+    return {name: text for name in names if isinstance(text := about.get(name), str)}
+
+
+def caption_field(about: Mapping[str, Any]) -> dict[str, bytes]:
+    """The field ``txt`` of a sample with a caption, as readers of captioned videos expect it."""
+    caption = texts_of(about, ["caption"]).get("caption")
+    return {"txt": caption.encode()} if caption else {}
+
+
+def _finite(text: str) -> float | None:
+    return value if math.isfinite(value := float(text)) else None
+
+
+def _exact(text: str) -> int | str:
+    return number if abs(number := int(text)) < 2**53 else text
 
 
 def picture_field(number: int, ending: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
@@ -30,7 +29,7 @@ from reelmill.tasks.contract import (
     SampleStage,
     sample_json,
 )
-from reelmill.tasks.media_fields import VIDEO, video_of
+from reelmill.tasks.media_fields import VIDEO, about_of, caption_field, texts_of, video_of
 from reelmill.units import Number, Seconds
 
 
@@ -98,6 +97,7 @@ class Split(SampleStage[SplitParams]):
     """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
 
     name = "split"
+    version = 2
     params = SplitParams
     memory = 1_000_000_000  # most of it x264's
     reads = (*VIDEO, "json")
@@ -131,7 +131,7 @@ class Split(SampleStage[SplitParams]):
 
 
 def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[Output]:
-    about = json.loads(sample.fields.get("json", b"{}"))
+    about = about_of(sample.fields)
     path = folder / "source"
     path.write_bytes(video_of(sample.fields))
     wished = _spans(params, path, about)
@@ -186,8 +186,13 @@ def _spans(params: SplitParams, path: Path, about: Mapping[str, Any]) -> list[sp
         stride = None if params.stride is None else Fraction(params.stride)
         found = spans.fixed(start, end, Fraction(params.seconds), stride=stride)
     else:
-        asked = [(span["start"], span["end"]) for span in about.get("spans", [])]
-        found = spans.given(asked, *_shown(path))
+        try:
+            asked = [(span["start"], span["end"]) for span in about.get("spans", [])]
+            found = spans.given(asked, *_shown(path))
+        except (TypeError, KeyError, ValueError, OverflowError):
+            raise Rejected(
+                "bad_spans", "its json has no list of spans with start and end in seconds"
+            ) from None
     longest = None if params.max_seconds is None else Fraction(params.max_seconds)
     return spans.bound(found, Fraction(params.min_seconds), longest)
 
@@ -213,14 +218,14 @@ def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Samp
         "codec": clip.codec,
         "has_audio": clip.audio,
     }
-    kept = {name: about[name] for name in ("url", "caption", "sha256") if name in about}
     value = {
         "key": key,
         **columns,
-        "source": {"key": source, **kept},
+        "source": {"key": source, **texts_of(about, ("url", "caption", "sha256"))},
         "wished": {
             "start": round(float(clip.wished_start), 6),
             "end": round(float(clip.wished_end), 6),
         },
     }
-    return Sample(key, {"mp4": clip.path, "json": sample_json(value)}, columns)
+    fields: dict[str, bytes | Path] = {"mp4": clip.path, "json": sample_json(value)}
+    return Sample(key, {**fields, **caption_field(about)}, columns)

@@ -50,43 +50,54 @@ class Way(enum.StrEnum):
 
 DEAD = tuple(way for way in Way if not way.is_alive)
 
-# A host that cannot be reached may be given up before it was asked for all that it should have.
-REASONS: dict[Way, set[str]] = {
-    Way.REFUSES: {"connect", "host_down"},
-    Way.SILENT: {"timeout", "host_down"},
-    Way.RESETS: {"reset", "host_down"},
-    Way.ERRORS: {"http_500", "host_down"},
-    Way.BUSY: {"http_429", "host_down"},
-    Way.MISSING: {"http_404"},
-    Way.PAGE: {"not_video"},
-    Way.CUTS: {"truncated", "host_down"},
-    Way.DRIPS: {"timeout", "host_down"},
-    Way.LOOPS: {"redirect_loop"},
-    Way.BABBLES: {"bad_response", "host_down"},
-    Way.TORN: {"truncated"},
+REASONS: dict[Way, str] = {
+    Way.REFUSES: "connect",
+    Way.SILENT: "timeout",
+    Way.RESETS: "reset",
+    Way.ERRORS: "http_500",
+    Way.BUSY: "http_429",
+    Way.MISSING: "http_404",
+    Way.PAGE: "not_video",
+    Way.CUTS: "truncated",
+    Way.DRIPS: "timeout",
+    Way.LOOPS: "redirect_loop",
+    Way.BABBLES: "bad_response",
+    Way.TORN: "truncated",
 }
-"""The reasons that rejects may have, by what their host does."""
+"""The reason that rejects have, by what their host does."""
+
+IN_TIME = {"timeout", "host_down"}
+"""Reasons that any dead host's rejects may have: the time for all attempts was up, or the host was
+given up before it was asked for all that it should have."""
 
 
 def account(rows: Iterable[Mapping[str, Any]], table: Mapping[str, Way]) -> Counter[str]:
     """How many rows of the indexes have each outcome, a reason or ``ok``.
 
-    Every address of the table must have one row, and the outcome that its host can bring about.
+    Every address of the table must have one row, and an outcome that its host can bring about.
     """
     urls: Counter[str] = Counter()
-    outcomes: Counter[str] = Counter()
+    outcomes: Counter[tuple[Way, str]] = Counter()
     for row in rows:
-        way, outcome = table[row["url"]], row["reason"] or row["status"]
-        assert outcome in REASONS.get(way, {"ok"}), f"{row['url']}: {outcome}, but it {way}"
         urls[row["url"]] += 1
-        outcomes[outcome] += 1
+        outcomes[table[row["url"]], row["reason"] or row["status"]] += 1
     assert urls == Counter(list(table))
-    return outcomes
+    odd = {
+        (way.name, outcome): count
+        for (way, outcome), count in outcomes.items()
+        if not (outcome == "ok" if way.is_alive else outcome in IN_TIME | {REASONS[way]})
+    }
+    assert odd == {}, odd
+    total: Counter[str] = Counter()
+    for (_, outcome), count in outcomes.items():
+        total[outcome] += count
+    return total
 
 
-def ways_of(hosts: int) -> list[Way]:
-    """A host that is dead in each way, a flaky one, and good ones for the rest."""
-    return [*DEAD, Way.FLAKY, *[Way.GOOD] * (hosts - len(DEAD) - 1)]
+def ways_of(hosts: int, *, each: int = 1) -> list[Way]:
+    """So many hosts dead in each way, and flaky ones; the rest of the hosts are good."""
+    ways = [*DEAD, Way.FLAKY] * each
+    return [*ways, *[Way.GOOD] * (hosts - len(ways))]
 
 
 @dataclass

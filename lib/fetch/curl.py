@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import socket
 import ssl
 from collections.abc import Callable, Sequence
@@ -22,6 +23,8 @@ _BUFFER_BYTES: Final = 512 << 10
 # again, if that takes no more than this.
 _DRAIN_BYTES: Final = 64 << 10
 _DRAIN_S: Final = 2.0
+_SHORT = re.compile(r"[0-9]{1,8}")
+_STATUS = re.compile(r"HTTP/[0-9.]+ ([0-9]{3})(?![0-9])")
 _SYSTEM_CERTIFICATES: Final = (
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -104,6 +107,7 @@ class Session:
         self._loop = asyncio.get_running_loop()
         self._idle_timeout_s = idle_timeout_s
         self._guard = guard
+        authorities = certificates()
         self._options = (
             (pycurl.USERAGENT, user_agent),
             (pycurl.CONNECTTIMEOUT_MS, max(1, round(connect_timeout_s * 1000))),
@@ -114,7 +118,8 @@ class Session:
             (pycurl.HTTP09_ALLOWED, 0),
             (pycurl.HTTP_CONTENT_DECODING, 0),
             (pycurl.NETRC, pycurl.NETRC_IGNORED),
-            (pycurl.CAINFO, certificates()),
+            (pycurl.CAINFO, authorities),
+            (pycurl.PROXY_CAINFO, authorities),
             (pycurl.SSL_VERIFYPEER, 1),
             (pycurl.SSL_VERIFYHOST, 2),
             (pycurl.BUFFERSIZE, _BUFFER_BYTES),
@@ -340,7 +345,7 @@ class _Handle:
         if not wanted:
             self.draining = monotonic()
             size = head.headers.get("content-length", "0")
-            return size.isdigit() and len(size) < 9 and int(size) <= _DRAIN_BYTES
+            return bool(_SHORT.fullmatch(size)) and int(size) <= _DRAIN_BYTES
         return True
 
     def _on_data(self, data: bytes) -> int:
@@ -358,10 +363,12 @@ class _Handle:
 
 
 def _parse(lines: Sequence[bytes], address: str) -> Head:
-    status = lines[0].split(None, 2)[1:2] if lines else []
+    first, *rest = b"".join(lines).decode("utf-8", "surrogateescape").split("\n")
+    status = _STATUS.match(first)
     headers: dict[str, str] = {}
-    for line in lines[1:-1]:
-        name, _, value = line.decode("utf-8", "surrogateescape").partition(":")
-        name, value = name.strip().lower(), value.strip()
-        headers[name] = f"{headers[name]}, {value}" if name in headers else value
-    return Head(int(status[0]) if status and status[0].isdigit() else 0, headers, address)
+    for line in rest:
+        name, colon, value = line.partition(":")
+        if colon:
+            name, value = name.strip().lower(), value.strip()
+            headers[name] = f"{headers[name]}, {value}" if name in headers else value
+    return Head(int(status[1]) if status else 0, headers, address)

@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
+from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
 from reelmill.fetch.sources import Sources
 from reelmill.fetch.transfer import (
@@ -46,6 +47,8 @@ MAX_PAUSE_S: Final = 60.0
 _UNREACHED: Final = frozenset(
     {"connect", "dns", "proxy", "reset", "robots_unreachable", "timeout", "tls"}
 )
+# Of these the host may not know: they tell nothing of it.
+_UNASKED: Final = frozenset({"no_driver", "opted_out", "private_address", "robots"})
 _WEB: Final = ("http://", "https://")
 
 _Requests: TypeAlias = Iterable[Request | tuple[str, str]]
@@ -159,8 +162,8 @@ class _Row:
     source: str
     transfer: Transfer | None = None
     """From the first attempt on."""
-    until: float = 0.0
-    """When the time for all attempts is up."""
+    until: float | None = None
+    """When the time for all attempts is up, once the first one has begun."""
     failure: FetchFailure | None = None
     """Of the last attempt."""
 
@@ -246,8 +249,9 @@ class _Run:
     def _limits(self, host: str) -> Limits:
         policy = self._policy
         web = host.startswith(_WEB)
+        per_host = policy.per_host if web else policy.concurrency
         return Limits(
-            per_host=policy.per_host if web else policy.concurrency,
+            per_host=policy.sites.per_site if host.startswith(SITE) else per_host,
             rate=policy.rate if web else None,
             host_failures=policy.host_failures,
             host_pause_s=policy.host_pause_s,
@@ -265,19 +269,21 @@ class _Run:
             failure = FetchFailure("denied", "file URLs are not allowed", 0, False)
             self._hand_over(request.key, failure)
             return
+        source = self._sources.name(url)
         host = "/".join(url.split("/", 3)[:3])
-        row = _Row(request, url, host, self._sources.name(url))
+        # A site's pages have limits of their own beside those of its files.
+        host = f"{SITE}+{host}" if source == SITE else host
+        row = _Row(request, url, host, source)
         self._schedule.add(host, row, self._loop.time())
 
     def _begin(self, row: _Row, now: float) -> None:
         """Begin an attempt, unless it would be too late."""
         if row.transfer is None:
-            row.until = now + self._policy.timeout_s
             known = (row.request.etag, row.request.last_modified)
             row.transfer = Transfer(row.request.key, row.url, self._policy, self._scratch, known)
             row.transfer.extractor = row.source
             self._open.add(row)
-        elif row.failure is not None and now >= row.until:
+        elif row.failure is not None and row.until is not None and now >= row.until:
             self._schedule.ended(row.host, row, now)
             self._end(row, row.failure)
             return
@@ -288,12 +294,15 @@ class _Run:
     async def _attempt(self, row: _Row, transfer: Transfer) -> Outcome | AttemptError:
         transfer.attempts += 1
         try:
-            async with asyncio.timeout_at(row.until):
-                source = await self._sources.get(row.source)
-                if self._policy.inspector is None:
-                    await source.fetch(transfer)
-                else:
-                    await inspected(source, transfer, self._policy.inspector)
+            source = await self._sources.get(row.source)
+            async with self._sources.turn(row.source, row.url):
+                if row.until is None:
+                    row.until = self._loop.time() + self._policy.timeout_s
+                async with asyncio.timeout_at(row.until):
+                    if self._policy.inspector is None:
+                        await source.fetch(transfer)
+                    else:
+                        await inspected(source, transfer, self._policy.inspector)
         except TimeoutError:
             return AttemptError("timeout", "the file did not arrive in time")
         except AttemptError as error:
@@ -329,6 +338,8 @@ class _Run:
         given_up = False
         if error.reason in _UNREACHED:
             given_up = self._schedule.missed(row.host, row, now)
+        elif error.reason in _UNASKED:
+            self._schedule.ended(row.host, row, now)
         else:
             self._schedule.reached(row.host, now)
         if error.retry_after_s:
@@ -336,14 +347,12 @@ class _Run:
         transient = error.transient or error.reason == "timeout"
         row.failure = row.transfer.fail(error.reason, error.message, transient=transient)
         again = now + self._pause(row.transfer.attempts, error)
-        if (
-            not error.transient
-            or row.transfer.attempts == self._policy.attempts
-            or again >= row.until
-        ):
-            self._end(row, row.failure)
-        else:
+        in_time = row.until is not None and again < row.until
+        left = row.transfer.attempts < self._policy.attempts and in_time
+        if error.transient and left and not self._expired:
             self._schedule.put_off(row.host, row, again, now)
+        else:
+            self._end(row, row.failure)
         if given_up:
             message = f"{row.host.partition('://')[2]} is given up: {error.message}"
             for other in self._schedule.give_up(row.host):

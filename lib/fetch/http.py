@@ -10,10 +10,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
 import pycurl
@@ -33,10 +34,19 @@ _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 # What is decoded at once, at most.
 _BLOCK_BYTES: Final = 256 << 10
 _GZIP: Final = b"\x1f\x8b"
-_CONTENT_RANGE = re.compile(r"bytes ([0-9]+)-[0-9]+/([0-9]+|\*)")
+# No number is longer than those of files: Python refuses to read very long ones.
+_LENGTH = re.compile(r"[0-9]{1,18}")
+_CONTENT_RANGE = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)")
 _VERIFIED = re.compile(r"(?:verify result|problem): (.+?)(?: \([0-9]+\))?$")
-# What a server calls a version is sent back to it, if it is nothing but that.
-_VALIDATOR = re.compile(r"[\x20-\x7e]{1,1000}")
+# What servers say of their files is kept, and sent back to them, if it is nothing but text.
+_TEXT = re.compile(r"[\x20-\x7e]{1,1000}")
+
+
+class _CURLE:
+    """Codes that pycurl has no names for."""
+
+    PROXY: Final = 97
+    TOO_LARGE: Final = 100
 
 
 class HTTPSource:
@@ -59,7 +69,7 @@ class HTTPSource:
             connect_timeout_s=policy.connect_timeout_s,
             idle_timeout_s=policy.idle_timeout_s,
             connections=2 * policy.concurrency,
-            guard=None if policy.allow_private else _may_connect,
+            guard=None if policy.allow_private else is_public,
         )
         return self
 
@@ -112,13 +122,12 @@ class HTTPSource:
         return transfer.peek(0, transfer.size)
 
     async def _ask(self, url: str, headers: list[str], reply: _Reply | _Part) -> None:
-        parts = urlsplit(url)
-        host = parts.hostname or ""
-        proxy = _proxy(self._policy.proxy, parts.scheme, parts.netloc)
+        origin = _origin("/".join(url.split("/", 3)[:3]))
+        host = origin.host
+        proxy = _proxy(self._policy.proxy, origin.scheme, origin.netloc)
         resolved = await self._resolve(host, bool(proxy))
         if resolved:
-            port = parts.port or _DEFAULT_PORTS[parts.scheme]
-            resolved = f"{host}:{port}:{resolved}"
+            resolved = f"{host}:{origin.port}:{resolved}"
         try:
             await self._session.get(
                 url, [*_HEADERS, *headers], reply, resolved=resolved, proxy=proxy
@@ -144,11 +153,21 @@ class HTTPSource:
         return ""
 
 
+class _Origin(NamedTuple):
+    scheme: str
+    netloc: str
+    host: str
+    port: int
+
+
+@lru_cache(maxsize=4096)
+def _origin(url: str) -> _Origin:
+    parts = urlsplit(url)
+    port = parts.port or _DEFAULT_PORTS[parts.scheme]
+    return _Origin(parts.scheme, parts.netloc, parts.hostname or "", port)
+
+
 _HEADERS: Final = ("Accept: */*", "Accept-Encoding: identity")
-
-
-def _may_connect(address: str) -> bool:
-    return is_public(address)
 
 
 def _bracketed(address: str) -> str:
@@ -187,6 +206,7 @@ class _Reply:
         self._transfer = transfer
         self._manners = manners
         self._asked_for_rest = bool(transfer.size and transfer.validator)
+        self._asked_if_new = False
         self._total: int | None = None
         self._decoder: _Decoder | None = None
 
@@ -196,11 +216,13 @@ class _Reply:
         if self._asked_for_rest:
             return [f"Range: bytes={transfer.size}-", f"If-Range: {transfer.validator}"]
         names = ("If-None-Match", "If-Modified-Since")
-        return [
+        conditions = [
             f"{name}: {value}"
             for name, value in zip(names, transfer.known, strict=True)
-            if value and _VALIDATOR.fullmatch(value)
+            if value and _TEXT.fullmatch(value)
         ]
+        self._asked_if_new = bool(conditions)
+        return conditions
 
     def head(self, head: Head) -> bool:
         if self._manners is not None:
@@ -213,22 +235,22 @@ class _Reply:
         transfer.final_url = self._url
         transfer.status = head.status
         transfer.address = head.address or None
-        if head.status == 304 and any(transfer.known) and not self._asked_for_rest:
+        if head.status == 304 and self._asked_if_new:
             transfer.unchanged = True
             return False
         coding = _coding(headers)
         self._total = self._begin(head.status, headers, coding)
-        length = headers.get("content-length", "")
-        announced = transfer.size + int(length) if length.isdigit() else None
+        length = _LENGTH.fullmatch(headers.get("content-length", ""))
+        announced = transfer.size + int(length[0]) if length else None
         transfer.check(announced or 0)
         if coding == "identity":
             transfer.total = self._total or announced
             transfer.takes_ranges = headers.get("accept-ranges", "").lower() == "bytes"
         else:
             self._decoder = _Decoder(coding)
-        transfer.content_type = media_type(headers.get("content-type"))
-        transfer.etag = headers.get("etag")
-        transfer.last_modified = headers.get("last-modified")
+        transfer.content_type = media_type(_text(headers, "content-type"))
+        transfer.etag = _text(headers, "etag")
+        transfer.last_modified = _text(headers, "last-modified")
         return True
 
     def data(self, data: bytes) -> None:
@@ -241,10 +263,12 @@ class _Reply:
     def end(self) -> None:
         """See to it that the body is whole."""
         if self.location is None and not self.begun:
-            raise AttemptError("bad_response", "the reply is not valid HTTP")
+            raise _closed(urlsplit(self._url).hostname or "")
         if self._decoder is not None:
             self._decoder.end()
-        if self._total is not None and self._transfer.size < self._total:
+        if self._total is not None and self._transfer.size != self._total:
+            if self._transfer.size > self._total:
+                self._transfer.restart()
             raise _truncated()
 
     def _begin(self, status: int, headers: Mapping[str, str], coding: str) -> int | None:
@@ -269,11 +293,11 @@ class _Reply:
                 _NAMED.get(status, f"http_{status}"),
                 _status_line(status),
                 transient=status in _TRANSIENT or 500 <= status < 600,
-                retry_after_s=_retry_after(headers),
+                retry_after_s=_retry_after(headers) if status in (429, 503) else 0.0,
             )
         transfer.restart()
-        etag = headers.get("etag", "")
-        if etag.startswith('"') and _VALIDATOR.fullmatch(etag) and coding == "identity":
+        etag = _text(headers, "etag")
+        if etag is not None and etag.startswith('"') and coding == "identity":
             transfer.validator = etag
         return None
 
@@ -359,6 +383,11 @@ class _Part:
         return bytes(self._data) if len(self._data) == self._end - self._start else None
 
 
+def _text(headers: Mapping[str, str], name: str) -> str | None:
+    value = headers.get(name, "")
+    return value if _TEXT.fullmatch(value) else None
+
+
 def _coding(headers: Mapping[str, str]) -> str:
     return headers.get("content-encoding", "").lower() or "identity"
 
@@ -369,6 +398,10 @@ def _bad_encoding() -> AttemptError:
 
 def _truncated() -> AttemptError:
     return AttemptError("truncated", "the body ended before its announced end", transient=True)
+
+
+def _closed(host: str) -> AttemptError:
+    return AttemptError("reset", f"{host} closed the connection", transient=True)
 
 
 def _private(host: str) -> AttemptError:
@@ -388,7 +421,7 @@ def _retry_after(headers: Mapping[str, str]) -> float:
         return float(text)
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return 0.0
     return max(0.0, (moment - datetime.now(UTC)).total_seconds()) if moment.tzinfo else 0.0
 
@@ -407,20 +440,22 @@ def _failure(error: CurlError, host: str, begun: bool, proxied: bool) -> Attempt
             match = _VERIFIED.search(error.why)
             why = match[1] if match else "it is for another host"
             return AttemptError("tls", f"the certificate of {host} is not valid: {why}")
+        case pycurl.E_SSL_CACERT_BADFILE:
+            return AttemptError("tls", "the file of trusted authorities cannot be read")
         case pycurl.E_SSL_CONNECT_ERROR if not error.errno:
             return AttemptError("tls", f"{host} does not speak TLS as it should")
-        case pycurl.E_COULDNT_RESOLVE_PROXY | pycurl.E_COULDNT_CONNECT | 97 if proxied:
-            return AttemptError("proxy", "the proxy was not reached", transient=True)
-        case pycurl.E_RECV_ERROR if proxied and error.why.startswith("CONNECT"):
+        case _ if proxied and error.why.startswith("CONNECT"):
             return AttemptError("proxy", f"the proxy refuses {host}", transient=True)
+        case pycurl.E_COULDNT_RESOLVE_PROXY | pycurl.E_COULDNT_CONNECT | _CURLE.PROXY if proxied:
+            return AttemptError("proxy", "the proxy was not reached", transient=True)
         case pycurl.E_COULDNT_CONNECT:
             why = f": {os.strerror(error.errno).lower()}" if error.errno else ""
             return AttemptError("connect", f"cannot connect to {host}{why}", transient=True)
         case pycurl.E_OPERATION_TIMEDOUT:
             return AttemptError("connect", f"{host} was not reached in time", transient=True)
-        case pycurl.E_UNSUPPORTED_PROTOCOL | pycurl.E_FTP_WEIRD_SERVER_REPLY:
+        case pycurl.E_UNSUPPORTED_PROTOCOL | pycurl.E_FTP_WEIRD_SERVER_REPLY | _CURLE.TOO_LARGE:
             return AttemptError("bad_response", f"the reply of {host} is not valid HTTP")
         case _ if begun:
             return _truncated()
         case _:
-            return AttemptError("reset", f"{host} closed the connection", transient=True)
+            return _closed(host)

@@ -89,7 +89,7 @@ class Manners:
         try:
             async with asyncio.timeout(min(_LONGEST_S, self._policy.timeout_s)):
                 text = await self._read(f"{origin}/robots.txt")
-            return Protego.parse(text.decode("utf-8", "replace"))
+            return Protego.parse(text.decode("utf-8-sig", "replace"))
         except TimeoutError:
             why = "it did not arrive in time"
         except AttemptError as error:

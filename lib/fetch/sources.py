@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import importlib
 from collections.abc import Callable, Mapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from itertools import groupby
 from types import MappingProxyType
 from typing import Final, Protocol, TypeAlias, runtime_checkable
 
 from reelmill.errors import StageError
 from reelmill.fetch.patterns import Match, matcher
+from reelmill.fetch.rules import SITE
 from reelmill.fetch.transfer import FetchPolicy, Transfer
 
 
@@ -35,6 +37,14 @@ class RangeSource(Source, Protocol):
         """Return the bytes from ``start`` to ``end``; None: they cannot be had like this."""
 
 
+@runtime_checkable
+class BusySource(Source, Protocol):
+    """A source with room for a few files at a time. Waiting for room is no part of their time."""
+
+    def turn(self, url: str) -> AbstractAsyncContextManager[None]:
+        """Return a context in which there is room for the file of a normalised URL."""
+
+
 Opener: TypeAlias = Callable[[FetchPolicy], AbstractAsyncContextManager[Source]]
 
 SOURCES: Final[Mapping[str, str]] = MappingProxyType(
@@ -43,6 +53,7 @@ SOURCES: Final[Mapping[str, str]] = MappingProxyType(
         "s3": "reelmill.fetch.objects:S3Source",
         "fsspec": "reelmill.fetch.drivers:FsspecSource",
         "file": "reelmill.fetch.files:FileSource",
+        SITE: "reelmill.fetch.sites:SiteSource",
     }
 )
 """The sources' names, and the `Opener` of each, as ``module:name``."""
@@ -66,21 +77,29 @@ class Sources:
         self._policy = policy
         self._stack = stack
         self._open: dict[str, Source] = {}
+        self._busy: dict[str, BusySource] = {}
         self._opening = asyncio.Lock()
         self._rules: list[tuple[Match, str]] = []
-        for pattern, name in policy.rules:
+        for name, rules in groupby(policy.rules, lambda rule: rule[1]):
+            patterns = [pattern for pattern, _ in rules]
             if name not in SOURCES:
                 raise StageError(
-                    f"{pattern}: no source is called {name!r}; choose from {', '.join(SOURCES)}"
+                    f"{patterns[0]}: no source is called {name!r}; choose from {', '.join(SOURCES)}"
                 )
-            self._rules.append((matcher([pattern]), name))
+            self._rules.append((matcher(patterns), name))
 
     def name(self, url: str) -> str:
-        """Return the name of the source for a normalised URL."""
-        for matches, name in self._rules:
-            if matches(url):
-                return name
-        return _BY_SCHEME[url.partition(":")[0]]
+        """Return the name of the source for a normalised URL: a rule's, for a web address, or that
+        of its scheme."""
+        own = _BY_SCHEME[url.partition(":")[0]]
+        if own == "http":
+            return next((name for matches, name in self._rules if matches(url)), own)
+        return own
+
+    def turn(self, name: str, url: str) -> AbstractAsyncContextManager[None]:
+        """Return the context in which the source of this name, which is open, has room."""
+        busy = self._busy.get(name)
+        return nullcontext() if busy is None else busy.turn(url)
 
     async def get(self, name: str) -> Source:
         """Return the source of this name."""
@@ -94,4 +113,7 @@ class Sources:
         # Some cost half a second of imports, for only few datasets.
         module, _, attribute = SOURCES[name].partition(":")
         opener: Opener = getattr(importlib.import_module(module), attribute)
-        self._open[name] = await self._stack.enter_async_context(opener(self._policy))
+        source = await self._stack.enter_async_context(opener(self._policy))
+        if isinstance(source, BusySource):
+            self._busy[name] = source
+        self._open[name] = source

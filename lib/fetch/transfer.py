@@ -17,6 +17,8 @@ from types import MappingProxyType, TracebackType
 from typing import BinaryIO, Final, NamedTuple, Protocol, Self, TypeAlias
 
 from reelmill.errors import StageError
+from reelmill.fetch.rules import SITES
+from reelmill.fetch.site_options import SiteOptions
 
 # Hashing or writing less than this costs less than handing it to a thread.
 _INLINE_BYTES: Final = 64 << 10
@@ -83,6 +85,16 @@ REASONS: Final[Mapping[str, Reason]] = MappingProxyType(
         "too_large": Reason("the file is larger than the policy allows"),
         "truncated": Reason("the body ended before its announced end", True),
         "unreadable": Reason("the file or object cannot be read just now", True),
+        # A page of a video site.
+        "archived": Reason("the video is in the archive of those not to take"),
+        "crash": Reason("yt-dlp broke off or hung", True),
+        "drm": Reason("the video is encrypted"),
+        "live": Reason("the video is being broadcast, or will be"),
+        "no_format": Reason("the site has the video in no format that is allowed"),
+        "playlist": Reason("the page shows several videos"),
+        "remux_failed": Reason("picture and sound could not be put into one file"),
+        "site_error": Reason("yt-dlp failed for a reason that has no name here"),
+        "unsupported_url": Reason("yt-dlp finds no video there"),
     }
 )
 """All reasons why a file cannot be had. What an extractor or an inspector finds may have others."""
@@ -97,7 +109,12 @@ def may_pass(reason: str) -> bool:
 
 
 class Inspector(Protocol):
-    """Looks at the beginning of a file while the rest arrives, to spare what will be rejected."""
+    """Looks at the beginning of a file while the rest arrives, to spare what will be rejected.
+
+    It may be asked or not, and be given a tail or not, as the server and the network have it. So
+    that the outcome is the same, it rejects only what the whole file would be rejected for, and
+    with the same reason and message.
+    """
 
     @property
     def head_bytes(self) -> int:
@@ -165,9 +182,11 @@ class FetchPolicy:
     """Whether ``X-Robots-Tag: noai`` (also ``noimageai``, ``none``) is heeded."""
     opt_out: tuple[str, ...] = ()
     """Domains, with all below them, and globs of URLs that are never asked for."""
-    rules: tuple[tuple[str, str], ...] = ()
+    rules: tuple[tuple[str, str], ...] = SITES
     """Domains or globs of URLs, and the source that fetches them instead of their scheme's. The
     first that matches counts."""
+    sites: SiteOptions = field(default_factory=SiteOptions)
+    """What is taken from video sites, and how."""
     inspector: Inspector | None = None
     user_agent: str = "reelmill"
     memory_bytes: int = 8 << 20
@@ -288,6 +307,7 @@ class Fetched:
         self.size = size
         self.sha256 = sha256
         self.path = body if isinstance(body, Path) else None
+        self.extras = extras
         self._data = b"" if isinstance(body, Path) else body
 
     def open(self) -> BinaryIO:
@@ -400,13 +420,14 @@ class Transfer:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the transfer is closed")
-            self.check(self.size + len(data))
+            size = self.size + len(data)
+            self.check(size)
             self._sha256.update(data)
-            if self._file is None and self.size + len(data) <= self.policy.memory_bytes:
+            if self._file is None and size <= self.policy.memory_bytes:
                 self._memory.write(data)
             else:
                 self._spill(data)
-            self.size += len(data)
+            self.size = size
         on_head = self.on_head
         if on_head is not None and self.size > self.head_bytes:
             self.on_head = None
@@ -421,12 +442,13 @@ class Transfer:
 
     def restart(self) -> None:
         """Drop what arrived."""
+        self.validator = self.total = None
+        self.takes_ranges = False
         with self._lock:
-            self._discard()
-            self.size = 0
-            self.validator = self.total = None
-            self.takes_ranges = False
-            self._sha256 = hashlib.sha256()
+            if self.size:
+                self._discard()
+                self.size = 0
+                self._sha256 = hashlib.sha256()
 
     def attach(self, name: str, value: bytes | Path) -> None:
         """Add a further field; a file, which the transfer owns from now on, or its bytes."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import Final, NamedTuple
 from urllib.parse import urljoin
 
@@ -202,6 +203,7 @@ def _port(text: str | None) -> int | None:
     return int(match[1])
 
 
+@lru_cache(maxsize=4096)
 def _hostname(host: str) -> str:
     if not host:
         raise _bad("no host")

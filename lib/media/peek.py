@@ -161,7 +161,7 @@ def _codec(name: str) -> str:
         raise ValueError(f"unknown codec {name[:40]!r}{hint}") from None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Inspector:
     """Refuses files that violate limits by what their headers say; lets all others come."""
 
@@ -276,7 +276,7 @@ class _Parts(io.RawIOBase):
     def readinto(self, buffer: WriteableBuffer) -> int:
         into = memoryview(buffer).cast("B")[: max(0, self.size - self._at)]
         piece = self._piece(self._at)[: len(into)]
-        if not piece:
+        if into and not piece:
             ahead = min((s for s, _ in self._known if s > self._at), default=self.size)
             piece = memoryview(bytes(min(len(into), ahead - self._at, self._zeros)))
             self._zeros -= len(piece)

@@ -1,9 +1,9 @@
 """Videos from a list of addresses into shards: the download stage against video2dataset and curl.
 
-All fetch the same files from an nginx on loopback, whose own CPU does not count, into one folder:
-curl leaves files there, the others shards of a thousand. Reelmill hashes, probes and indexes what
-it gets; video2dataset does none of that. Each is run for a few files and for many: what the few
-cost is start-up, and the difference holds none.
+All fetch the same files from an nginx on loopback, whose own CPU does not count: curl leaves them
+in a folder, the others write shards. Reelmill hashes, probes and indexes what it gets;
+video2dataset does none of that. One run says what a table costs, start-up included; another, of
+four times as many addresses, says what each further file does.
 """
 
 from __future__ import annotations
@@ -23,12 +23,15 @@ from pathlib import Path
 from tests.benchmarks.harness import Cost, Costs, measure, show
 from tests.benchmarks.orchestration import COMMAND, SETTLE_SECONDS, children_cpu, prefect
 from tests.benchmarks.projects import plan
-from tests.benchmarks.web import make_videos, nginx, served
+from tests.benchmarks.web import Kind, make_videos, nginx, served
 
-VIDEOS = 2000
-FEW = 2
+KINDS = (
+    Kind("60 KB", count=2000, films=20, size="320x240", seconds=2, kilobits=150),
+    Kind("1 MB", count=400, films=6, size="640x360", seconds=9, kilobits=800),
+)
+TIMES = 4
 PROCESSES = 2
-ROUNDS = 3
+ROUNDS = 2
 CURL_PARALLEL = 32
 
 PEER = Path(__file__).parent / "video2dataset_peer"
@@ -41,9 +44,9 @@ CURL, V2D = "curl --parallel", f"video2dataset, {PROCESSES} processes"
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A way to fetch, and to count the videos that are there afterwards."""
+    """A way to fetch addresses, so many to a shard, into a folder; and to count what is there."""
 
-    fetch: Callable[[list[str], Path], object]
+    fetch: Callable[[list[str], int, Path], object]
     count: Callable[[Path], int]
 
 
@@ -52,45 +55,50 @@ def run() -> None:
     if program is None or shutil.which("curl") is None:
         print("left out: it takes nginx and curl; on Debian: apt-get install nginx-light curl")
         return
+    python = _peer()
     with (
-        tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made,
         tempfile.TemporaryDirectory(prefix="reelmill-bench-") as home,
         prefect(home) as environ,
     ):
-        # nginx drops root's rights before it reads.
-        folder, root = Path(made), Path(made, "root")
-        root.mkdir()
-        names = make_videos(root, VIDEOS)
-        with served(program, root, folder) as address:
-            urls = [f"{address}/{name}" for name in names]
-            subjects = {
-                STAGE: Subject(_stage, _samples),
-                BUILD: Subject(partial(_build, environ), _samples),
-                CURL: Subject(_curl, _files),
-            }
-            if python := _peer():
-                subjects[V2D] = Subject(partial(_video2dataset, python), _members)
-            size = sum(path.stat().st_size for path in root.iterdir())
-            print(f"{VIDEOS:,} videos, {size / 1e6:.0f} MB")
-            _compare(subjects, urls)
+        subjects = {
+            STAGE: Subject(_stage, _samples),
+            BUILD: Subject(partial(_build, environ), _samples),
+            CURL: Subject(_curl, _files),
+        }
+        if python:
+            subjects[V2D] = Subject(partial(_video2dataset, python), _members)
+        for kind in KINDS:
+            with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made:
+                _compare(subjects, kind, program, Path(made))
 
 
-def _compare(subjects: Mapping[str, Subject], urls: list[str]) -> None:
-    gross: dict[str, list[Cost]] = {name: [] for name in subjects}
-    net: dict[str, list[Cost]] = {name: [] for name in subjects}
-    for _ in range(ROUNDS):
-        for name, subject in subjects.items():
-            few, many = (_one(subject, some) for some in (urls[:FEW], urls))
-            gross[name].append(many)
-            net[name].append(many - few)
-    for title, costs in (("Start-up included", gross), ("Start-up subtracted", net)):
-        _show(title, {name: Costs.of(of_one) for name, of_one in costs.items()})
+def _compare(subjects: Mapping[str, Subject], kind: Kind, program: str, folder: Path) -> None:
+    # nginx drops root's rights before it reads.
+    folder.chmod(0o755)
+    root = folder / "root"
+    root.mkdir()
+    names = make_videos(root, kind)
+    size = sum(path.stat().st_size for path in root.iterdir()) / kind.count
+    for time_ in range(TIMES):
+        (root / str(time_)).symlink_to(".")
+    whole: dict[str, list[Cost]] = {name: [] for name in subjects}
+    further: dict[str, list[Cost]] = {name: [] for name in subjects}
+    with served(program, root, folder) as address:
+        urls = [f"{address}/{time_}/{name}" for time_ in range(TIMES) for name in names]
+        for _ in range(ROUNDS):
+            for name, subject in subjects.items():
+                some, all_ = (_one(subject, kind, part) for part in (urls[: kind.count], urls))
+                whole[name].append(some)
+                further[name].append((all_ - some).per(TIMES - 1))
+    of = f"{kind.count:,} videos of {size / 1e6:.2f} MB"
+    for title, costs in ((f"{of}, start-up included", whole), (f"{of} more", further)):
+        _show(title, kind.count, {name: Costs.of(of_one) for name, of_one in costs.items()})
 
 
-def _one(subject: Subject, urls: list[str]) -> Cost:
+def _one(subject: Subject, kind: Kind, urls: list[str]) -> Cost:
     with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made:
         before = children_cpu()
-        cost = measure(lambda: subject.fetch(urls, Path(made)))
+        cost = measure(lambda: subject.fetch(urls, kind.count // PROCESSES, Path(made)))
         # The Prefect server goes on taking in events for a moment.
         time.sleep(SETTLE_SECONDS)
         server = children_cpu() - before
@@ -98,25 +106,25 @@ def _one(subject: Subject, urls: list[str]) -> Cost:
         return Cost(cost.cpu + server, cost.wall)
 
 
-def _show(title: str, costs: Mapping[str, Costs]) -> None:
+def _show(title: str, videos: int, costs: Mapping[str, Costs]) -> None:
     rows = []
     mine = costs[STAGE]
     for name, cost in costs.items():
         one = cost.median
-        row = [f"{one.cpu:.2f}", f"{one.wall:.2f}", f"{VIDEOS / one.cpu:,.0f}"]
-        ratios = [f"{one.cpu / mine.median.cpu:.2f}", f"{cost.least_cpu / mine.least_cpu:.2f}"]
+        row = [f"{one.cpu:.2f}", f"{one.wall:.2f}", f"{videos / one.cpu:,.0f}"]
+        ratios = [f"{mine.median.cpu / one.cpu:.2f}", f"{mine.least_cpu / cost.least_cpu:.2f}"]
         rows.append([name, *row, *(ratios if name != STAGE else ["", ""])])
-    header = ["", "CPU-s", "wall s", "videos per CPU-s", "it / our stage, CPU", "least CPU"]
-    show(f"{title}: {VIDEOS:,} videos", header, rows)
+    header = ["", "CPU-s", "wall s", "videos per CPU-s", "ours / it, CPU", "least CPU"]
+    show(title, header, rows)
 
 
-def _stage(urls: list[str], folder: Path) -> None:
-    recipe = _recipe(urls, folder)
+def _stage(urls: list[str], rows: int, folder: Path) -> None:
+    recipe = _recipe(urls, rows, folder)
     _run([sys.executable, "-m", "tests.benchmarks.pool", str(recipe), str(PROCESSES)])
 
 
-def _build(environ: Mapping[str, str], urls: list[str], folder: Path) -> None:
-    recipe = _recipe(urls, folder)
+def _build(environ: Mapping[str, str], urls: list[str], rows: int, folder: Path) -> None:
+    recipe = _recipe(urls, rows, folder)
     options = ("--json", "--workers", str(PROCESSES))
     _run([sys.executable, str(COMMAND), "build", str(recipe), *options], environ)
 
@@ -126,8 +134,8 @@ def _samples(folder: Path) -> int:
     return sum(result.samples for _, result in results)
 
 
-def _curl(urls: list[str], folder: Path) -> None:
-    lines = [f'url = "{url}"\noutput = "{folder}/{url.rpartition("/")[2]}"\n' for url in urls]
+def _curl(urls: list[str], rows: int, folder: Path) -> None:
+    lines = [f'url = "{url}"\noutput = "{folder}/{n}.mp4"\n' for n, url in enumerate(urls)]
     config = folder / "curl.txt"
     config.write_text("".join(lines))
     flags = ("--silent", "--fail", "--parallel", "--parallel-max", str(CURL_PARALLEL))
@@ -138,11 +146,11 @@ def _files(folder: Path) -> int:
     return len(list(folder.glob("*.mp4")))
 
 
-def _video2dataset(python: Path, urls: list[str], folder: Path) -> None:
+def _video2dataset(python: Path, urls: list[str], rows: int, folder: Path) -> None:
     (folder / "urls.csv").write_text("\n".join(["url", *urls, ""]))
     script = [str(PEER / "download.py"), str(folder / "urls.csv"), str(folder)]
     environ = {**os.environ, "PYTHONPATH": str(PEER), "PYTHONWARNINGS": "ignore"}
-    _run([str(python), *script, str(_rows_per_shard(urls))], environ)
+    _run([str(python), *script, str(rows)], environ)
 
 
 def _members(folder: Path) -> int:
@@ -154,30 +162,25 @@ def _members(folder: Path) -> int:
 
 
 def _peer() -> Path | None:
-    python = Path(os.environ.get(PEER_PYTHON, "video2dataset-venv/bin/python")).absolute()
+    python = Path(os.environ.get(PEER_PYTHON, ""))
     if python.is_file():
         return python
     print(
         f"video2dataset is left out: {PEER_PYTHON} names no Python that has it. To make one:\n"
         "  python3 -m venv ~/video2dataset\n"
         "  ~/video2dataset/bin/pip install --no-deps video2dataset==1.3.0 torchdata==0.7.1\n"
-        f"  ~/video2dataset/bin/pip install -r {PEER.relative_to(Path.cwd())}/requirements.txt\n"
+        f"  ~/video2dataset/bin/pip install -r {PEER / 'requirements.txt'}\n"
         f"  export {PEER_PYTHON}=~/video2dataset/bin/python"
     )
     return None
 
 
-def _rows_per_shard(urls: list[str]) -> int:
-    """As many as give each process one shard."""
-    return len(urls) // PROCESSES
-
-
-def _recipe(urls: list[str], folder: Path) -> Path:
+def _recipe(urls: list[str], rows: int, folder: Path) -> Path:
     (folder / "urls.csv").write_text("\n".join(["url", *urls, ""]))
     recipe = folder / "recipe.yaml"
     recipe.write_text(
         f"store: {folder}/store\n"
-        f"sources: {{urls: {{path: urls.csv, rows_per_shard: {_rows_per_shard(urls)}}}}}\n"
+        f"sources: {{urls: {{path: urls.csv, rows_per_shard: {rows}}}}}\n"
         "datasets: {videos: {stage: download, from: urls, allow_private: true}}\n"
     )
     return recipe

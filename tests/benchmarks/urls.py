@@ -1,9 +1,9 @@
 """A hundred thousand addresses at fifty hosts, some dead in many ways, and everything killed.
 
 Five addresses of a hundred are at dead hosts. The table is built twice, by the local profile with
-two workers: once undisturbed, while the memory of the workers is read; and once killed by SIGKILL
-at random moments, flow and workers alike, and built again until it is done. Every address has to be
-accounted for once, both times.
+six workers, which wait for the dead more than they work: once undisturbed, while the memory of the
+workers is read; and once killed by SIGKILL at random moments, flow and workers alike, and built
+again until it is done. Every address has to be accounted for once, both times.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from tests.benchmarks.orchestration import COMMAND, SETTLE_SECONDS, children_cpu
 from tests.host_farm import HostFarm, Way, account, ways_of
 
 URLS = 100_000
-HOSTS = 50
+HOSTS, DEAD_IN_EACH_WAY = 50, 2
 DEAD = 0.05
 ROWS_PER_SHARD = 1000
-WORKERS = 2
+WORKERS = 6
 KILLS = 5
 READ_SECONDS = 0.5
 
@@ -44,7 +44,7 @@ sources:
   urls: {{path: {folder}/urls.csv, rows_per_shard: {rows}}}
 datasets:
   videos:
-    {{stage: download, from: urls, allow_private: true, concurrency: 64, timeout: 3s, attempts: 3}}
+    {{stage: download, from: urls, allow_private: true, concurrency: 64, timeout: 10s, attempts: 3}}
 """
 
 
@@ -56,7 +56,7 @@ def run() -> None:
         tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made,
         tempfile.TemporaryDirectory(prefix="reelmill-bench-") as home,
         prefect(home) as environ,
-        HostFarm(ways_of(HOSTS)) as farm,
+        HostFarm(ways_of(HOSTS, each=DEAD_IN_EACH_WAY)) as farm,
     ):
         table = farm.urls(URLS, DEAD)
         undisturbed = _Site(Path(made, "undisturbed"), table, environ)

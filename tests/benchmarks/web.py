@@ -8,13 +8,26 @@ import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from reelmill.flows.server import free_port
 from tests.benchmarks.clips import ffmpeg
 
-DISTINCT = 20
 NGINX_PLACES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/bin"
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What the videos of a kind have in common; ``kilobits`` is the rate of the pictures."""
+
+    name: str
+    count: int
+    films: int
+    size: str
+    seconds: int
+    kilobits: int
+
 
 _CONFIG = """
 daemon off;
@@ -47,30 +60,30 @@ def nginx() -> str | None:
     return shutil.which("nginx") or shutil.which("nginx", path=NGINX_PLACES)
 
 
-def make_videos(folder: Path, count: int) -> list[str]:
-    """Names of ``count`` MP4s in ``folder``, 30 to 80 KB each: few films, but no two equal files.
+def make_videos(folder: Path, kind: Kind) -> list[str]:
+    """Names of MP4s in ``folder``: few films, but no two equal files.
 
     Each copy of a film ends with a ``free`` box of its own, which every reader skips.
     """
-    films = [_film(folder / f"film-{number}.mp4", number) for number in range(DISTINCT)]
+    films = [_film(folder / f"film-{number}.mp4", kind, number) for number in range(kind.films)]
     names = []
-    for number in range(count):
+    for number in range(kind.count):
         name = f"{number:05d}.mp4"
         box = (16).to_bytes(4) + b"free" + number.to_bytes(8)
-        (folder / name).write_bytes(films[number % DISTINCT] + box)
+        (folder / name).write_bytes(films[number % kind.films] + box)
         names.append(name)
     return names
 
 
-def _film(path: Path, number: int) -> bytes:
-    seconds = 2 + number % 4
-    picture = f"testsrc2=size=320x240:rate=25:duration={seconds},hue=h={18 * number}"
+def _film(path: Path, kind: Kind, number: int) -> bytes:
+    seconds = kind.seconds + number % 3
+    picture = f"testsrc2=size={kind.size}:rate=25:duration={seconds},hue=h={18 * number}"
     noise = f"noise=alls=5:allf=t:all_seed={number}"
     sound = f"sine=frequency={220 + 20 * number}:duration={seconds}"
+    rate = ("-b:v", f"{kind.kilobits}k", "-maxrate", f"{kind.kilobits}k", "-bufsize", "200k")
     ffmpeg(
         *("-f", "lavfi", "-i", f"{picture},{noise}", "-f", "lavfi", "-i", sound),
-        *("-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "veryfast"),
-        *("-b:v", f"{300 // seconds}k", "-maxrate", "200k", "-bufsize", "100k"),
+        *("-pix_fmt", "yuv420p", "-c:v", "libx264", "-preset", "veryfast", *rate),
         *("-c:a", "aac", "-b:a", "32k", "-movflags", "+faststart", path),
     )
     data = path.read_bytes()

@@ -27,7 +27,7 @@ sources:
   urls: {{path: urls.csv, rows_per_shard: {ROWS}}}
 datasets:
   videos:
-    {{stage: download, from: urls, allow_private: true, concurrency: 64, timeout: 2s, attempts: 2}}
+    {{stage: download, from: urls, allow_private: true, concurrency: 64, timeout: 4s, attempts: 2}}
 """
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs all of 127.0.0.0/8")

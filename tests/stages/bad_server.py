@@ -25,6 +25,9 @@ class Exchange:
     number: int
     """How many requests this path has had, this one included."""
     _writer: asyncio.StreamWriter
+    connection: int = 0
+    """Number of the connection that it came by."""
+    _kept: bool = False
 
     async def send(self, data: bytes) -> None:
         self._writer.write(data)
@@ -33,7 +36,7 @@ class Exchange:
     async def head(self, status: int = 200, **headers: object) -> None:
         """Send the status and the headers; an underscore in a name stands for a hyphen."""
         phrase = HTTPStatus(status).phrase if status in set(HTTPStatus) else "Odd"
-        lines = [f"HTTP/1.1 {status} {phrase}", "Connection: close"]
+        lines = [f"HTTP/1.1 {status} {phrase}"] + ["Connection: close"] * (not self._kept)
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         await self.send("\r\n".join([*lines, "", ""]).encode())
 
@@ -62,6 +65,8 @@ class BadServer:
 
     host: str = "127.0.0.1"
     tls: ssl.SSLContext | None = None
+    keep_alive: bool = False
+    """Whether a connection serves further requests; all replies must then tell their length."""
     requests: list[Exchange] = field(default_factory=list)
     connections: int = 0
     in_flight: int = 0
@@ -113,6 +118,7 @@ class BadServer:
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
+        number = self.connections
         gone = (OSError, asyncio.IncompleteReadError, asyncio.CancelledError)
         with contextlib.suppress(*gone):
             start = await reader.readexactly(1)
@@ -121,20 +127,24 @@ class BadServer:
                 writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
                 writer.close()
                 return
-            rest = await reader.readuntil(b"\r\n\r\n")
-            head = (start + rest).decode("latin-1").split("\r\n")
-            path = head[0].split(" ")[1].partition("?")[0]
-            headers = {}
-            for line in filter(None, head[1:]):
-                name, _, value = line.partition(":")
-                headers[name.lower()] = value.strip()
-            self._hits[path] += 1
-            exchange = Exchange(path, headers, self._hits[path], writer)
-            self.requests.append(exchange)
-            self.in_flight += 1
-            self.max_in_flight = max(self.max_in_flight, self.in_flight)
-            try:
-                await self._handlers[path](exchange)
-            finally:
-                self.in_flight -= 1
+            await self._answer(start + await reader.readuntil(b"\r\n\r\n"), writer, number)
+            while self.keep_alive:
+                await self._answer(await reader.readuntil(b"\r\n\r\n"), writer, number)
         writer.close()
+
+    async def _answer(self, request: bytes, writer: asyncio.StreamWriter, number: int) -> None:
+        head = request.decode("latin-1").split("\r\n")
+        path = head[0].split(" ")[1].partition("?")[0]
+        headers = {}
+        for line in filter(None, head[1:]):
+            name, _, value = line.partition(":")
+            headers[name.lower()] = value.strip()
+        self._hits[path] += 1
+        exchange = Exchange(path, headers, self._hits[path], writer, number, self.keep_alive)
+        self.requests.append(exchange)
+        self.in_flight += 1
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
+        try:
+            await self._handlers[path](exchange)
+        finally:
+            self.in_flight -= 1

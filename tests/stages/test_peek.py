@@ -270,6 +270,30 @@ def test_what_is_not_there_is_not_searched_for_long(name: str) -> None:
     assert read == len(head) + peek._MAX_ZEROS
 
 
+def test_parts_are_read_like_the_file_that_they_are_of() -> None:
+    data = bytes(range(1, 101)) + bytes(50) + bytes(range(1, 51))
+    parts = peek._Parts(data[:100], 200, (150, data[150:]))
+    assert parts.read() == data
+    for start, end in ((0, 100), (90, 120), (100, 150), (140, 160), (199, 300), (200, 210)):
+        parts.seek(start)
+        assert (
+            b"".join(iter(lambda end=end: parts.read(end - parts.tell()), b"")) == (data[start:end])
+        )
+    for start in (200, 201, 2**40):
+        assert parts.seek(start) == start
+        assert parts.read(10) == b""
+    assert parts.seek(-30, 2) == 170
+    assert parts.seek(5, 1) == 175
+    assert parts.read(2) == data[175:177]
+    with pytest.raises(ValueError, match="before the beginning"):
+        parts.seek(-1)
+    assert parts.take(80, 100) == data[80:100]
+    assert parts.take(160, 200) == data[160:]
+    assert parts.take(80, 101) is None
+    assert parts.take(149, 151) is None
+    assert parts.take(190, 201) is None
+
+
 STARTS = (b"", FTYP, b"\x1a\x45\xdf\xa3", b"RIFF\xff\xff\xff\x7fAVI LIST", b"OggS", b"FLV\x01")
 
 
@@ -356,3 +380,33 @@ def test_downloads_are_held_to_the_limits_by_what_they_are(tmp_path: Path) -> No
         "000000002": "too_long",
         "000000003": "unwanted_codec",
     }
+
+
+def test_a_dataset_is_the_same_whether_files_were_looked_at_early_or_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("plain.mp4", "fast.mp4", "odd.mp4", "plain.mkv", "vp9.webm", "plain.avi", "plain.ts")
+    rows = "url\n" + "".join(f"file://{sample(name)}\n" for name in names)
+    limits = {"max_duration": "2s", "max_side": 128, "codecs": ["h264", "vp9"]}
+    seen: list[str] = []
+
+    class Seeing(Inspector):
+        def __call__(self, *args: Any) -> tuple[int, int] | None:
+            try:
+                return super().__call__(*args)
+            except Rejected as rejected:
+                seen.append(rejected.reason)
+                raise
+
+    made = []
+    for early in (True, False):
+        inspector = Seeing(Limits.model_validate(limits), 4500) if early else None
+        monkeypatch.setattr(Limits, "inspector", lambda self, found=inspector: found)
+        folder = tmp_path / str(early)
+        folder.mkdir()
+        bench = Bench(folder)
+        shard = bench.make("download", bench.rows(rows), allow_files=True, limits=limits)
+        made.append((shard.index.digest, bench.rejects(shard)))
+    assert made[0] == made[1]
+    assert set(made[0][1].values()) == {"too_long", "high_resolution", "unwanted_codec"}
+    assert {"too_long", "high_resolution"} <= set(seen)

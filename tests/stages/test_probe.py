@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from reelmill.errors import Rejected
 from reelmill.media import probe as module
-from reelmill.media.probe import cut_points, demux, open_media, packet_table, probe, video_stream
+from reelmill.media.probe import (
+    cut_points,
+    demux,
+    open_media,
+    packet_table,
+    probe,
+    read_header,
+    video_stream,
+)
 
 from .media_samples import KEYINT, NUMBERED, UNEVEN, decoded, numbers, real_media, sample
 
@@ -275,6 +283,16 @@ def test_cut_points_part_the_stream_in_two(packets: list[tuple[int, bool]]) -> N
     for index in range(len(pts)):
         parts = all(pts[:index] < pts[index]) and all(pts[index:] >= pts[index])
         assert (index in found) == (bool(keyframe[index]) and parts)
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "plain.mkv", "vp9.webm", "plain.avi"])
+def test_a_header_says_what_a_probe_finds(name: str) -> None:
+    assert read_header(sample(name)) == probe(sample(name), check=False)
+
+
+def test_the_header_of_several_videos_does_not_tell_which_is_best() -> None:
+    with pytest.raises(Rejected, match="several videos"):
+        read_header(sample("two.mkv"))
 
 
 @pytest.mark.parametrize("path", real_media(), ids=lambda path: path.name)

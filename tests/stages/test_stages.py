@@ -36,6 +36,7 @@ class Bench:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         self.store = Store.open(str(folder / "store"), create=True)
 
     def rows(self, csv: str, **source: Any) -> Shard:
@@ -166,6 +167,17 @@ def test_given_spans_become_clips_and_rows_without_any_are_rejects(bench: Bench)
     times = sorted((s.columns["start"], s.columns["end"]) for s in bench.samples(shard).values())
     assert times == [pytest.approx((0.2, 0.7)), pytest.approx((1.0, 1.4))]
     assert bench.rejects(shard) == {"000000001": "no_clips"}
+
+
+def test_a_caption_is_a_text_of_its_own_of_video_and_clips(bench: Bench) -> None:
+    url = f"file://{sample('silent.mp4')}"
+    rows = bench.rows(f'url,said\n{url},"Zürich, at night"\n{url}?,\n', caption="said")
+    videos = bench.make("download", rows, allow_files=True)
+    clips = bench.make("split", videos, method="fixed", seconds="1s", cut="copy")
+    for shard in (videos, clips):
+        found = [made.fields["txt"].decode() for made in bench.samples(shard).values()]
+        assert found
+        assert set(found) == {"Zürich, at night"}
 
 
 @pytest.mark.parametrize(
