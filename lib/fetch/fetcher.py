@@ -15,6 +15,8 @@ from typing import Final, TypeAlias
 
 from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
+from reelmill.fetch.manners import OPTED_OUT
+from reelmill.fetch.patterns import matcher
 from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
 from reelmill.fetch.sources import Sources
@@ -205,6 +207,7 @@ class _Run:
         try:
             async with AsyncExitStack() as stack:
                 self._sources = Sources(self._policy, stack)
+                self._is_out = matcher(self._policy.opt_out)
                 try:
                     if self._policy.deadline_s is not None:
                         expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
@@ -268,6 +271,9 @@ class _Run:
         if url.startswith("file:") and not self._policy.allow_file:
             failure = FetchFailure("denied", "file URLs are not allowed", 0, False)
             self._hand_over(request.key, failure)
+            return
+        if self._is_out(url):
+            self._hand_over(request.key, FetchFailure("opted_out", OPTED_OUT, 0, False))
             return
         source = self._sources.name(url)
         host = "/".join(url.split("/", 3)[:3])

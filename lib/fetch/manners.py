@@ -16,6 +16,8 @@ from reelmill.fetch.transfer import AttemptError, FetchPolicy
 MAX_ROBOTS_BYTES: Final = 4 << 20
 """Size in bytes of the largest ``robots.txt`` that is read."""
 
+OPTED_OUT: Final = "the policy opts this URL out"
+
 _OPT_OUTS: Final = frozenset({"noai", "noimageai", "none"})
 # Directives of X-Robots-Tag that have a value behind a colon, where other tags name an agent.
 _WITH_VALUE: Final = frozenset(
@@ -58,7 +60,7 @@ class Manners:
                 site's ``robots.txt``, and so the site, from being asked for.
         """
         if self._is_out is not None and self._is_out(url):
-            raise AttemptError("opted_out", "the policy opts this URL out")
+            raise AttemptError("opted_out", OPTED_OUT)
         if not self._policy.robots:
             return
         parts = urlsplit(url)

@@ -359,6 +359,7 @@ class Transfer:
         size: Bytes so far.
         total: Bytes of the whole file, if they are told.
         validator: Strong validator of the bytes so far, with which a further attempt may resume.
+        validated_url: Which gave it: elsewhere the same validator may mean other bytes.
         takes_ranges: Whether the server says that it can send parts of the file.
         unchanged: Set by a source instead of any bytes.
         attempts: How many have begun.
@@ -384,6 +385,7 @@ class Transfer:
         self.content_type: str | None = None
         self.address: str | None = None
         self.validator: str | None = None
+        self.validated_url = url
         self.total: int | None = None
         self.takes_ranges = False
         self.unchanged = False

@@ -459,6 +459,13 @@ def test_x_robots_tag(header: str, out: bool) -> None:
     assert manners.opts_out(header, "reelmill") is out
 
 
+@pytest.mark.parametrize("url", ["https://youtube.com/watch?v=x", "file:///etc/hostname"])
+def test_opt_outs_hold_for_every_source(tmp_path: Path, url: str) -> None:
+    policy = replace(POLICY, opt_out=("youtube.com", "file:*"), allow_file=True)
+    ((_, outcome),) = fetch_iter([("k", url)], policy, tmp_path)
+    assert outcome == FetchFailure("opted_out", "the policy opts this URL out", 0, False)
+
+
 def test_opt_outs_are_never_asked(server: BadServer, tmp_path: Path) -> None:
     server.on("/moved", status=302, Location="/private/b")
     urls = [server.on("/a"), server.on("/private/a"), server.url("/moved")]
