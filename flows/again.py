@@ -100,10 +100,15 @@ class Due:
     result: Result | None
 
 
-def find_due(recipe: Recipe, store: Store, names: Sequence[str], run: str) -> list[Due]:
+def find_due(
+    recipe: Recipe, store: Store, names: Sequence[str], run: str, *, claim: bool = True
+) -> list[Due]:
     """The checks that are due before some datasets of a recipe are built.
 
     Those that an interrupted build made are among them, since nobody may have acted on them.
+
+    Args:
+        claim: whether they will be relied on; a mere plan does not.
     """
     found: list[Due] = []
     moment = int(time.time())
@@ -114,12 +119,18 @@ def find_due(recipe: Recipe, store: Store, names: Sequence[str], run: str) -> li
             continue
         if name in names and ref and ref.lineage and ref.stage == recipe.datasets[name].stage:
             version = open_version(store, name)
-            found += _due(recipe, version, parent, source.refresh, moment, run)
+            found += _due(recipe, version, parent, source.refresh, moment, run, claim)
     return found
 
 
 def _due(
-    recipe: Recipe, version: Version, source: str, refresh: str, moment: int, run: str
+    recipe: Recipe,
+    version: Version,
+    source: str,
+    refresh: str,
+    moment: int,
+    run: str,
+    claim: bool,
 ) -> Iterator[Due]:
     store, stage = version.store, get_stage(CHECK)
     given = recipe.datasets[version.name].params
@@ -135,7 +146,7 @@ def _due(
             known = Known(shard, origins.digest if origins else None, slot)
             action = action_of(stage, params, known.order(), "", {})
             actions[action.key] = action, known
-    made = store.recall(actions) if refresh != IF_CHANGED else {}
+    made = store.recall(actions, claim=claim) if refresh != IF_CHANGED else {}
     for key, (action, known) in actions.items():
         order = _order(store, run, version, params, action, known)
         yield Due(version, source, order, made.get(key))

@@ -141,7 +141,10 @@ def plan(
     recipe: RecipePath, only: Only = None, overrides: Overrides = None, as_json: AsJSON = False
 ) -> None:
     """Show what a build would make, by dataset, and why each shard is not there yet."""
+    from collections import Counter
+
     from reelmill.digest import SHORT
+    from reelmill.flows.again import find_due
     from reelmill.flows.drive import prepare
     from reelmill.flows.explain import explain, foresee
 
@@ -150,6 +153,9 @@ def plan(
         build = prepare(loaded, store, only=only or (), run="plan", write=False)
         explained = explain(build)
         outlook = foresee(build)
+        checks = Counter(
+            one.version.name for one in find_due(loaded, store, build.names, "plan", claim=False)
+        )
     problems = outlook.problems
     if as_json:
         _print_json(
@@ -165,6 +171,7 @@ def plan(
                     "reasons": dict(one.reasons),
                     "problem": problems.get(one.name),
                     "moves_to": outlook.moves.get(one.name),
+                    "checks": checks[one.name],
                 }
                 for one in explained
             ]
@@ -179,6 +186,8 @@ def plan(
         out.print(f"[bold]{one.name}[/]  {one.stage}: {state}")
         if moves := outlook.moves.get(one.name):
             out.print(f"    {one.name}@latest would be {one.name}@{moves[:SHORT]}", markup=False)
+        if asked := checks[one.name]:
+            out.print(f"    first it is asked whether the addresses of {asked} shards changed")
         for reason, count in one.reasons.most_common():
             out.print(f"    {count} to make: {reason}", markup=False)
         if one.waits_for and one.waiting != 0:
@@ -187,7 +196,8 @@ def plan(
     for problem in problems.values():
         out.print(problem, markup=False)
     if not build.missing and not problems:
-        out.print("All shards exist; a build would make nothing.")
+        rest = " but what changed at its address" if checks else ""
+        out.print(f"All shards exist; a build would make nothing{rest}.")
 
 
 @app.command(rich_help_panel=BUILDING)
@@ -397,7 +407,8 @@ def list_datasets(
             [
                 {
                     "dataset": name,
-                    **ref.model_dump(mode="json"),
+                    **ref.model_dump(mode="json", exclude={"uncounted"}),
+                    "totals": ref.counted.model_dump(),
                     "tags": tags,
                     "collected": ref.version not in there,
                 }
@@ -419,7 +430,7 @@ def list_datasets(
         right = heading in ("shards", "samples", "rejects", "bytes")
         table.add_column(heading, justify="right" if right else "left", no_wrap=True)
     for name, ref, tags in found:
-        totals = ref.totals
+        totals = ref.counted
         table.add_row(
             f"{name}@{ref.short}",
             ", ".join(tags),
@@ -475,7 +486,7 @@ def show(
             }
         )
         return
-    totals = ref.totals
+    totals = ref.counted
     generations = len(manifest.generations)
     rows = {
         "version": f"{version.name}@{version.digest}",

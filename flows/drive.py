@@ -7,17 +7,17 @@ import heapq
 import itertools
 import signal
 import time
-from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, TypeVar
 
-from reelmill.dataset import open_version
-from reelmill.digest import SHORT
+from reelmill.dataset import open_version, uncounted
+from reelmill.digest import SHORT, sha256
 from reelmill.errors import PoisonError, RecipeError, ReelmillError, told
 from reelmill.recipe import Pinned, Recipe
 from reelmill.shards import removed
 from reelmill.store import Store
-from reelmill.store.model import Lineage, Manifest, Ref, Result
+from reelmill.store.model import Lineage, Manifest, Ref, Result, Uncounted
 from reelmill.store.store import now
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import Params
@@ -147,13 +147,21 @@ class Progress:
         for reason, count in result.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
 
+    def leave_out(self, left: Uncounted) -> None:
+        """Take out of the count what no longer counts."""
+        self.samples -= left.samples
+        self.rejects -= sum(left.rejects.values())
+        rest = {r: count - left.rejects.get(r, 0) for r, count in self.reasons.items()}
+        self.reasons = {reason: count for reason, count in rest.items() if count}
+
 
 @dataclass(frozen=True, slots=True)
 class Grown:
     """What ingest found in a source's table.
 
     ``gone`` counts the rows of before that are no longer in it; they are ``dropped``, or kept.
-    ``back`` counts those that had been dropped and are there again.
+    ``back`` counts those that had been dropped and are there again, ``retried`` the rejects that
+    are rows once more.
     """
 
     name: str
@@ -164,6 +172,7 @@ class Grown:
     rejects: int
     dropped: bool = False
     back: int = 0
+    retried: int = 0
 
 
 Watch = Callable[[str, str, int], object]
@@ -247,6 +256,7 @@ def prepare(
     wanted = {parent for name in names for parent in recipe.datasets[name].inputs.values()}
     manifests: dict[str, Manifest] = {}
     labels: dict[str, str] = {}
+    retried: dict[str, int] = {}
     grown = []
     for name, source in recipe.sources.items():
         if name not in wanted:
@@ -256,9 +266,11 @@ def prepare(
             if write:
                 store.claim_version(pinned.digest)
             manifests[name], labels[name] = pinned.manifest, str(pinned)
+            retried[name] = _retried(pinned.manifest, lambda d: store.read_blob(d, "parquet"))
         else:
             manifests[name], version, growth = _ingest(recipe, store, name, run, write, watch)
             labels[name] = f"{name}@{version[:SHORT]}"
+            retried[name] = growth.retried
             grown.append(growth)
     for name in names:
         if (ref := store.latest(name)) and ref.stage == "ingest":
@@ -266,23 +278,19 @@ def prepare(
                 f"{name}: the store has a source of that name; give the dataset another one"
             )
     nodes = [_node(recipe, name) for name in names]
-    planner = Planner(nodes, manifests, _retried(store, manifests))
+    planner = Planner(nodes, manifests, retried)
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
     build = Build(recipe, store, names, planner, labels, grown, [], progress)
     build.missing = _settle(build, planner.start(), _Memory(store, names, claim=write))
     return build
 
 
-def _retried(store: Store, manifests: Mapping[str, Manifest]) -> dict[str, int]:
-    return {
-        name: sum(
-            why.reason == removed.RETRIED
-            for blob in manifest.removed
-            for why in removed.decode(store.read_blob(blob.digest, "parquet")).values()
-        )
-        for name, manifest in manifests.items()
-        if manifest.removed
-    }
+def _retried(manifest: Manifest, read: Callable[[str], bytes]) -> int:
+    return sum(
+        why.reason == removed.RETRIED
+        for blob in manifest.removed
+        for why in removed.decode(read(blob.digest)).values()
+    )
 
 
 def _node(recipe: Recipe, name: str) -> Node:
@@ -315,10 +323,12 @@ def _ingest(
     before = store.record(last.action) if last and last.action else None
     # The same table again: whatever it grew from, there is nothing in it that is new.
     if last and before and same_table(ingest_action(settled, digest, None), before.action):
-        totals = last.totals
+        totals = last.counted
         known = totals.samples + totals.rejects
-        growth = Grown(name, table.name, known, 0, 0, totals.rejects)
-        return store.manifest(last.version), last.version, growth
+        manifest = store.manifest(last.version)
+        retried = _retried(manifest, lambda d: store.read_blob(d, "parquet"))
+        growth = Grown(name, table.name, known, 0, 0, totals.rejects, retried=retried)
+        return manifest, last.version, growth
     base = last.version if last else None
     action = ingest_action(settled, digest, base)
     started = time.time()
@@ -339,15 +349,25 @@ def _ingest(
             f"source {name}: the store knows another table by that name, of which {table.name} "
             "holds not one row; give the source another name, or the recipe another store"
         )
+    totals = found.manifest.totals()
+
+    def read(digest: str) -> bytes:
+        # A plan does not put what an ingest made into the store.
+        if found.removed is not None and sha256(found.removed) == digest:
+            return found.removed
+        return store.read_blob(digest, "parquet")
+
+    lost = uncounted(found.manifest, read, by_shard=True)
     growth = Grown(
         name=name,
         path=table.name,
         rows=found.rows,
         new=found.new,
         gone=found.gone,
-        rejects=found.manifest.totals().rejects,
+        rejects=totals.rejects - (sum(lost.rejects.values()) if lost else 0),
         dropped=source.removed == "drop",
         back=found.back,
+        retried=_retried(found.manifest, read),
     )
     if not write:
         return found.manifest, "", growth
@@ -363,8 +383,9 @@ def _ingest(
             time=now(),
             run=run,
             stage="ingest",
-            totals=found.manifest.totals(),
+            totals=totals,
             action=action.key,
+            uncounted=lost,
         ),
     )
     return found.manifest, made.manifest.digest, growth
@@ -437,12 +458,15 @@ def commit_versions(build: Build, run: str) -> list[str]:
     """Commit every dataset that became complete; their names."""
     committed = []
     for name, manifest, lineage in build.planner.finished():
-        version, moved = _commit(build, name, manifest, lineage, run)
+        ref, moved = _commit(build, name, manifest, lineage, run)
+        version = ref.version
         build.versions[name] = version
         build.labels[name] = f"{name}@{version[:SHORT]}"
         progress = build.progress[name]
         progress.version = version
         progress.moved = moved
+        if ref.uncounted:
+            progress.leave_out(ref.uncounted)
         progress.expected = progress.have
         committed.append(name)
     for key in set(build.planner.passing()) - build.forgotten:
@@ -453,11 +477,12 @@ def commit_versions(build: Build, run: str) -> list[str]:
 
 def _commit(
     build: Build, name: str, manifest: Manifest, lineage: Lineage, run: str
-) -> tuple[str, bool]:
+) -> tuple[Ref, bool]:
     dataset = build.recipe.datasets[name]
     before = build.store.latest(name)
     kept = {before.version, before.lineage or ""} if before else set()
     version = build.store.put_manifest(manifest, kept=kept)
+    moved = before is None or before.version != version
     ref = Ref(
         event="commit",
         version=version,
@@ -469,9 +494,24 @@ def _commit(
         lineage=build.store.put_blob(lineage.as_bytes(), "json", kept=kept).digest,
         totals=manifest.totals(),
         holes=build.planner.holes(name),
+        uncounted=_uncounted(build, name, manifest)
+        if before is None or moved
+        else before.uncounted,
     )
     build.store.commit_ref(name, ref)
-    return version, before is None or before.version != version
+    return ref, moved
+
+
+def _uncounted(build: Build, name: str, manifest: Manifest) -> Uncounted | None:
+    def narrow(one: str) -> bool:
+        dataset = build.recipe.datasets.get(one)
+        if dataset is None:
+            return isinstance(build.recipe.sources.get(one), Source)
+        narrowly = get_stage(dataset.stage).scope == "shard"
+        return narrowly and all(narrow(parent) for parent in dataset.inputs.values())
+
+    store = build.store
+    return uncounted(manifest, lambda d: store.read_blob(d, "parquet"), by_shard=narrow(name))
 
 
 Submit = Callable[[Todo, str], Awaitable[str]]

@@ -115,8 +115,8 @@ class Announcer:
                     build.labels[parent] for parent in build.recipe.datasets[name].inputs.values()
                 ],
                 "shards": totals.shards,
-                "samples": totals.samples,
-                "rejects": totals.rejects,
+                "samples": progress.samples,
+                "rejects": progress.rejects,
                 "bytes": totals.bytes,
                 "holes": list(build.planner.holes(name)),
             },

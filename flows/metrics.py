@@ -169,7 +169,7 @@ class Metrics:
         """Count the samples of the versions that a store has already."""
         for name in store.datasets():
             if last := store.latest(name):
-                self._dataset.labels(name, store.url).set(last.totals.samples)
+                self._dataset.labels(name, store.url).set(last.counted.samples)
 
     def collect(self) -> Iterator[Metric]:
         """What a registry calls before it tells the metrics; has none itself."""

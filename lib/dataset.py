@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from reelmill.digest import SHORT
 from reelmill.errors import NotFoundError
-from reelmill.shards import provenance, removed
+from reelmill.shards import index, provenance, removed
 from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.shards.removed import Removed
 from reelmill.store import Store
-from reelmill.store.model import LineageEntry, Manifest, Ref, Shard, Totals, blob_name
+from reelmill.store.model import (
+    LineageEntry,
+    Manifest,
+    Ref,
+    Shard,
+    Totals,
+    Uncounted,
+    blob_name,
+)
+
+_READERS: Final = 4
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,8 @@ class Version:
 
     @property
     def totals(self) -> Totals:
-        return self.ref.totals
+        """The shards and their bytes, and the samples and rejects in them that count."""
+        return self.ref.counted
 
     @cached_property
     def removed(self) -> dict[str, Removed]:
@@ -107,6 +123,38 @@ class Version:
             for shard in self.manifest.shards
             if shard.tar
         ]
+
+
+def uncounted(
+    manifest: Manifest, read: Callable[[str], bytes], *, by_shard: bool = False
+) -> Uncounted | None:
+    """What no longer counts of a version's shards, found in their indexes; ``None`` if no row was
+    removed.
+
+    Args:
+        read: gives the bytes of a parquet blob by digest.
+        by_shard: keys of source rows begin with the ID of the shard that they are in, so that only
+            the indexes of some shards need to be read.
+    """
+    if not manifest.removed:
+        return None
+    gone = pa.array(
+        {key for blob in manifest.removed for key in removed.decode(read(blob.digest))}, pa.string()
+    )
+    named = {removed.shard_of(key) for key in gone.to_pylist()} if by_shard else ()
+    shards = [shard for shard in manifest.shards if not by_shard or shard.id in named]
+
+    def count(shard: Shard) -> tuple[int, Counter[str]]:
+        rows = index.decode(read(shard.index.digest), ["key", "status", "reason"])
+        keys = pc.replace_substring_regex(rows["key"], "_.*", "")
+        rows = rows.filter(pc.is_in(keys, gone))
+        bad = rows.filter(pc.equal(rows["status"], REJECTED))["reason"].to_pylist()
+        return len(rows) - len(bad), Counter(bad)
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        counts = list(pool.map(count, shards))
+    rejects: Counter[str] = sum((reasons for _, reasons in counts), Counter())
+    return Uncounted(samples=sum(samples for samples, _ in counts), rejects=dict(rejects))
 
 
 def open_version(store: Store | str, spec: str) -> Version:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection, Iterator
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from reelmill.dataset import uncounted
 from reelmill.digest import sha256
 from reelmill.errors import StageError
 from reelmill.shards import index, removed
@@ -15,9 +16,6 @@ from reelmill.store import Store
 from reelmill.store.model import Action, Blob, Generation, Manifest, Ref, Result, Shard
 from reelmill.store.store import now
 from reelmill.tasks.ingest import VERSION
-
-_INDEX_DIGITS = 4
-"""Digits of a source's key that are a row's place in its shard; those before are the shard's."""
 
 Read = Callable[[str], bytes]
 Put = Callable[[bytes], Blob]
@@ -51,7 +49,7 @@ def enter_again(
     found = 0
     for table in _tables(_rows(base, keys, read), rows_per_shard):
         shard_id = f"{number:05d}"
-        new = [f"{shard_id}{place:0{_INDEX_DIGITS}d}" for place in range(table.num_rows)]
+        new = [f"{shard_id}{place:0{removed.PLACE_DIGITS}d}" for place in range(table.num_rows)]
         for old, key in zip(table["key"].to_pylist(), new, strict=True):
             gone[old] = Removed(reason, key)
         field = table.schema.field("key")
@@ -117,6 +115,7 @@ def commit_again(
         made = store.commit(action, result, {"run": run})
     assert made.manifest is not None
     version = made.manifest.digest
+    grown = store.manifest(version)
     store.commit_ref(
         source,
         Ref(
@@ -126,8 +125,11 @@ def commit_again(
             time=now(),
             run=run,
             stage="ingest",
-            totals=store.manifest(version).totals(),
+            totals=grown.totals(),
             action=action.key,
+            uncounted=uncounted(
+                grown, lambda digest: store.read_blob(digest, "parquet"), by_shard=True
+            ),
         ),
     )
     return version
@@ -137,7 +139,7 @@ def _rows(base: Manifest, keys: Collection[str], read: Read) -> Iterator[pa.Tabl
     """The index rows of ``base`` that have these keys, one table a shard."""
     by_shard: dict[str, list[str]] = {}
     for key in keys:
-        by_shard.setdefault(key[:-_INDEX_DIGITS], []).append(key)
+        by_shard.setdefault(removed.shard_of(key), []).append(key)
     for shard in base.shards:
         if wanted := by_shard.get(shard.id):
             table = index.decode(read(shard.index.digest))

@@ -20,6 +20,9 @@ SCHEMA: Final = pa.schema(
 """``key`` is that of a row of the source, with which the keys of all that derives from it begin;
 ``instead`` is the key of the row that replaces it, if one does."""
 
+PLACE_DIGITS: Final = 4
+"""Digits of a source's key that are a row's place in its shard; those before are the shard's."""
+
 GONE: Final = "gone"
 """The table no longer holds the row."""
 
@@ -80,6 +83,11 @@ def decode_table(data: bytes) -> pa.Table:
     if not table.schema.equals(SCHEMA):
         raise ShardError("a list of removed rows has other columns than it should")
     return table
+
+
+def shard_of(key: str) -> str:
+    """The ID of the shard of the source in which the row of a key lies."""
+    return key[:-PLACE_DIGITS]
 
 
 def source_key(key: str) -> str:

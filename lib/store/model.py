@@ -108,6 +108,14 @@ class Totals(_Document):
     bytes: Count
 
 
+class Uncounted(_Document):
+    """What lies in a version's shards and counts no longer, since it derives from rows that were
+    removed: samples, and rejects by reason."""
+
+    samples: Count
+    rejects: dict[str, Count]
+
+
 class Action(_Document):
     """One shard's work, written down: all that its bytes depend on, and nothing else.
 
@@ -194,7 +202,10 @@ class Lineage(_Document):
 
 
 class Ref(_Document):
-    """One line of a dataset's log: a version was committed, or tags were put on one."""
+    """One line of a dataset's log: a version was committed, or tags were put on one.
+
+    ``totals`` is of all that the shards hold, ``uncounted`` of what no longer counts of that.
+    """
 
     format: Literal[1] = 1
     event: Literal["commit", "tag"]
@@ -208,6 +219,19 @@ class Ref(_Document):
     totals: Totals
     action: Digest | None = None
     holes: dict[ShardID, str] = {}
+    uncounted: Annotated[Uncounted | None, Field(exclude_if=_is_empty)] = None
+
+    @property
+    def counted(self) -> Totals:
+        """``totals`` with the samples and rejects that count."""
+        if self.uncounted is None:
+            return self.totals
+        return self.totals.model_copy(
+            update={
+                "samples": self.totals.samples - self.uncounted.samples,
+                "rejects": self.totals.rejects - sum(self.uncounted.rejects.values()),
+            }
+        )
 
     @property
     def short(self) -> str:

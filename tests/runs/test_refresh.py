@@ -126,6 +126,7 @@ def test_changed_bytes_are_a_new_generation(built: Project, site: Site, is_blind
     new = {sample.columns["url"]: sample.columns["sha256"] for sample in after.samples()}
     assert {url for url in new if new[url] != old[url]} == {f"{site.url}/1.mp4"}
     assert new.keys() == old.keys()
+    assert after.totals.samples == len(new)
     assert after.removed == {"000000001": Removed(CHANGED, "000020000")}
     assert {s.key: s.columns["sha256"] for s in before.samples()}["000000001"] == old[
         f"{site.url}/1.mp4"

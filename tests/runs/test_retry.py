@@ -114,10 +114,14 @@ def test_what_fails_again_counts_once(built: Project) -> None:
     for _ in range(3):
         assert _retry(built, "http_404") == {"http_404": 2}
         # Two of four with a verdict, however often they were tried.
-        built.build_here("videos.max_rejects=60%")
+        build = built.build_here("videos.max_rejects=60%")
+        assert build.progress["videos"].reasons == {"http_404": 2, "connect": 1}
     version = open_version(str(built.folder / "store"), "videos")
     assert Counter(one.reason for one in rejects(version)) == {"http_404": 2, "connect": 1}
     assert len(list(version.samples())) == 2
+    assert (version.totals.samples, version.totals.rejects) == (2, 3)
+    again = built.build_here("videos.max_rejects=60%")
+    assert (again.grown[0].rows, again.progress["videos"].rejects) == (5, 3)
 
 
 def test_without_reasons_only_what_may_pass_is_tried_again(built: Project) -> None:

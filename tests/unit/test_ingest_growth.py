@@ -596,9 +596,14 @@ def test_a_version_moves_when_rows_are_gone_and_again_when_they_are_back(
 ) -> None:
     store = Store.open(str(tmp_path / "store"), create=True)
     project(4, store=store)
-    shrunk = project(2, store=store).grown[0]
-    assert (shrunk.gone, shrunk.dropped, shrunk.back) == (2, True, 0)
-    assert project(2, store=store).grown[0].gone == 0
+    for write in (False, True):
+        shrunk = project(2, store=store, write=write).grown[0]
+        assert (shrunk.gone, shrunk.dropped, shrunk.back) == (2, True, 0)
+    same = project(2, store=store).grown[0]
+    assert (same.rows, same.gone) == (2, 0)
+    ref = store.latest("urls")
+    assert ref is not None
+    assert (ref.totals.samples, ref.counted.samples) == (4, 2)
     project(4, store=store)
     first, second, third = states(store)
     assert second != first == third
