@@ -22,6 +22,7 @@ from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import Profile, load_profile
+from reelmill.flows.reading import shown
 from reelmill.flows.report import as_json, hole_lines, reasons_text, reject_lines, table
 from reelmill.flows.workers import refuse_unreachable
 from reelmill.recipe import Recipe, load_recipe
@@ -175,7 +176,8 @@ def _run(
     store = Store.open(recipe.store, create=True)
     run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
-        build = prepare(recipe, store, only=only, run=run)
+        with shown(show.console) as watch:
+            build = prepare(recipe, store, only=only, run=run, watch=watch)
         if not build.missing and not find_due(recipe, store, build.names, run):
             drive.commit_versions(build, run)
             _announce(build)
