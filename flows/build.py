@@ -130,8 +130,8 @@ async def build_recipe(
                 error = StoppedError("stopped while known addresses were checked", stop.number)
                 return Cancelled(message=str(error), data=error)
             refreshed.result()
-        watch = told(logger.info)
-        build = await asyncio.to_thread(prepare, recipe, store, only=only, run=run, watch=watch)
+        tell = told(logger.info)
+        build = await asyncio.to_thread(prepare, recipe, store, only=only, run=run, watch=tell)
         logger.info(
             "%d shards are there, %d are ready to be made",
             sum(progress.have for progress in build.progress.values()),
