@@ -46,6 +46,8 @@ MAX_PAUSE_S: Final = 60.0
 _UNREACHED: Final = frozenset(
     {"connect", "dns", "proxy", "reset", "robots_unreachable", "timeout", "tls"}
 )
+# Of these the host may not know: they tell nothing of it.
+_UNASKED: Final = frozenset({"no_driver", "opted_out", "private_address", "robots"})
 _WEB: Final = ("http://", "https://")
 
 _Requests: TypeAlias = Iterable[Request | tuple[str, str]]
@@ -331,6 +333,8 @@ class _Run:
         given_up = False
         if error.reason in _UNREACHED:
             given_up = self._schedule.missed(row.host, row, now)
+        elif error.reason in _UNASKED:
+            self._schedule.ended(row.host, row, now)
         else:
             self._schedule.reached(row.host, now)
         if error.retry_after_s:

@@ -404,13 +404,14 @@ class Transfer:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the transfer is closed")
-            self.check(self.size + len(data))
+            size = self.size + len(data)
+            self.check(size)
             self._sha256.update(data)
-            if self._file is None and self.size + len(data) <= self.policy.memory_bytes:
+            if self._file is None and size <= self.policy.memory_bytes:
                 self._memory.write(data)
             else:
                 self._spill(data)
-            self.size += len(data)
+            self.size = size
         on_head = self.on_head
         if on_head is not None and self.size > self.head_bytes:
             self.on_head = None
@@ -425,12 +426,13 @@ class Transfer:
 
     def restart(self) -> None:
         """Drop what arrived."""
+        self.validator = self.total = None
+        self.takes_ranges = False
         with self._lock:
-            self._discard()
-            self.size = 0
-            self.validator = self.total = None
-            self.takes_ranges = False
-            self._sha256 = hashlib.sha256()
+            if self.size:
+                self._discard()
+                self.size = 0
+                self._sha256 = hashlib.sha256()
 
     def attach(self, name: str, value: bytes | Path) -> None:
         """Add a further field; a file, which the transfer owns from now on, or its bytes."""

@@ -33,6 +33,7 @@ from reelmill.errors import StageError
 from reelmill.fetch import http
 from reelmill.fetch.addresses import Resolver
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_all, fetch_iter
+from reelmill.fetch.objects import S3Source
 from reelmill.fetch.transfer import Transfer
 
 from .bad_server import BadServer, Exchange
@@ -1032,6 +1033,27 @@ def test_many_objects(bucket: Any, scratch: Path) -> None:
     for key, fetched in fetch_iter(requests, POLICY, scratch):
         assert isinstance(fetched, Fetched)
         assert fetched.read() == key.encode()
+
+
+def test_parts_of_objects(bucket: Any, scratch: Path) -> None:
+    bucket.put_object(Bucket="videos", Key="a", Body=BODY)
+
+    async def main() -> list[bytes | None]:
+        async with S3Source(POLICY) as source:
+            whole, none = (Transfer("k", f"s3://videos/{n}", POLICY, scratch) for n in ("a", "b"))
+            await source.fetch(whole)
+            assert whole.validator
+            assert whole.last_modified
+            assert whole.total == len(BODY)
+            parts = [
+                await source.read_range(whole, 1000, 1010),
+                await source.read_range(none, 0, 9),
+            ]
+            parts.append(await source.read_range(whole, len(BODY) - 5, len(BODY) + 5))
+            whole.validator = '"another"'
+            return [*parts, await source.read_range(whole, 0, 9)]
+
+    assert asyncio.run(main()) == [BODY[1000:1010], None, None, None]
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from reelmill.errors import Rejected, StageError
 from reelmill.fetch import manners, sources
+from reelmill.fetch.drivers import FsspecSource
 from reelmill.fetch.fetcher import (
     Fetched,
     FetchFailure,
@@ -129,6 +130,14 @@ def test_a_dead_host_is_given_up(server: BadServer, tmp_path: Path) -> None:
     assert REASONS["host_down"].transient
 
 
+def test_what_is_not_asked_for_is_no_sign_of_life(tmp_path: Path) -> None:
+    dead = f"http://127.0.0.1:{closed_port()}"
+    urls = [f"{dead}/{kind}/{n}" for n in range(50) for kind in ("public", "private")]
+    few = {"attempts": 1, "host_pause_s": 0.01, "per_host": 1}
+    found = outcomes(urls, tmp_path, opt_out=("*/private/*",), **few)
+    assert reasons(found) == {"connect": 7, "opted_out": 6, "host_down": 87}
+
+
 def test_a_host_that_comes_back_is_used_again(server: BadServer, tmp_path: Path) -> None:
     async def handler(exchange: Exchange) -> None:
         if len(server.requests) > 6:
@@ -155,7 +164,7 @@ def test_a_deadline_ends_all_that_is_left(server: BadServer, tmp_path: Path) -> 
     urls += [server.on(f"/{n}", hang) for n in range(10)]
     urls += [f"http://127.0.0.1:{closed_port()}/"]
     patient = {"idle_timeout_s": 60, "backoff_s": 60, "timeout_s": 600}
-    found = outcomes(urls, tmp_path, deadline_s=0.4, concurrency=4, **patient)
+    found = outcomes(urls, tmp_path, deadline_s=1.0, concurrency=4, **patient)
     assert reasons(found) == {"fetched": 1, "deadline": 11}
     assert {found[url].attempts for url in urls[1:]} == {0, 1}
     assert all(found[url].transient for url in urls[1:])
@@ -198,7 +207,7 @@ class Fake:
     async def turn(self, url: str) -> AsyncIterator[None]:
         assert url.startswith("https://")
         # Longer than the file's own time.
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         yield
 
     async def fetch(self, transfer: Transfer) -> None:
@@ -229,7 +238,7 @@ def test_a_rule_names_the_source(
         "plain": plain,
     }
     rules = (("video.example", "fake"), ("*.example/*", "http"))
-    policy = replace(POLICY, rules=rules, timeout_s=0.2)
+    policy = replace(POLICY, rules=rules, timeout_s=0.5)
     found = dict(fetch_iter(urls.items(), policy, tmp_path))
     one = found["one"]
     assert isinstance(one, Fetched)
@@ -333,6 +342,21 @@ def test_further_object_stores(tmp_path: Path) -> None:
     assert (file.provenance.extractor, file.provenance.etag) == ("fsspec", '"e"')
     assert found["gs://bucket/odd"].message == "the object cannot be read: ValueError"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_objects(tmp_path: Path) -> None:
+    fsspec.register_implementation("gs", FakeStore, clobber=True)
+    FakeStore().pipe("/bucket/parts", bytes(range(100)))
+
+    async def main() -> list[bytes | None]:
+        async with FsspecSource(POLICY) as source:
+            whole, none = (
+                Transfer("k", f"gs://bucket/{n}", POLICY, tmp_path) for n in ("parts", "b")
+            )
+            parts = [(whole, 5, 9), (whole, 95, 105), (none, 0, 9)]
+            return [await source.read_range(*part) for part in parts]
+
+    assert asyncio.run(main()) == [bytes(range(5, 9)), None, None]
 
 
 def test_a_driver_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
