@@ -42,7 +42,8 @@ def readers(recipe: Recipe) -> dict[str, str]:
 
 
 def choose(recipe: Recipe, store: Store, dataset: str, selection: Selection) -> list[Reject]:
-    """The rejects of a dataset that a retry would fetch again.
+    """The rejects of a dataset that a retry would fetch again; none that entered its table again
+    already, or left it.
 
     ``MAY_PASS`` among the reasons stands for all that may turn out well another time.
 
@@ -60,10 +61,12 @@ def choose(recipe: Recipe, store: Store, dataset: str, selection: Selection) -> 
         raise ReelmillError(
             f"{dataset}: it was made of {', '.join(known)}, and {store.url} has no table {source}"
         )
+    table = open_version(store, source)
     return [
         one
         for one in rejects(version, passing)
         if source_key(one.key) == one.key
+        and table.counts(one.key)
         and (
             (MAY_PASS in selection.reasons and may_pass(stage, one.reason))
             or (bool(named.reasons) and named.has(one))
@@ -88,6 +91,13 @@ def retry(
         keys = [one.key for one in chosen]
         commit_again(store, name, keys, RETRIED, source.shard_rows, run)
     return Counter(one.reason for one in chosen)
+
+
+def waiting(recipe: Recipe, store: Store, dataset: str) -> int:
+    """How many rejects of a dataset entered its table again and were not fetched since."""
+    table, version = open_version(store, _source(recipe, dataset)), open_version(store, dataset)
+    again = (key for key, why in table.removed.items() if why.reason == RETRIED)
+    return sum(key not in version.removed for key in again)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.again import find_due, retry
+from reelmill.flows.again import find_due, retry, waiting
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
@@ -108,8 +108,8 @@ def run_retry(
 ) -> Build | None:
     """Fetch rejects of a dataset again and tell what came of it; as ``run_build``.
 
-    What a killed one had begun, the next build of the recipe ends. ``None`` if there is no such
-    reject.
+    It ends what a killed one had begun, as the next build of the recipe would. ``None`` if there is
+    no such reject.
     """
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
     where = load_profile(profile, workers)
@@ -118,11 +118,15 @@ def run_retry(
     run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
         chosen = retry(loaded, store, dataset, selection, run)
-    if not chosen:
+    before = waiting(loaded, store, dataset) - chosen.total()
+    if not chosen and not before:
         return None
     if show.console is not None:
-        what = f"{chosen.total():,} of {dataset} are fetched again: {reasons_text(chosen)}"
-        show.console.print(what, markup=False)
+        if before:
+            show.console.print(f"{before:,} of {dataset} were chosen before", markup=False)
+        if chosen:
+            what = f"{chosen.total():,} of {dataset} are fetched again: {reasons_text(chosen)}"
+            show.console.print(what, markup=False)
     return run_build(
         recipe, only=[dataset], overrides=overrides, profile=profile, workers=workers, show=show
     )

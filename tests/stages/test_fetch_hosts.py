@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Self
 import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from protego import Protego
 
 from reelmill.errors import Rejected, StageError
 from reelmill.fetch import manners, sources
@@ -426,6 +427,50 @@ def test_robots_do_not_open_what_is_private(server: BadServer, tmp_path: Path) -
         "private_address"
     )
     assert server.connections == 0
+
+
+def test_a_robots_txt_of_many_agents_and_rules() -> None:
+    """Each rule counts for each agent of its group: what fits into 500 kB would take hours."""
+    agents = "".join(f"User-agent:a{number}\n" for number in range(20_000))
+    rules = "".join(f"Disallow:/{number}\n" for number in range(12_000))
+    parsed = manners._rules(f"{agents}user agent Reelmill # we\n{rules}".encode(), "reelmill/1 (x)")
+    assert not parsed.can_fetch("http://h/11999", "reelmill/1 (x)")
+    assert parsed.can_fetch("http://h/x", "reelmill/1 (x)")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "User-agent: *\nDisallow: /\n\nUser-agent: a\nUser-agent: reelmill\nAllow: /a",
+        "User-agent: a\nDisallow: /\nUser-agent: b\nUser-agent: *\nDisallow: /b",
+        "User-agent: a\nUser-agent: b\nDisallow: /\nuseragent REEL*mill\nDisallow: /b #",
+        "Disallow: /\nUser-agent: mill\nDisallow: /\nUser agent: other\nDisallow: /a",
+    ],
+)
+def test_what_is_said_to_others_changes_no_rule_of_ours(text: str) -> None:
+    whole, ours = Protego.parse(text), manners._rules(text.encode(), "reelmill/1.0")
+    for path in ("/", "/a", "/b", "/c"):
+        url = f"http://h{path}"
+        assert ours.can_fetch(url, "reelmill/1.0") == whole.can_fetch(url, "reelmill/1.0")
+
+
+def test_the_rules_of_some_sites_are_remembered() -> None:
+    asked: Counter[str] = Counter()
+
+    async def read(url: str) -> bytes:
+        asked[url] += 1
+        return b"User-agent: *\nDisallow: /b\n" + b"#" * (1 << 20)
+
+    async def main() -> None:
+        policy = replace(POLICY, robots=True)
+        polite = manners.Manners(policy, read)
+        for number in (*range(20), 19, 0):
+            await polite.admit(f"http://h{number}/a")
+        assert len(polite._robots) < 10
+        await polite.close()
+
+    asyncio.run(main())
+    assert {url for url, count in asked.items() if count > 1} == {"http://h0/robots.txt"}
 
 
 def test_a_robots_txt_without_end(server: BadServer, tmp_path: Path) -> None:
