@@ -250,8 +250,9 @@ def retry(
 ) -> None:
     """Fetch the rejects of a dataset again, and nothing else.
 
-    Without --reason, those whose reason may pass: a host that was down, a time-out. What is had
-    this time is added as a new generation; no shard that exists is made again.
+    Without --reason, those whose reason may pass, such as a time-out or a host that was down.
+
+    What comes in this time is added as a new generation; no shard that exists is made again.
 
     For example: reelmill retry videos --reason timeout,http_429 --max-age 7d
     """

@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -91,7 +92,8 @@ def run_build(
             return_state=True,
         )
 
-    again = f"reelmill build {recipe}"
+    options = [*(f"--only={name}" for name in only), *(f"--set={text}" for text in overrides)]
+    again = shlex.join(["reelmill", "build", recipe, *options])
     return _run(loaded, where, start, only=only, again=again, show=show)
 
 
@@ -158,7 +160,7 @@ def run_derive(
             return_state=True,
         )
 
-    again = " ".join(["reelmill derive", parent, name, stage, *overrides])
+    again = shlex.join(["reelmill", "derive", parent, name, stage, *overrides])
     refuse_others_name(loaded, Store.open(loaded.store))
     return _run(loaded, where, start, again=again, show=show)
 
