@@ -15,9 +15,10 @@ from typing import Final, TypeAlias
 
 from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
+from reelmill.fetch.patterns import matcher
 from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
-from reelmill.fetch.sources import Sources
+from reelmill.fetch.sources import PoliteSource, Sources
 from reelmill.fetch.transfer import (
     AttemptError,
     Fetched,
@@ -202,6 +203,7 @@ class _Run:
         self._done = self._loop.create_future()
         try:
             async with AsyncExitStack() as stack:
+                self._is_out = matcher(self._policy.opt_out)
                 self._sources = Sources(self._policy, stack)
                 try:
                     if self._policy.deadline_s is not None:
@@ -267,6 +269,10 @@ class _Run:
             failure = FetchFailure("denied", "file URLs are not allowed", 0, False)
             self._hand_over(request.key, failure)
             return
+        if self._is_out(url):
+            failure = FetchFailure("opted_out", "the policy opts this URL out", 0, False)
+            self._hand_over(request.key, failure)
+            return
         source = self._sources.name(url)
         host = "/".join(url.split("/", 3)[:3])
         # A site's pages have limits of their own beside those of its files.
@@ -297,6 +303,9 @@ class _Run:
                 if row.until is None:
                     row.until = self._loop.time() + self._policy.timeout_s
                 async with asyncio.timeout_at(row.until):
+                    if row.source == SITE and self._policy.robots:
+                        # yt-dlp has no manners of its own.
+                        await self._admit(row.url)
                     if self._policy.inspector is None:
                         await source.fetch(transfer)
                     else:
@@ -308,6 +317,11 @@ class _Run:
         except Rejected as rejected:
             return transfer.fail(rejected.reason, rejected.message)
         return transfer.finish()
+
+    async def _admit(self, url: str) -> None:
+        polite = await self._sources.get("http")
+        assert isinstance(polite, PoliteSource)
+        await polite.admit(url)
 
     def _attempted(self, task: asyncio.Task[Outcome | AttemptError]) -> None:
         row = self._tasks.pop(task)
