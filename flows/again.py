@@ -60,10 +60,13 @@ def choose(recipe: Recipe, store: Store, dataset: str, selection: Selection) -> 
         raise ReelmillError(
             f"{dataset}: it was made of {', '.join(known)}, and {store.url} has no table {source}"
         )
+    table = open_version(store, source)
     return [
         one
         for one in rejects(version, passing)
         if source_key(one.key) == one.key
+        # A row that is in its table once more already is fetched with the next build.
+        and removed.successor(table.removed, one.key) is not None
         and (
             (MAY_PASS in selection.reasons and may_pass(stage, one.reason))
             or (bool(named.reasons) and named.has(one))
@@ -75,7 +78,8 @@ def retry(
     recipe: Recipe, store: Store, dataset: str, selection: Selection, run: str
 ) -> Counter[str]:
     """Let the chosen rejects enter their table once more, as a new generation that the next build
-    fetches; how many, by reason.
+    fetches; how many, by reason. Those that an earlier one let in, and that no build has fetched
+    since, are counted and do not enter twice.
 
     Raises:
         ReelmillError: as :func:`choose`.
@@ -85,8 +89,9 @@ def retry(
         name = _source(recipe, dataset)
         source = recipe.sources[name]
         assert isinstance(source, Source)
-        keys = [one.key for one in chosen]
-        commit_again(store, name, keys, RETRIED, source.shard_rows, run)
+        table = open_version(store, name)
+        if keys := [one.key for one in chosen if table.counts(one.key)]:
+            commit_again(store, name, keys, RETRIED, source.shard_rows, run)
     return Counter(one.reason for one in chosen)
 
 

@@ -132,9 +132,14 @@ def test_a_second_retry_before_the_build_finds_the_same_and_adds_nothing(built: 
     store = Store.open(str(built.folder / "store"))
     _retry(built, "http_404")
     first = store.latest("urls")
-    built.build_here("videos.max_rejects=100%")
+    assert _retry(built, "http_404", MAY_PASS) == {"http_404": 2, "connect": 1}
+    assert _retry(built, "http_404") == {"http_404": 2}
+    second = store.latest("urls")
     assert first is not None
-    assert open_version(store, "urls").digest == first.version
+    assert second is not None
+    assert (first.counted.samples, second.counted.samples) == (5, 5)
+    built.build_here("videos.max_rejects=100%")
+    assert open_version(store, "urls").digest == second.version
     built.build_here("videos.max_rejects=100%")
     assert len(store.history("videos")) == 2
 
