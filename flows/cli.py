@@ -258,7 +258,7 @@ def retry(
     """
     from collections import Counter
 
-    from reelmill.flows.again import choose, chosen_reasons
+    from reelmill.flows.again import choose, chosen_reasons, refuse_changed
     from reelmill.flows.report import reasons_text
     from reelmill.flows.run import run_retry
     from reelmill.store import Store
@@ -266,7 +266,9 @@ def retry(
     selection = _selection(chosen_reasons(reason), host, max_age)
     if dry_run:
         loaded = _load(recipe, overrides)
-        found = choose(loaded, Store.open(loaded.store), dataset, selection)
+        opened = Store.open(loaded.store)
+        refuse_changed(loaded, opened, dataset)
+        found = choose(loaded, opened, dataset, selection)
         reasons = Counter(one.reason for one in found)
         if as_json:
             _print_json({"dataset": dataset, "rows": len(found), "reasons": dict(reasons)})

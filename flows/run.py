@@ -18,7 +18,7 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.again import find_due, retry
+from reelmill.flows.again import find_due, refuse_changed, retry
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
@@ -111,12 +111,17 @@ def run_retry(
 
     What a killed one had begun, the next build of the recipe ends. ``None`` if there is no such
     reject.
+
+    Raises:
+        ReelmillError: as ``run_build``, or the recipe would make all of the dataset anew.
+        Interrupted: as ``run_build``.
     """
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
     where = load_profile(profile, workers)
     refuse_unreachable(where)
     store = Store.open(loaded.store)
     run = f"local-{secrets.token_hex(6)}"
+    refuse_changed(loaded, store, dataset)
     with lease(store, run):
         chosen = retry(loaded, store, dataset, selection, run)
     if not chosen:

@@ -166,17 +166,22 @@ def _batch(found: list[Reject]) -> pa.RecordBatch:
 
 
 def _write_csv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
-    return _write_delimited(batches, path, ",")
+    with pa.csv.CSVWriter(path, SCHEMA) as writer:
+        return sum(_written(writer, batch) for batch in batches)
 
 
 def _write_tsv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
-    return _write_delimited(batches, path, "\t")
-
-
-def _write_delimited(batches: Iterator[pa.RecordBatch], path: Path, delimiter: str) -> int:
-    options = pa.csv.WriteOptions(delimiter=delimiter)
-    with pa.csv.CSVWriter(path, SCHEMA, write_options=options) as writer:
-        return sum(_written(writer, batch) for batch in batches)
+    # Such a table has no quoting, and so no cell holds a tab or a line's end.
+    count = 0
+    with path.open("w", encoding="utf-8") as file:
+        file.write("\t".join(SCHEMA.names) + "\n")
+        for batch in batches:
+            for row in batch.to_pylist():
+                row["last"] = row["last"] and row["last"].strftime("%Y-%m-%d %H:%M:%SZ")
+                cells = ("" if value is None else str(value) for value in row.values())
+                file.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+                count += 1
+    return count
 
 
 def _write_parquet(batches: Iterator[pa.RecordBatch], path: Path) -> int:
