@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from reelmill.dataset import Version, open_version
 from reelmill.errors import RecipeError, ReelmillError
 from reelmill.flows.drive import may_pass
+from reelmill.flows.explain import differences
 from reelmill.recipe import Recipe
 from reelmill.rejects import Reject, Selection, rejects
 from reelmill.shards import index, removed
@@ -20,7 +21,7 @@ from reelmill.store.model import Action, Result
 from reelmill.tasks import CHECK, get_stage
 from reelmill.tasks.again import commit_again
 from reelmill.tasks.check import CHANGED, Known
-from reelmill.tasks.contract import Params, action_of
+from reelmill.tasks.contract import Params, action_of, key_params
 from reelmill.tasks.due import IF_CHANGED, NEVER, due
 from reelmill.tasks.frame import Order
 from reelmill.tasks.ingest import Source
@@ -74,11 +75,40 @@ def choose(recipe: Recipe, store: Store, dataset: str, selection: Selection) -> 
     ]
 
 
+def refuse_changed(recipe: Recipe, store: Store, dataset: str) -> None:
+    """Refuse to fetch some rows of a dataset again by a recipe that would make all of it anew.
+
+    Raises:
+        ReelmillError: the dataset was made otherwise than the recipe now says.
+    """
+    _source(recipe, dataset)
+    version, given = open_version(store, dataset), recipe.datasets[dataset]
+    records = (store.record(entry.action) for entry in version.lineage.values())
+    record = next((one for one in records if one), None)
+    if record is None:
+        return
+    stage = get_stage(given.stage)
+    assert isinstance(given.params, Params)
+    ours = {
+        "stage": stage.name,
+        "version": stage.version,
+        "params": key_params(given.params),
+        "tools": dict(stage.tools(given.params)),
+        "salt": given.salt,
+    }
+    if changed := "; ".join(differences(record.action, record.action.model_copy(update=ours))):
+        raise ReelmillError(
+            f"{version} was made otherwise ({changed}), so that all of it would be made anew: "
+            "give the --set that it was built with, or build it first"
+        )
+
+
 def retry(
     recipe: Recipe, store: Store, dataset: str, selection: Selection, run: str
 ) -> Counter[str]:
     """Let the chosen rejects enter their table once more, as a new generation that the next build
-    fetches; how many, by reason.
+    fetches; how many, by reason. Those that an earlier one let in, and that no build has fetched
+    since, are counted and do not enter twice.
 
     Raises:
         ReelmillError: as :func:`choose`.
@@ -88,8 +118,9 @@ def retry(
         name = _source(recipe, dataset)
         source = recipe.sources[name]
         assert isinstance(source, Source)
-        keys = [one.key for one in chosen]
-        commit_again(store, name, keys, RETRIED, source.shard_rows, run)
+        table = open_version(store, name)
+        if keys := [one.key for one in chosen if table.counts(one.key)]:
+            commit_again(store, name, keys, RETRIED, source.shard_rows, run)
     return Counter(one.reason for one in chosen)
 
 

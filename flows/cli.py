@@ -252,14 +252,15 @@ def retry(
 ) -> None:
     """Fetch the rejects of a dataset again, and nothing else.
 
-    Without --reason, those whose reason may pass: a host that was down, a time-out. What is had
-    this time is added as a new generation; no shard that exists is made again.
+    Without --reason, those whose reason may pass, such as a time-out or a host that was down.
+
+    What comes in this time is added as a new generation; no shard that exists is made again.
 
     For example: reelmill retry videos --reason timeout,http_429 --max-age 7d
     """
     from collections import Counter
 
-    from reelmill.flows.again import choose, chosen_reasons
+    from reelmill.flows.again import choose, chosen_reasons, refuse_changed
     from reelmill.flows.report import reasons_text
     from reelmill.flows.run import run_retry
     from reelmill.store import Store
@@ -267,7 +268,9 @@ def retry(
     selection = _selection(chosen_reasons(reason), host, max_age)
     if dry_run:
         loaded = _load(recipe, overrides)
-        found = choose(loaded, Store.open(loaded.store), dataset, selection)
+        opened = Store.open(loaded.store)
+        refuse_changed(loaded, opened, dataset)
+        found = choose(loaded, opened, dataset, selection)
         reasons = Counter(one.reason for one in found)
         if as_json:
             _print_json({"dataset": dataset, "rows": len(found), "reasons": dict(reasons)})

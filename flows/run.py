@@ -7,6 +7,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shlex
 import signal
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
@@ -17,7 +18,7 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.again import find_due, retry, waiting
+from reelmill.flows.again import find_due, refuse_changed, retry, waiting
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
@@ -92,7 +93,8 @@ def run_build(
             return_state=True,
         )
 
-    again = f"reelmill build {recipe}"
+    options = [*(f"--only={name}" for name in only), *(f"--set={text}" for text in overrides)]
+    again = shlex.join(["reelmill", "build", recipe, *options])
     return _run(loaded, where, start, only=only, again=again, show=show)
 
 
@@ -110,12 +112,17 @@ def run_retry(
 
     It ends what a killed one had begun, as the next build of the recipe would. ``None`` if there is
     no such reject.
+
+    Raises:
+        ReelmillError: as ``run_build``, or the recipe would make all of the dataset anew.
+        Interrupted: as ``run_build``.
     """
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source, overrides=overrides)
     where = load_profile(profile, workers)
     refuse_unreachable(where)
     store = Store.open(loaded.store)
     run = f"local-{secrets.token_hex(6)}"
+    refuse_changed(loaded, store, dataset)
     with lease(store, run):
         chosen = retry(loaded, store, dataset, selection, run)
     before = waiting(loaded, store, dataset) - chosen.total()
@@ -163,7 +170,7 @@ def run_derive(
             return_state=True,
         )
 
-    again = " ".join(["reelmill derive", parent, name, stage, *overrides])
+    again = shlex.join(["reelmill", "derive", parent, name, stage, *overrides])
     refuse_others_name(loaded, Store.open(loaded.store))
     return _run(loaded, where, start, again=again, show=show)
 

@@ -203,7 +203,7 @@ def load_recipe(
 ) -> Recipe:
     """The recipe in a YAML file, or in a file whose name ends in ``.py``, which is run.
 
-    ``overrides`` are ``clips.max_seconds=8`` (a dataset's key), ``sources.urls.path=x.csv`` or
+    ``overrides`` are ``clips.max_seconds=8`` (a dataset's or source's key) or
     ``store=s3://bucket/prefix``, with a YAML value. Relative paths, theirs too, are resolved
     against the recipe's folder. Raises RecipeError with one line that cites the file and line.
     """
@@ -543,7 +543,7 @@ def _override(
         path, equals, text = override.partition("=")
         keys = tuple(path.strip().split("."))
         if keys[0] not in _TOP:
-            keys = ("datasets", *keys)
+            keys = (_section(data, keys[0]), *keys)
         for earlier in [other for other in report.overrides if other[: len(keys)] == keys]:
             del report.overrides[earlier]
         report.overrides[keys] = override
@@ -554,6 +554,15 @@ def _override(
         value = None if node is None else _Reader(report, environ).read(node, keys)
         report.check()
         _put(data, keys, value, report)
+
+
+def _section(data: Mapping[str, Any], name: str) -> str:
+    """Where a name belongs that is said without its section."""
+    for section in ("datasets", "sources"):
+        names = data.get(section)
+        if isinstance(names, dict) and name in names:
+            return section
+    return "datasets"
 
 
 def _put(data: dict[str, Any], keys: tuple[str, ...], value: Any, report: _Report) -> None:

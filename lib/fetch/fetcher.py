@@ -19,7 +19,7 @@ from reelmill.fetch.manners import OPTED_OUT
 from reelmill.fetch.patterns import matcher
 from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
-from reelmill.fetch.sources import Sources
+from reelmill.fetch.sources import PoliteSource, Sources
 from reelmill.fetch.transfer import (
     AttemptError,
     Fetched,
@@ -206,8 +206,8 @@ class _Run:
         self._done = self._loop.create_future()
         try:
             async with AsyncExitStack() as stack:
-                self._sources = Sources(self._policy, stack)
                 self._is_out = matcher(self._policy.opt_out)
+                self._sources = Sources(self._policy, stack)
                 try:
                     if self._policy.deadline_s is not None:
                         expiry = self._loop.call_later(self._policy.deadline_s, self._expire)
@@ -305,6 +305,9 @@ class _Run:
                 if row.until is None:
                     row.until = self._loop.time() + self._policy.timeout_s
                 async with asyncio.timeout_at(row.until):
+                    if row.source == SITE and self._policy.robots:
+                        # yt-dlp has no manners of its own.
+                        await self._admit(row.url)
                     if self._policy.inspector is None:
                         await source.fetch(transfer)
                     else:
@@ -316,6 +319,11 @@ class _Run:
         except Rejected as rejected:
             return transfer.fail(rejected.reason, rejected.message)
         return transfer.finish()
+
+    async def _admit(self, url: str) -> None:
+        polite = await self._sources.get("http")
+        assert isinstance(polite, PoliteSource)
+        await polite.admit(url)
 
     def _attempted(self, task: asyncio.Task[Outcome | AttemptError]) -> None:
         row = self._tasks.pop(task)

@@ -91,6 +91,14 @@ class HTTPSource:
         """
         await self._follow(transfer, self._manners)
 
+    async def admit(self, url: str) -> None:
+        """See whether the policy and the site let a normalised URL be asked for.
+
+        Raises:
+            AttemptError: as `Manners.admit`.
+        """
+        await self._manners.admit(url)
+
     async def read_range(self, transfer: Transfer, start: int, end: int) -> bytes | None:
         """Return bytes of the file of ``transfer``, whose head has arrived; None: not possible."""
         if not transfer.takes_ranges or transfer.total is None:

@@ -45,6 +45,18 @@ class BusySource(Source, Protocol):
         """Return a context in which there is room for the file of a normalised URL."""
 
 
+@runtime_checkable
+class PoliteSource(Source, Protocol):
+    """A source that knows what those who serve files ask of those who fetch them."""
+
+    async def admit(self, url: str) -> None:
+        """See whether a normalised URL may be asked for.
+
+        Raises:
+            AttemptError: It may not, or nobody can tell.
+        """
+
+
 Opener: TypeAlias = Callable[[FetchPolicy], AbstractAsyncContextManager[Source]]
 
 SOURCES: Final[Mapping[str, str]] = MappingProxyType(

@@ -159,6 +159,10 @@ def test_checks_are_made_once_a_period(
 
 def test_a_build_checks_first_and_says_so(built: Project, site: Site) -> None:
     site.videos["/1.mp4"] += bytes.fromhex("0000000866726565")
+    planned = built.run("plan", str(built.recipe)).stdout
+    assert "first it is asked whether the addresses of 2 shards changed" in planned
+    assert "would make nothing but what changed at its address" in planned
+    assert "asked" not in built.run("plan", str(built.recipe), "--set", "urls.refresh=never").stdout
     done = built.run("build", str(built.recipe))
     assert done.returncode == 0, done.stderr
     assert "asking whether the addresses of 2 shards changed" in done.stderr

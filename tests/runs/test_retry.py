@@ -27,7 +27,7 @@ from reelmill.rejects import Selection, rejects
 from reelmill.shards.removed import RETRIED, Removed
 from reelmill.store import Store
 from reelmill.tasks import Stages
-from reelmill.tasks.ingest import Ingested, Source
+from reelmill.tasks.ingest import Ingested, Source, open_source
 from tests.runs.conftest import Quiet
 from tests.runs.project import Project
 
@@ -134,9 +134,14 @@ def test_a_second_retry_before_the_build_finds_the_same_and_adds_nothing(built: 
     store = Store.open(str(built.folder / "store"))
     _retry(built, "http_404")
     first = store.latest("urls")
-    built.build_here("videos.max_rejects=100%")
+    assert _retry(built, "http_404", MAY_PASS) == {"http_404": 2, "connect": 1}
+    assert _retry(built, "http_404") == {"http_404": 2}
+    second = store.latest("urls")
     assert first is not None
-    assert open_version(store, "urls").digest == first.version
+    assert second is not None
+    assert (first.counted.samples, second.counted.samples) == (5, 5)
+    built.build_here("videos.max_rejects=100%")
+    assert open_version(store, "urls").digest == second.version
     built.build_here("videos.max_rejects=100%")
     assert len(store.history("videos")) == 2
 
@@ -229,13 +234,20 @@ def test_rejects_are_counted_by_reason_and_host_and_exported(
     lines = (tmp_path / "rejects.jsonl").read_text().splitlines()
     assert [json.loads(line)["reason"] for line in lines] == ["http_404", "http_404"]
     assert pq.read_table(tmp_path / "rejects.parquet")["last"].null_count == 0
-    assert len((tmp_path / "rejects.csv").read_text().splitlines()) == 3
+    for name in ("rejects.csv", "rejects.tsv"):
+        table = open_source(Source(path=str(tmp_path / name)))
+        found = [url for _, batch in table.batches(["url"]) for url in batch["url"].to_pylist()]
+        assert len(found) == 2
+        assert all(url.startswith("http://127.0.0.1:") for url in found)
     assert json.loads(_cli(built, "rejects", "videos", "--json", "--max-age", "0s"))["rejects"] == 0
 
 
 def test_the_command_retries_and_says_what(built: Project) -> None:
     done = built.run("retry", "videos", "--dry-run")
     assert done.stdout == "1 would be fetched again: 1 connect\n", done.stderr
+    done = built.run("retry", "videos", "--set", "videos.max_bytes=1GB")
+    assert "max_bytes: 4294967296 is now 1000000000), so that all of it would be" in done.stderr
+    assert done.returncode == 1
     done = built.run("retry", "videos", "--reason", "dns")
     assert "Nothing of videos is to be fetched again" in done.stdout, done.stderr
     done = built.run("retry", "videos", "--reason", "http_404", "--set", "videos.max_rejects=100%")

@@ -318,6 +318,18 @@ def test_private_addresses_are_refused_also_by_name(site: VideoSite, scratch: Pa
     assert len(site.server.requests) == before
 
 
+def test_a_page_is_left_alone_where_the_policy_or_its_site_says_so(
+    site: VideoSite, scratch: Path
+) -> None:
+    site.file("/robots.txt", b"User-agent: *\nDisallow: /barred", "text/plain")
+    policy = replace(asking(), robots=True, opt_out=("*/mine*", "s3://mine/*"))
+    found = fetched(
+        scratch, policy, barred=site.url("/barred"), mine=site.url("/mine"), object="s3://mine/a"
+    )
+    reasons = {key: outcome.reason for key, outcome in found.items()}
+    assert reasons == {"barred": "robots", "mine": "opted_out", "object": "opted_out"}
+
+
 def test_a_public_page_leads_to_no_private_address(
     site: VideoSite, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -528,7 +528,7 @@ def test_overrides() -> None:
         "clips.note='a=b'",
         "datasets.clips.salt=x",
         "sources.urls.path=s3://bucket/urls.csv",
-        "sources.urls.rows_per_shard=${ROWS}",
+        "urls.rows_per_shard=${ROWS}",
         "store=s3://bucket/store",
         "videos={stage: download, from: urls}",
         "videos.timeout=1m",
