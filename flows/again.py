@@ -107,8 +107,7 @@ def retry(
     recipe: Recipe, store: Store, dataset: str, selection: Selection, run: str
 ) -> Counter[str]:
     """Let the chosen rejects enter their table once more, as a new generation that the next build
-    fetches; how many, by reason. Those that an earlier one let in, and that no build has fetched
-    since, are counted and do not enter twice.
+    fetches; how many, by reason.
 
     Raises:
         ReelmillError: as :func:`choose`.
@@ -118,9 +117,8 @@ def retry(
         name = _source(recipe, dataset)
         source = recipe.sources[name]
         assert isinstance(source, Source)
-        table = open_version(store, name)
-        if keys := [one.key for one in chosen if table.counts(one.key)]:
-            commit_again(store, name, keys, RETRIED, source.shard_rows, run)
+        keys = [one.key for one in chosen]
+        commit_again(store, name, keys, RETRIED, source.shard_rows, run)
     return Counter(one.reason for one in chosen)
 
 

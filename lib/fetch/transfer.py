@@ -164,7 +164,7 @@ class FetchPolicy:
     """Seconds for all files together; what has not arrived then fails."""
     host_failures: int = 5
     """Files that fail to reach a host, one after another, before the host is left alone."""
-    host_pause_s: float = 10.0
+    host_pause_s: float = 2.0
     """Seconds before a host that was left alone is tried again; doubled for each further time."""
     host_trials: int = 2
     """Failures of these trials after which the files that are left at the host are given up."""
