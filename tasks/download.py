@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import replace
 from decimal import Decimal
 from typing import Annotated, Any, Literal
@@ -12,10 +13,12 @@ from typing import Annotated, Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
+from reelmill.digest import order_hash
 from reelmill.errors import Rejected
-from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, Outcome, Request, fetch_iter
 from reelmill.fetch.rules import Extractor, rules_of
 from reelmill.fetch.transfer import PROXY_PATTERN, Provenance, may_pass
+from reelmill.fetch.turns import in_turn
 from reelmill.media.peek import Limits
 from reelmill.media.probe import VideoInfo, probe
 from reelmill.media.sound import SoundInfo, probe_sound
@@ -147,24 +150,36 @@ class Download(Stage[DownloadParams]):
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
         rows = {row["key"]: row for row in job.reader("source").rows()}
         names = _names(job)
-        requests = ((key, row["url"]) for key, row in rows.items())
-        for key, outcome in fetch_iter(requests, fetch_policy(job.params), job.scratch):
-            row = {ours: rows[key][theirs] for theirs, ours in names.items()}
-            origin = _origin(outcome.provenance)
-            if isinstance(outcome, FetchFailure):
-                yield Reject(key, outcome.reason, outcome.message, row, origin)
-                continue
-            assert isinstance(outcome, Fetched)
-            with outcome as file:
-                try:
-                    sample = _sample(job.params, key, file, row)
-                except Rejected as rejected:
-                    yield Reject(key, rejected.reason, rejected.message, row, origin)
-                else:
-                    yield replace(sample, provenance=origin)
+        # In the order in which samples lie in a shard, so that most need not be laid anew.
+        keys = sorted(rows, key=lambda key: (order_hash(key), key))
+        requests = [Request(key, rows[key]["url"]) for key in keys]
+        with (
+            closing(fetch_iter(requests, fetch_policy(job.params), job.scratch)) as fetched,
+            closing(in_turn(fetched, keys)) as outcomes,
+        ):
+            for key, outcome in outcomes:
+                row = {ours: rows[key][theirs] for theirs, ours in names.items()}
+                yield _output(job.params, key, outcome, row)
+                if isinstance(outcome, Fetched):
+                    outcome.close()
 
     def may_pass(self, reason: str) -> bool:
         return may_pass(reason)
+
+
+def _output(
+    params: DownloadParams, key: str, outcome: Outcome, row: Mapping[str, Any]
+) -> Sample | Reject:
+    """What a row becomes; a sample's fields may be files of ``outcome``."""
+    origin = _origin(outcome.provenance)
+    if isinstance(outcome, FetchFailure):
+        return Reject(key, outcome.reason, outcome.message, row, origin)
+    assert isinstance(outcome, Fetched)
+    try:
+        sample = _sample(params, key, outcome, row)
+    except Rejected as rejected:
+        return Reject(key, rejected.reason, rejected.message, row, origin)
+    return replace(sample, provenance=origin)
 
 
 def fetch_policy(params: DownloadParams) -> FetchPolicy:

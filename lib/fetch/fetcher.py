@@ -109,13 +109,16 @@ def fetch_iter(
     thread = threading.Thread(target=_serve, args=(loop, executor), name="fetch", daemon=True)
     thread.start()
     items: SimpleQueue[_Item] = SimpleQueue()
+    lot = max(1, policy.concurrency // 4)
     run = _Run(policy, scratch, items.put)
     end = asyncio.run_coroutine_threadsafe(run.run(requests), loop)
     try:
         while item := items.get():
             yield item
             run.taken += 1
-            if not run.nudged:
+            # To wake the loop costs as much as a small file: room is told of in lots, and at the
+            # latest when there is nothing else to do.
+            if not run.nudged and (items.empty() or run.taken % lot == 0):
                 run.nudged = True
                 loop.call_soon_threadsafe(run.step)
         end.result()

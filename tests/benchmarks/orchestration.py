@@ -21,8 +21,8 @@ from unittest import mock
 from reelmill.flows.server import own_server
 from reelmill.tasks.frame import execute
 from tests.benchmarks.harness import Cost, Costs, measure, show
-from tests.benchmarks.peers import BATCH, WORKERS, orders_of
-from tests.benchmarks.projects import PLUGIN, plan, use_plugin, write_project
+from tests.benchmarks.peers import BATCH, WORKERS
+from tests.benchmarks.projects import PLUGIN, orders_of, plan, use_plugin, write_project
 
 COMMAND = Path(sysconfig.get_path("scripts"), "reelmill")
 FEW, MANY = 30, 230

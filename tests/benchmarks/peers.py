@@ -6,22 +6,14 @@ import asyncio
 import itertools
 import sys
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 from reelmill.flows.cluster import Need, open_cluster
-from reelmill.flows.drive import order_of
 from reelmill.flows.profile import load_profile
 from reelmill.tasks.frame import execute
-from tests.benchmarks.projects import plan
+from tests.benchmarks.projects import orders_of
 
 WORKERS = 2
 BATCH = 10
-
-
-def orders_of(recipe: str) -> list[str]:
-    """What is missing of a recipe, as workers get it."""
-    planned = plan(Path(recipe))
-    return [str(order_of(planned, todo, "bench")) for todo in planned.missing]
 
 
 def dask(orders: list[str]) -> None:

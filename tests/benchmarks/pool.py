@@ -6,14 +6,13 @@ import multiprocessing
 import sys
 
 from reelmill.tasks.frame import execute
+from tests.benchmarks.projects import orders_of
 
 
 def main(recipe: str, processes: int) -> None:
-    # The processes import this module too, and need no planner.
-    from tests.benchmarks.peers import orders_of
-
     orders = orders_of(recipe)
-    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+    # Forked, so that what is imported is imported once, as by a worker that lives long.
+    with multiprocessing.get_context("fork").Pool(processes) as pool:
         pool.map(execute, orders, chunksize=1)
         pool.close()
         pool.join()

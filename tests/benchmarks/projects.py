@@ -7,7 +7,7 @@ import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
-from reelmill.flows.drive import Build, Stop, drive, prepare
+from reelmill.flows.drive import Build, Stop, drive, order_of, prepare
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.tasks import Stages
@@ -45,6 +45,12 @@ def plan(recipe: Path) -> Build:
     """What is there and what is missing."""
     loaded = load_recipe(recipe, stages=Stages(), source_model=Source)
     return prepare(loaded, Store.open(loaded.store, create=True), run="bench")
+
+
+def orders_of(recipe: str) -> list[str]:
+    """What is missing of a recipe, as workers get it."""
+    planned = plan(Path(recipe))
+    return [str(order_of(planned, todo, "bench")) for todo in planned.missing]
 
 
 async def execute_here(todo: Todo, order: str) -> str:
