@@ -253,6 +253,9 @@ def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, A
 
 def _probed(params: DownloadParams, file: Fetched) -> VideoInfo | SoundInfo:
     data = file.path or file.read()
+    if inspector := params.limits.inspector():
+        with file.open() as opened:
+            inspector.judge(opened, file.size)
     try:
         info = probe(data)
         params.limits.check(info)

@@ -207,6 +207,23 @@ class Inspector:
         self.limits.check_header(header)
         return None
 
+    def judge(self, file: BinaryIO, size: int) -> None:
+        """Judge a whole file, of ``size`` bytes, as if it were still arriving.
+
+        A damaged file may be refused for other reasons by its header than by all of it. Which
+        counts is then no matter of what the server could send early.
+
+        Raises:
+            Rejected: as above.
+        """
+        if size <= self.head_bytes:
+            return
+        head = file.read(self.head_bytes)
+        if (wanted := self(head, size, None)) is not None:
+            start, end = wanted
+            file.seek(start)
+            self(head, size, (start, file.read(end - start)))
+
 
 def _find_moov(parts: _Parts) -> tuple[int, int] | None:
     """Where the index of an MP4 file lies: its first byte and the one behind its last.

@@ -14,6 +14,9 @@ from reelmill.shards.tar import BLOCK
 MAX_MEMBERS: Final = 1_000_000
 """Members of one tar, at most: a header of 512 bytes is all that a stranger pays for one."""
 
+MAX_NAMES: Final = 128 << 20
+"""Characters of all names of one tar, at most: those of its samples stay in memory."""
+
 MAX_FIELDS: Final = 10_000
 """Fields of one sample, at most."""
 
@@ -88,7 +91,7 @@ def read_groups(file: BinaryIO, size: int) -> Iterator[Group]:
 def _members(file: BinaryIO) -> Iterator[tuple[str, Part, bool]]:
     """Name, place and wholeness of each regular file."""
     headers = _Headers(file)
-    count = 0
+    count = names = 0
     try:
         tar = tarfile.TarFile(fileobj=headers, encoding="utf-8")  # type: ignore[arg-type]
         while (member := headers.next_of(tar)) is not None:
@@ -97,6 +100,9 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, Part, bool]]:
             count += 1
             if count > MAX_MEMBERS:
                 raise Rejected("too_many_members", f"more than {MAX_MEMBERS} members")
+            names += len(member.name)
+            if names > MAX_NAMES:
+                raise Rejected("too_many_members", f"names of more than {MAX_NAMES} characters")
             if len(tar.pax_headers) > _MAX_GLOBALS:
                 raise tarfile.ReadError("its global headers have no end")
             if member.size < 0:

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 import fsspec
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv
@@ -19,6 +20,7 @@ import pyarrow.parquet
 from reelmill.tables.files import COMPRESSIONS, TableError, extension, is_local
 
 BLOCK_BYTES: Final = 1 << 20
+_MAX_DEPTH: Final = 100
 # One row, or line. Beyond it the file is something else, and looking further would eat the memory.
 _ROW_BYTES: Final = 16 << 20
 _ROWS: Final = 8192
@@ -486,6 +488,8 @@ def _parse_objects(block: bytes, schema: pa.Schema | None, rows: int) -> pa.Tabl
     if not block.strip():
         return pa.table({})
     block.decode()  # arrow lets anything pass for UTF-8
+    if _depth(block) > _MAX_DEPTH:  # and it recurses, to the end of its stack
+        raise ValueError(f"a value is nested deeper than {_MAX_DEPTH} levels")
     try:
         return pa.json.read_json(
             pa.BufferReader(block),
@@ -498,6 +502,21 @@ def _parse_objects(block: bytes, schema: pa.Schema | None, rows: int) -> pa.Tabl
     except pa.ArrowInvalid as error:
         text = re.sub(r" in row (\d+)", lambda row: f" in row {rows + int(row[1]) + 1}", str(error))
         raise ValueError(text) from error
+
+
+_NO_MARKS: Final = bytes(set(range(256)) - set(b'[]{}"'))
+
+
+def _depth(block: bytes) -> int:
+    """How deeply values of JSON are nested."""
+    text = block.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _NO_MARKS)
+    marks = np.frombuffer(text, np.uint8)
+    steps = np.zeros(len(marks), np.int32)
+    for mark, step in zip(b"[{]}", (1, 1, -1, -1), strict=True):
+        steps[marks == mark] = step
+    in_text = np.cumsum(marks == ord('"'), dtype=np.int32) % 2 == 1
+    steps[in_text] = 0
+    return int(np.cumsum(steps, dtype=np.int32).max(initial=0))
 
 
 _SPLIT: Final[Mapping[str, Callable[[Any], Iterator[bytes]]]] = {

@@ -384,7 +384,7 @@ def test_headers_have_bounds(bench: AdoptBench, write: Write) -> None:
     assert len(bench.samples(shard)) == 1
 
 
-def test_the_number_of_members_and_of_fields_has_a_bound(
+def test_the_number_of_members_and_of_fields_and_their_names_have_a_bound(
     bench: AdoptBench, write: Write, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(foreign, "MAX_MEMBERS", 7)
@@ -396,6 +396,11 @@ def test_the_number_of_members_and_of_fields_has_a_bound(
     shard = bench.adopt(write(packed([(f"{n}.x", b"") for n in range(9)]), "b.tar"))
     assert len(bench.samples(shard)) == 6
     assert bench.rejects(shard) == {"000000000_000006": "too_many_members"}
+    monkeypatch.setattr(foreign, "MAX_MEMBERS", 99)
+    monkeypatch.setattr(foreign, "MAX_NAMES", 1300)
+    members = [(f"{n:02d}{'k' * 80}/x/{'l' * 77}.x", b"") for n in range(20)]
+    shard = bench.adopt(write(packed(members), "c.tar"))
+    assert len(bench.samples(shard)) == 6
 
 
 # --- Options ---------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def test_what_the_parameters_of_a_download_do(server: BadServer, tmp_path: Path)
         per_host=2,
         rate="1000",
         deadline="1m",
-        rules=[["*.mp4", "http"]],
+        extractors={"*.mp4": "http"},
     )
     assert found == {
         "good.mp4": "",

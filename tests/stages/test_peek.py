@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from reelmill.errors import Rejected
 from reelmill.media import peek
 from reelmill.media.peek import HEAD_BYTES, MAX_TAIL, Inspector, Limits
 from reelmill.media.probe import probe
+from reelmill.tasks import download
 from reelmill.tasks.contract import key_params
-from reelmill.tasks.download import DownloadParams
+from reelmill.tasks.download import DownloadParams, fetch_policy
 
 from .media_samples import NUMBERED, real_media, sample
 from .test_stages import Bench
@@ -386,7 +388,9 @@ def test_a_dataset_is_the_same_whether_files_were_looked_at_early_or_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = ("plain.mp4", "fast.mp4", "odd.mp4", "plain.mkv", "vp9.webm", "plain.avi", "plain.ts")
-    rows = "url\n" + "".join(f"file://{sample(name)}\n" for name in names)
+    torn = tmp_path / "torn.mp4"
+    torn.write_bytes(sample("fast.mp4").read_bytes()[:-2000])
+    rows = "url\n" + "".join(f"file://{path}\n" for path in (*map(sample, names), torn))
     limits = {"max_duration": "2s", "max_side": 128, "codecs": ["h264", "vp9"]}
     seen: list[str] = []
 
@@ -400,8 +404,12 @@ def test_a_dataset_is_the_same_whether_files_were_looked_at_early_or_not(
 
     made = []
     for early in (True, False):
-        inspector = Seeing(Limits.model_validate(limits), 4500) if early else None
+        inspector = Seeing(Limits.model_validate(limits), 4500)
         monkeypatch.setattr(Limits, "inspector", lambda self, found=inspector: found)
+        if not early:
+            monkeypatch.setattr(
+                download, "fetch_policy", lambda given: replace(fetch_policy(given), inspector=None)
+            )
         folder = tmp_path / str(early)
         folder.mkdir()
         bench = Bench(folder)

@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reelmill.errors import ReelmillError
-from reelmill.tables import TableError, open_table, parse_spans
+from reelmill.tables import TableError, formats, open_table, parse_spans
 
 ROWS = [{"url": "http://h/a", "n": 1}, {"url": "http://h/b", "n": 2}]
 Make = Callable[..., str]
@@ -179,6 +179,26 @@ def test_an_open_quote_does_not_swallow_rows(make: Make) -> None:
     with pytest.raises(TableError, match="never closed"):
         read(make("t.csv", 'url,caption\na,"x\nb,y\nc,z\n'))
     assert len(read(make("t.tsv", 'url\tcaption\na\t"x\nb\ty"\nc\tz\n'))) == 3
+
+
+@pytest.mark.parametrize(
+    ("opening", "closing"),
+    [("[", "]"), ('{"a":', "}"), ('{"]]":\n[', "]}"), ('["\\\\\\"]",[', "]]")],
+)
+def test_json_that_is_nested_without_end_is_refused(make: Make, opening: str, closing: str) -> None:
+    """Arrow would end the process of it."""
+    deep = f'{{"url": "http://h/a", "x": {opening * 100_000}1{closing * 100_000}}}\n'
+    with pytest.raises(TableError, match="nested deeper than 100 levels"):
+        read(make("t.jsonl", deep))
+
+
+@given(st.lists(st.text(st.sampled_from('[]{}"\\ a'))), st.integers(0, 40))
+def test_brackets_in_text_are_no_depth(texts: list[str], depth: int) -> None:
+    value: Any = texts
+    for _ in range(depth):
+        value = {"]{": value}
+    line = json.dumps({"url": "u", "x": value}).encode() + b"\n"
+    assert formats._depth(line * 3) == depth + 2
 
 
 def test_json_types_are_those_of_the_whole_table(make: Make) -> None:
