@@ -43,7 +43,8 @@ def readers(recipe: Recipe) -> dict[str, str]:
 
 
 def choose(recipe: Recipe, store: Store, dataset: str, selection: Selection) -> list[Reject]:
-    """The rejects of a dataset that a retry would fetch again.
+    """The rejects of a dataset that a retry would fetch again; none that entered its table again
+    already, or left it.
 
     ``MAY_PASS`` among the reasons stands for all that may turn out well another time.
 
@@ -66,8 +67,7 @@ def choose(recipe: Recipe, store: Store, dataset: str, selection: Selection) -> 
         one
         for one in rejects(version, passing)
         if source_key(one.key) == one.key
-        # A row that is in its table once more already is fetched with the next build.
-        and removed.successor(table.removed, one.key) is not None
+        and table.counts(one.key)
         and (
             (MAY_PASS in selection.reasons and may_pass(stage, one.reason))
             or (bool(named.reasons) and named.has(one))
@@ -107,8 +107,7 @@ def retry(
     recipe: Recipe, store: Store, dataset: str, selection: Selection, run: str
 ) -> Counter[str]:
     """Let the chosen rejects enter their table once more, as a new generation that the next build
-    fetches; how many, by reason. Those that an earlier one let in, and that no build has fetched
-    since, are counted and do not enter twice.
+    fetches; how many, by reason.
 
     Raises:
         ReelmillError: as :func:`choose`.
@@ -118,10 +117,16 @@ def retry(
         name = _source(recipe, dataset)
         source = recipe.sources[name]
         assert isinstance(source, Source)
-        table = open_version(store, name)
-        if keys := [one.key for one in chosen if table.counts(one.key)]:
-            commit_again(store, name, keys, RETRIED, source.shard_rows, run)
+        keys = [one.key for one in chosen]
+        commit_again(store, name, keys, RETRIED, source.shard_rows, run)
     return Counter(one.reason for one in chosen)
+
+
+def waiting(recipe: Recipe, store: Store, dataset: str) -> int:
+    """How many rejects of a dataset entered its table again and were not fetched since."""
+    table, version = open_version(store, _source(recipe, dataset)), open_version(store, dataset)
+    again = (key for key, why in table.removed.items() if why.reason == RETRIED)
+    return sum(key not in version.removed for key in again)
 
 
 @dataclass(frozen=True, slots=True)

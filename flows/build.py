@@ -27,6 +27,7 @@ from reelmill.flows.events import Announcer
 from reelmill.flows.metrics import counted, follow
 from reelmill.flows.prefect_state import crash_dead_runs, decoration
 from reelmill.flows.profile import Profile, load_profile
+from reelmill.flows.reading import told
 from reelmill.flows.refresh import refresh
 from reelmill.flows.served import served
 from reelmill.flows.shards import visible_work
@@ -129,7 +130,8 @@ async def build_recipe(
                 error = StoppedError("stopped while known addresses were checked", stop.number)
                 return Cancelled(message=str(error), data=error)
             refreshed.result()
-        build = await asyncio.to_thread(prepare, recipe, store, only=only, run=run)
+        tell = told(logger.info)
+        build = await asyncio.to_thread(prepare, recipe, store, only=only, run=run, watch=tell)
         logger.info(
             "%d shards are there, %d are ready to be made",
             sum(progress.have for progress in build.progress.values()),
@@ -155,12 +157,12 @@ def _retry(
     recipe: Recipe, store: Store, names: Sequence[str], reasons: Sequence[str], run: str
 ) -> list[str]:
     """Let rejects of these reasons enter their tables once more; what to say of it."""
-    told = []
+    lines = []
     for name in readers(recipe):
         if name in names and store.latest(name):
             chosen = again.retry(recipe, store, name, Selection(reasons), run)
-            told.append(f"{chosen.total()} rejects of {name} are fetched again")
-    return told
+            lines.append(f"{chosen.total()} rejects of {name} are fetched again")
+    return lines
 
 
 def _state(build: Build) -> State[Any]:

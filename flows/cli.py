@@ -147,10 +147,12 @@ def plan(
     from reelmill.flows.again import find_due
     from reelmill.flows.drive import prepare
     from reelmill.flows.explain import explain, foresee
+    from reelmill.flows.reading import shown
 
     loaded = _load(recipe, overrides)
     with _planning_store(loaded.store) as store:
-        build = prepare(loaded, store, only=only or (), run="plan", write=False)
+        with shown(None if as_json else err) as watch:
+            build = prepare(loaded, store, only=only or (), run="plan", write=False, watch=watch)
         explained = explain(build)
         outlook = foresee(build)
         checks = Counter(

@@ -371,20 +371,20 @@ def _ingest(
     how: dict[str, str | int] = {"run": run, "started": int(started)}
     made = commit_ingest(store, action, found, how)
     assert made.manifest is not None
-    store.commit_ref(
-        name,
-        Ref(
-            event="commit",
-            version=made.manifest.digest,
-            tags=LATEST,
-            time=now(),
-            run=run,
-            stage="ingest",
-            totals=totals,
-            action=action.key,
-            uncounted=lost,
-        ),
+    ref = Ref(
+        event="commit",
+        version=made.manifest.digest,
+        tags=LATEST,
+        time=now(),
+        run=run,
+        stage="ingest",
+        totals=totals,
+        action=action.key,
+        uncounted=lost,
     )
+    if not store.grow_ref(name, ref, base):
+        # Another run let rows enter it meanwhile, which this version knows nothing of.
+        return _ingest(recipe, store, name, run, write, watch)
     return found.manifest, made.manifest.digest, growth
 
 

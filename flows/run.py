@@ -18,11 +18,12 @@ from rich.console import Console
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
-from reelmill.flows.again import find_due, refuse_changed, retry
+from reelmill.flows.again import find_due, refuse_changed, retry, waiting
 from reelmill.flows.derivation import derivation, refuse_others_name
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import Profile, load_profile
+from reelmill.flows.reading import shown
 from reelmill.flows.report import (
     as_json,
     example_lines,
@@ -116,8 +117,8 @@ def run_retry(
 ) -> Build | None:
     """Fetch rejects of a dataset again and tell what came of it; as ``run_build``.
 
-    What a killed one had begun, the next build of the recipe ends. ``None`` if there is no such
-    reject.
+    It ends what a killed one had begun, as the next build of the recipe would. ``None`` if there is
+    no such reject.
 
     Raises:
         ReelmillError: as ``run_build``, or the recipe would make all of the dataset anew.
@@ -131,11 +132,15 @@ def run_retry(
     refuse_changed(loaded, store, dataset)
     with lease(store, run):
         chosen = retry(loaded, store, dataset, selection, run)
-    if not chosen:
+    before = waiting(loaded, store, dataset) - chosen.total()
+    if not chosen and not before:
         return None
     if show.console is not None:
-        what = f"{chosen.total():,} of {dataset} are fetched again: {reasons_text(chosen)}"
-        show.console.print(what, markup=False)
+        if before:
+            show.console.print(f"{before:,} of {dataset} were chosen before", markup=False)
+        if chosen:
+            what = f"{chosen.total():,} of {dataset} are fetched again: {reasons_text(chosen)}"
+            show.console.print(what, markup=False)
     return run_build(
         recipe, only=[dataset], overrides=overrides, profile=profile, workers=workers, show=show
     )
@@ -189,7 +194,8 @@ def _run(
     store = Store.open(recipe.store, create=True)
     run = f"local-{secrets.token_hex(6)}"
     with lease(store, run):
-        build = prepare(recipe, store, only=only, run=run)
+        with shown(show.console) as watch:
+            build = prepare(recipe, store, only=only, run=run, watch=watch)
         if not build.missing and not find_due(recipe, store, build.names, run):
             drive.commit_versions(build, run)
             _announce(build)

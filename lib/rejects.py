@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet
 
 from reelmill.dataset import Version
-from reelmill.errors import ReelmillError, Rejected
+from reelmill.errors import ReelmillError, Rejected, one_line
 from reelmill.fetch.urls import host_of
 from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import ShardReader
@@ -134,7 +135,8 @@ def by_reason(tally: Counter[tuple[str, str]]) -> dict[str, Counter[str]]:
 def export(found: Iterable[Reject], path: Path) -> int:
     """Write rejects to a table, ``.csv``, ``.tsv``, ``.jsonl`` or ``.parquet``; how many.
 
-    A table of rejects can be the source of a recipe: its addresses are in the column ``url``.
+    A table of rejects can be the source of a recipe: its addresses are in the column ``url``. In
+    ``.csv`` and ``.tsv``, a quotation mark precedes what a spreadsheet would take for a formula.
 
     Raises:
         ReelmillError: the name has no such ending, or the file cannot be written.
@@ -167,21 +169,32 @@ def _batch(found: list[Reject]) -> pa.RecordBatch:
 
 def _write_csv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
     with pa.csv.CSVWriter(path, SCHEMA) as writer:
-        return sum(_written(writer, batch) for batch in batches)
+        return sum(_written(writer, _inert(batch)) for batch in batches)
 
 
 def _write_tsv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
-    # Such a table has no quoting, and so no cell holds a tab or a line's end.
+    """Tab separated values have no quoting, here as where Reelmill reads them."""
     count = 0
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("\t".join(SCHEMA.names) + "\n")
         for batch in batches:
-            for row in batch.to_pylist():
-                row["last"] = row["last"] and row["last"].strftime("%Y-%m-%d %H:%M:%SZ")
-                cells = ("" if value is None else str(value) for value in row.values())
-                file.write("\t".join(" ".join(cell.split()) for cell in cells) + "\n")
+            for row in _inert(batch).to_pylist():
+                row["last"] = row["last"] and row["last"].isoformat()
+                cells = ("" if cell is None else one_line(str(cell)) for cell in row.values())
+                file.write("\t".join(cells) + "\n")
                 count += 1
     return count
+
+
+def _inert(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The same rows for a spreadsheet, which would compute what begins like a formula."""
+    columns = [
+        pc.replace_substring_regex(column, r"^([=+\-@\t\r])", r"'\1")
+        if pa.types.is_string(column.type)
+        else column
+        for column in batch.columns
+    ]
+    return pa.record_batch(columns, schema=batch.schema)
 
 
 def _write_parquet(batches: Iterator[pa.RecordBatch], path: Path) -> int:

@@ -31,8 +31,9 @@ def enter_again(
 ) -> Manifest:
     """Let rows of a source enter it once more; the version that it grows to.
 
-    The new rows take the places of the old ones, which no longer count (``Manifest.removed``). No
-    shard of ``base`` changes. Memory holds the rows of one shard, and the keys.
+    The new rows take the places of the old ones, which no longer count (``Manifest.removed``); a
+    row that counts no longer as it is does not enter. No shard of ``base`` changes. Memory holds
+    the rows of one shard, and the keys.
 
     Args:
         keys: of rows of ``base``.
@@ -44,6 +45,7 @@ def enter_again(
         StageError: a key is none of ``base``.
     """
     gone = {k: why for blob in base.removed for k, why in removed.decode(read(blob.digest)).items()}
+    keys = [key for key in keys if key not in gone]
     number = first = sum(1 for _ in base.shards)
     shards: list[Shard] = []
     found = 0
@@ -116,22 +118,22 @@ def commit_again(
     assert made.manifest is not None
     version = made.manifest.digest
     grown = store.manifest(version)
-    store.commit_ref(
-        source,
-        Ref(
-            event="commit",
-            version=version,
-            tags=("latest",),
-            time=now(),
-            run=run,
-            stage="ingest",
-            totals=grown.totals(),
-            action=action.key,
-            uncounted=uncounted(
-                grown, lambda digest: store.read_blob(digest, "parquet"), by_shard=True
-            ),
+    ref = Ref(
+        event="commit",
+        version=version,
+        tags=("latest",),
+        time=now(),
+        run=run,
+        stage="ingest",
+        totals=grown.totals(),
+        action=action.key,
+        uncounted=uncounted(
+            grown, lambda digest: store.read_blob(digest, "parquet"), by_shard=True
         ),
     )
+    if not store.grow_ref(source, ref, last.version):
+        # Another run let it grow meanwhile, by rows that this version knows nothing of.
+        return commit_again(store, source, keys, reason, rows_per_shard, run)
     return version
 
 

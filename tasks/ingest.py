@@ -71,7 +71,7 @@ _SMALL_WRITERS: Final = 8
 class Source(Params):
     """A table of video addresses. Columns that are not named here are carried along as they are."""
 
-    path: Annotated[str | tuple[str, ...], Runtime] = Field(
+    path: Annotated[str | list[str], Runtime] = Field(
         description="the table: a file (csv, tsv, txt, json or jsonl, also .gz or .zst; parquet, "
         "arrow), a folder, a pattern such as part-{000..099}.csv or **/*.parquet, or a list of "
         "those; here or in an object store"
@@ -112,7 +112,7 @@ class Source(Params):
     @property
     def paths(self) -> tuple[str, ...]:
         """The table's paths; most have one."""
-        return (self.path,) if isinstance(self.path, str) else self.path
+        return (self.path,) if isinstance(self.path, str) else tuple(self.path)
 
     @property
     def shard_rows(self) -> int:
@@ -293,8 +293,9 @@ class _Ingest:
             raise StageError(
                 f"{self.table.name}: no row can be used; the first is {url!r}: {message}"
             )
-        self.progress("comparing rows", rows)
-        outcome = distinct.settle(pairs=source.spans is not None)
+        outcome = distinct.settle(
+            pairs=source.spans is not None, told=lambda: self.progress("comparing rows", rows)
+        )
         if source.spans:
             _join_spans(rows, outcome, spans)
         shards = _Writer(self, layout, outcome, fixes, spans).shards()

@@ -87,7 +87,7 @@ def account(rows: Iterable[Mapping[str, Any]], table: Mapping[str, Way]) -> Coun
         for (way, outcome), count in outcomes.items()
         if not (outcome == "ok" if way.is_alive else outcome in IN_TIME | {REASONS[way]})
     }
-    assert odd == {}
+    assert odd == {}, odd
     total: Counter[str] = Counter()
     for (_, outcome), count in outcomes.items():
         total[outcome] += count

@@ -118,6 +118,9 @@ class Session:
             (pycurl.HTTP09_ALLOWED, 0),
             (pycurl.HTTP_CONTENT_DECODING, 0),
             (pycurl.NETRC, pycurl.NETRC_IGNORED),
+            # Whoever asks says whether there is a proxy: by libcurl's own reading of no_proxy a
+            # request would leave it, and with it the guard.
+            (pycurl.NOPROXY, ""),
             (pycurl.CAINFO, authorities),
             (pycurl.PROXY_CAINFO, authorities),
             (pycurl.SSL_VERIFYPEER, 1),

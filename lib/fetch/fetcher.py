@@ -15,6 +15,7 @@ from typing import Final, TypeAlias
 
 from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
+from reelmill.fetch.manners import OPTED_OUT
 from reelmill.fetch.patterns import matcher
 from reelmill.fetch.rules import SITE
 from reelmill.fetch.schedule import Limits, Schedule
@@ -48,6 +49,8 @@ MAX_PAUSE_S: Final = 60.0
 _UNREACHED: Final = frozenset(
     {"connect", "dns", "proxy", "reset", "robots_unreachable", "timeout", "tls"}
 )
+# Of these the host may not know: they tell nothing of it.
+_UNASKED: Final = frozenset({"no_driver", "opted_out", "private_address", "robots"})
 _WEB: Final = ("http://", "https://")
 
 _Requests: TypeAlias = Iterable[Request | tuple[str, str]]
@@ -270,8 +273,7 @@ class _Run:
             self._hand_over(request.key, failure)
             return
         if self._is_out(url):
-            failure = FetchFailure("opted_out", "the policy opts this URL out", 0, False)
-            self._hand_over(request.key, failure)
+            self._hand_over(request.key, FetchFailure("opted_out", OPTED_OUT, 0, False))
             return
         source = self._sources.name(url)
         host = "/".join(url.split("/", 3)[:3])
@@ -350,6 +352,8 @@ class _Run:
         given_up = False
         if error.reason in _UNREACHED:
             given_up = self._schedule.missed(row.host, row, now)
+        elif error.reason in _UNASKED:
+            self._schedule.ended(row.host, row, now)
         else:
             self._schedule.reached(row.host, now)
         if error.retry_after_s:

@@ -150,13 +150,13 @@ class HTTPSource:
                 return ""
             return ",".join(map(_bracketed, await self._resolver.addresses(host)))
         if not self._policy.allow_private:
-            # The proxy resolves the name itself, and may find what we do not; but what we know to
+            # The proxy resolves the name itself, and may find what we do not; but what we know may
             # be private it is not asked for.
             try:
                 found = [host] if is_address(host) else await self._resolver.addresses(host)
             except AttemptError:
                 found = []
-            if found and not any(map(is_public, found)):
+            if not all(map(is_public, found)):
                 raise _private(host)
         return ""
 
@@ -244,6 +244,7 @@ class _Reply:
         transfer.status = head.status
         transfer.address = head.address or None
         if head.status == 304 and self._asked_if_new:
+            transfer.restart()
             transfer.unchanged = True
             return False
         coding = _coding(headers)
@@ -284,15 +285,19 @@ class _Reply:
         transfer = self._transfer
         if self._asked_for_rest and status == 206:
             match = _CONTENT_RANGE.fullmatch(headers.get("content-range", ""))
+            # A server that heeds no If-Range, or an address that leads elsewhere now, would have
+            # two files made into one.
             if (
                 match is None
                 or int(match[1]) != transfer.size
-                or headers.get("etag", transfer.validator) != transfer.validator
+                or match[2] not in ("*", str(transfer.total or match[2]))
+                or headers.get("etag") != transfer.validator
+                or _without_query(self._url) != _without_query(transfer.validated_url)
                 or coding != "identity"
             ):
                 transfer.restart()
                 raise _truncated()
-            return None if match[2] == "*" else int(match[2])
+            return transfer.total if match[2] == "*" else int(match[2])
         if self._asked_for_rest and status == 416:
             transfer.restart()
             raise _truncated()
@@ -306,7 +311,7 @@ class _Reply:
         transfer.restart()
         etag = _text(headers, "etag")
         if etag is not None and etag.startswith('"') and coding == "identity":
-            transfer.validator = etag
+            transfer.validator, transfer.validated_url = etag, self._url
         return None
 
 
@@ -389,6 +394,11 @@ class _Part:
     def whole(self) -> bytes | None:
         """Return the bytes, if they are all there."""
         return bytes(self._data) if len(self._data) == self._end - self._start else None
+
+
+def _without_query(url: str) -> str:
+    """The part of a URL that stays when it is signed anew."""
+    return url.partition("?")[0]
 
 
 def _text(headers: Mapping[str, str], name: str) -> str | None:

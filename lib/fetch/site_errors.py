@@ -72,6 +72,7 @@ _TAIL = re.compile(
     r"(;? *please report this issue|\(caused by|\.? *Use --|\. *See +https?://|; *Confirm you).*",
     re.IGNORECASE | re.DOTALL,
 )
+_OBJECT = re.compile(r"<[\w.]+ object at 0x[0-9a-f]+>:? *")
 _PATH = re.compile(r"(?<![\w:/])/(?:[\w.@+-]+/)+[\w.@+-]*")
 
 
@@ -88,8 +89,9 @@ def by_text(text: str) -> Trouble:
 
 
 def plain(text: str) -> str:
-    """A message of yt-dlp's as one line: no colours, no advice on its options, no local path."""
-    text = _HEAD.sub("", _COLOURS.sub("", text))
+    """A message of yt-dlp's as one line: no colours, no advice on its options, no local path or
+    address in memory."""
+    text = _OBJECT.sub("", _HEAD.sub("", _COLOURS.sub("", text)))
     text = " ".join(_PATH.sub("<path>", _TAIL.sub("", text)).split())
     text = one_line(text).rstrip(" ;:") or "no reason was given"
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
@@ -139,6 +141,8 @@ def by_error(error: BaseException) -> Trouble:
                 return Trouble(NO_SPACE, _FULL)
             case OSError(errno=errno.EFBIG):
                 return Trouble("too_large", "larger than it may be")
+            case MemoryError():
+                return Trouble("too_large", "a page or a piece that memory has no room for")
             case ssl.SSLCertVerificationError() | net.CertificateVerifyError():
                 return Trouble("tls", "the certificate is not valid")
             case ssl.SSLError() | net.SSLError():

@@ -23,7 +23,8 @@ from urllib.parse import urlsplit
 from reelmill.fetch.site_errors import Trouble, by_error
 from reelmill.fetch.site_guard import Guard
 
-_MEMORY_BYTES: Final = 4 << 30
+_MEMORY_BYTES: Final = 1 << 30
+"""Of data in memory: yt-dlp keeps whole pages there, however long they are."""
 _CODECS: Final = {"h264": "h264", "vp9": "vp9", "av1": "av01"}
 # What stays true of a video whoever looks and whenever: no counts, no URLs that expire.
 _INFO: Final = (
@@ -119,10 +120,12 @@ def _guard(config: Mapping[str, Any]) -> Guard:
 
 def _limit(config: Mapping[str, Any]) -> None:
     # A file that grows past the limit fails to be written; a fragment lies beside its file.
-    limits = {resource.RLIMIT_FSIZE: config["max_bytes"] + (1 << 20), resource.RLIMIT_CORE: 0}
-    if not config["programs"]:
-        # V8, in Deno, reserves far more than it uses.
-        limits[resource.RLIMIT_AS] = _MEMORY_BYTES
+    limits = {
+        resource.RLIMIT_FSIZE: config["max_bytes"] + (1 << 20),
+        resource.RLIMIT_CORE: 0,
+        # Not of addresses: V8, in Deno, reserves far more than it uses.
+        resource.RLIMIT_DATA: _MEMORY_BYTES,
+    }
     for kind, value in limits.items():
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(kind, (value, value))

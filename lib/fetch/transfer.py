@@ -164,7 +164,7 @@ class FetchPolicy:
     """Seconds for all files together; what has not arrived then fails."""
     host_failures: int = 5
     """Files that fail to reach a host, one after another, before the host is left alone."""
-    host_pause_s: float = 10.0
+    host_pause_s: float = 2.0
     """Seconds before a host that was left alone is tried again; doubled for each further time."""
     host_trials: int = 2
     """Failures of these trials after which the files that are left at the host are given up."""
@@ -359,6 +359,7 @@ class Transfer:
         size: Bytes so far.
         total: Bytes of the whole file, if they are told.
         validator: Strong validator of the bytes so far, with which a further attempt may resume.
+        validated_url: Which gave it: elsewhere the same validator may mean other bytes.
         takes_ranges: Whether the server says that it can send parts of the file.
         unchanged: Set by a source instead of any bytes.
         attempts: How many have begun.
@@ -384,6 +385,7 @@ class Transfer:
         self.content_type: str | None = None
         self.address: str | None = None
         self.validator: str | None = None
+        self.validated_url = url
         self.total: int | None = None
         self.takes_ranges = False
         self.unchanged = False
@@ -420,13 +422,14 @@ class Transfer:
         with self._lock:
             if self._closed:
                 raise RuntimeError("the transfer is closed")
-            self.check(self.size + len(data))
+            size = self.size + len(data)
+            self.check(size)
             self._sha256.update(data)
-            if self._file is None and self.size + len(data) <= self.policy.memory_bytes:
+            if self._file is None and size <= self.policy.memory_bytes:
                 self._memory.write(data)
             else:
                 self._spill(data)
-            self.size += len(data)
+            self.size = size
         on_head = self.on_head
         if on_head is not None and self.size > self.head_bytes:
             self.on_head = None
@@ -441,12 +444,13 @@ class Transfer:
 
     def restart(self) -> None:
         """Drop what arrived."""
+        self.validator = self.total = None
+        self.takes_ranges = False
         with self._lock:
-            self._discard()
-            self.size = 0
-            self.validator = self.total = None
-            self.takes_ranges = False
-            self._sha256 = hashlib.sha256()
+            if self.size:
+                self._discard()
+                self.size = 0
+                self._sha256 = hashlib.sha256()
 
     def attach(self, name: str, value: bytes | Path) -> None:
         """Add a further field; a file, which the transfer owns from now on, or its bytes."""

@@ -18,6 +18,8 @@ MAX_FIELDS: Final = 10_000
 """Fields of one sample, at most."""
 
 _MAX_HEADER: Final = 64 << 10
+_MAX_HEADERS: Final = 1 << 20
+"""Bytes of all headers of one member: a sparse file may have a map as long as the tar."""
 _MAX_GLOBALS: Final = 1000
 # As WebDataset reads names: the key is all up to the first dot behind the last slash.
 _NAME: Final = re.compile(r"((?:.*/|)[^.]+)[.]([^/]*)", re.DOTALL)
@@ -89,7 +91,7 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, Part, bool]]:
     count = 0
     try:
         tar = tarfile.TarFile(fileobj=headers, encoding="utf-8")  # type: ignore[arg-type]
-        while (member := tar.next()) is not None:
+        while (member := headers.next_of(tar)) is not None:
             # The list would hold every header ever read.
             tar.members = []  # type: ignore[attr-defined]
             count += 1
@@ -126,15 +128,22 @@ class _Headers:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._place = 0
+        self._left = _MAX_HEADERS
         self.furthest = 0
         self.ended = False
+
+    def next_of(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:
+        """The next member, whose headers may have so many bytes together."""
+        self._left = _MAX_HEADERS
+        return tar.next()
 
     def at(self, place: int, size: int) -> bytes:
         self._file.seek(place)
         return self._file.read(size)
 
     def read(self, size: int) -> bytes:
-        if not 0 <= size <= _MAX_HEADER:
+        self._left -= size
+        if not 0 <= size <= _MAX_HEADER or self._left < 0:
             raise tarfile.ReadError("a header is too large")
         data = self.at(self._place, size)
         self.ended = len(data) < size

@@ -280,12 +280,23 @@ class Store:
         """Append a line to a dataset's log, unless its last line says the same already."""
         while True:
             log = self._ref_names(dataset)
-            number = int(log[-1].rpartition("/")[2].removesuffix(".json")) + 1 if log else 0
             last = self._last_commit(log)
             if last and ref.event == "commit" and _says(last) == _says(ref):
                 return last
-            if self.backend.create(f"refs/{dataset}/{number:020d}.json", ref.as_bytes()):
+            if self._append(dataset, log, ref):
                 return ref
+
+    def grow_ref(self, dataset: str, ref: Ref, base: str | None) -> bool:
+        """Append the commit of a version that grew from ``base``, or from nothing; whether that is
+        still the latest one, or the commit's own is. Of two that grow from one, one is refused."""
+        while True:
+            log = self._ref_names(dataset)
+            latest = self._newest(log, "latest")
+            if (latest and latest.version) not in (base, ref.version):
+                return False
+            last = self._last_commit(log)
+            if (last and _says(last) == _says(ref)) or self._append(dataset, log, ref):
+                return True
 
     def datasets(self) -> list[str]:
         """The names of all datasets that have a version."""
@@ -356,8 +367,16 @@ class Store:
                 return ref
         return None
 
+    def _append(self, dataset: str, log: list[str], ref: Ref) -> bool:
+        """Append a line to a log; whether it had no more lines than ``log``."""
+        number = int(log[-1].rpartition("/")[2].removesuffix(".json")) + 1 if log else 0
+        return self.backend.create(f"refs/{dataset}/{number:020d}.json", ref.as_bytes())
+
     def _tagged(self, dataset: str, tag: str) -> Ref | None:
-        for name in reversed(self._ref_names(dataset)):
+        return self._newest(self._ref_names(dataset), tag)
+
+    def _newest(self, log: list[str], tag: str) -> Ref | None:
+        for name in reversed(log):
             ref = self._document(name, Ref)
             if ref and tag in ref.tags:
                 return ref

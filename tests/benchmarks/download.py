@@ -26,8 +26,8 @@ from tests.benchmarks.projects import plan
 from tests.benchmarks.web import Kind, make_videos, nginx, served
 
 KINDS = (
-    Kind("60 KB", count=2000, films=20, size="320x240", seconds=2, kilobits=150),
-    Kind("1 MB", count=400, films=6, size="640x360", seconds=9, kilobits=800),
+    Kind(count=2000, films=20, size="320x240", seconds=2, kilobits=150),
+    Kind(count=400, films=6, size="640x360", seconds=9, kilobits=800),
 )
 TIMES = 4
 PROCESSES = 2

@@ -142,7 +142,7 @@ def _batches(path: Path, columns: list[str] | None) -> Iterator[pa.RecordBatch]:
 def _ingest(folder: Path, paths: list[Path], at: Path) -> int:
     """Ingest a table as a build does, into the store at ``at``; how many rows are new."""
     store = Store.open(str(at), create=True)
-    source = Source(path=tuple(map(str, paths)), caption="caption", rows_per_shard=ROWS_PER_SHARD)
+    source = Source(path=list(map(str, paths)), caption="caption", rows_per_shard=ROWS_PER_SHARD)
     table = open_source(source)
     digest = table.digest()
     last = folder / f"{at.name}.version"

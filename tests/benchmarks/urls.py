@@ -1,7 +1,7 @@
 """A hundred thousand addresses at fifty hosts, some dead in many ways, and everything killed.
 
 Five addresses of a hundred are at dead hosts. The table is built twice, by the local profile with
-four workers, which wait for the dead more than they work: once undisturbed, while the memory of the
+six workers, which wait for the dead more than they work: once undisturbed, while the memory of the
 workers is read; and once killed by SIGKILL at random moments, flow and workers alike, and built
 again until it is done. Every address has to be accounted for once, both times.
 """
@@ -34,7 +34,7 @@ URLS = 100_000
 HOSTS, DEAD_IN_EACH_WAY = 50, 2
 DEAD = 0.05
 ROWS_PER_SHARD = 1000
-WORKERS = 4
+WORKERS = 6
 KILLS = 5
 READ_SECONDS = 0.5
 
@@ -44,7 +44,7 @@ sources:
   urls: {{path: {folder}/urls.csv, rows_per_shard: {rows}}}
 datasets:
   videos:
-    {{stage: download, from: urls, allow_private: true, concurrency: 64, timeout: 5s, attempts: 3}}
+    {{stage: download, from: urls, allow_private: true, concurrency: 64, timeout: 10s, attempts: 3}}
 """
 
 

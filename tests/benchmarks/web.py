@@ -21,7 +21,6 @@ NGINX_PLACES = "/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin:/opt/homebrew/
 class Kind:
     """What the videos of a kind have in common; ``kilobits`` is the rate of the pictures."""
 
-    name: str
     count: int
     films: int
     size: str

@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -17,7 +18,8 @@ from typer.testing import CliRunner
 
 from reelmill.dataset import open_version
 from reelmill.errors import RecipeError
-from reelmill.flows.again import MAY_PASS, retry
+from reelmill.flows import drive
+from reelmill.flows.again import MAY_PASS, retry, waiting
 from reelmill.flows.cli import app
 from reelmill.flows.view import make_view
 from reelmill.recipe import load_recipe
@@ -25,7 +27,7 @@ from reelmill.rejects import Selection, rejects
 from reelmill.shards.removed import RETRIED, Removed
 from reelmill.store import Store
 from reelmill.tasks import Stages
-from reelmill.tasks.ingest import Source, open_source
+from reelmill.tasks.ingest import Ingested, Source, open_source
 from tests.runs.conftest import Quiet
 from tests.runs.project import Project
 
@@ -128,12 +130,12 @@ def test_without_reasons_only_what_may_pass_is_tried_again(built: Project) -> No
     assert _retry(built, MAY_PASS) == {"connect": 1}
 
 
-def test_a_second_retry_before_the_build_finds_the_same_and_adds_nothing(built: Project) -> None:
+def test_a_second_retry_before_the_build_adds_only_what_the_first_did_not(built: Project) -> None:
     store = Store.open(str(built.folder / "store"))
     _retry(built, "http_404")
     first = store.latest("urls")
-    assert _retry(built, "http_404", MAY_PASS) == {"http_404": 2, "connect": 1}
-    assert _retry(built, "http_404") == {"http_404": 2}
+    assert _retry(built, "http_404", MAY_PASS) == {"connect": 1}
+    assert _retry(built, "http_404") == {}
     second = store.latest("urls")
     assert first is not None
     assert second is not None
@@ -144,6 +146,21 @@ def test_a_second_retry_before_the_build_finds_the_same_and_adds_nothing(built: 
     assert len(store.history("videos")) == 2
 
 
+def test_a_retry_that_was_not_fetched_yet_is_not_begun_twice(
+    built: Project, site: tuple[str, Path], demo_media: Path
+) -> None:
+    store = Store.open(str(built.folder / "store"))
+    recipe = load_recipe(built.recipe, stages=Stages(), source_model=Source)
+    assert _retry(built, "http_404") == {"http_404": 2}
+    assert _retry(built, "http_404", "connect") == {"connect": 1}
+    assert waiting(recipe, store, "videos") == 3
+    done = built.run("retry", "videos", "--reason", "http_404", "--set", "videos.max_rejects=100%")
+    assert "3 of videos were chosen before" in done.stderr
+    assert waiting(recipe, store, "videos") == 0
+    found = Counter(one.reason for one in rejects(open_version(store, "videos")))
+    assert found == {"http_404": 2, "connect": 1}
+
+
 def test_growth_after_a_retry_adds_only_new_rows(built: Project, site: tuple[str, Path]) -> None:
     _retry(built, "http_404")
     built.build_here("videos.max_rejects=100%")
@@ -152,6 +169,26 @@ def test_growth_after_a_retry_adds_only_new_rows(built: Project, site: tuple[str
     (built.folder / "urls.csv").write_text(f"{lines}{site[0]}/new.mp4\n")
     built.build_here("videos.max_rejects=100%")
     assert built.executed() == {"download/videos/00003": 1, "split/clips/00003": 1}
+
+
+def test_a_table_that_grows_while_rows_are_chosen_has_both(
+    built: Project, site: tuple[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ingest = drive.ingest
+
+    def slow(*arguments: Any) -> Ingested:
+        made = ingest(*arguments)
+        _retry(built, "http_404")
+        return made
+
+    monkeypatch.setattr(drive, "ingest", slow)
+    lines = (built.folder / "urls.csv").read_text()
+    (built.folder / "urls.csv").write_text(f"{lines}{site[0]}/new.mp4\n")
+    built.build_here("videos.max_rejects=100%")
+    table = open_version(str(built.folder / "store"), "urls")
+    new = [len(shard.rows()) for shard in table.shards()][2:]
+    assert new == [2, 1], "what was chosen, and the new row"
+    assert set(table.removed) == {"000000002", "000010000"}
 
 
 def test_a_view_leaves_out_the_samples_of_removed_rows(built: Project, tmp_path: Path) -> None:

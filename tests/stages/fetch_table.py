@@ -158,13 +158,14 @@ def robots(rules: bytes, status: int = 200) -> Callable[[Arena], str]:
 
 
 OK = b"HTTP/1.1 200 OK\r\n"
+SOON = {"idle_timeout_s": 0.3}
 DENIED = b"User-agent: *\nDisallow: /a\n"
 
 CASES = [
     Case("sends the file", FILE, 1, on(body=BODY)),
     Case("sends it over TLS", FILE, 1, over_tls()),
     Case("sends a page instead (200, `text/html`)", FILE, 1, on(body=b"<html>Log in</html>")),
-    Case("sends one byte of its head after another", "timeout", 2, on(trickle(OK, b"x"))),
+    Case("sends one byte of its head after another", "timeout", 2, on(trickle(OK, b"x")), SOON),
     Case(
         "sends one byte of the body after another",
         "timeout",
@@ -172,7 +173,7 @@ CASES = [
         on(trickle(OK + b"Content-Length: 9999\r\n\r\n", b"x")),
         {"timeout_s": 0.6},
     ),
-    Case("accepts, and says nothing", "timeout", 2, on(raw(then="hang"))),
+    Case("accepts, and says nothing", "timeout", 2, on(raw(then="hang")), SOON),
     Case("closes before it answers", "reset", 2, on(raw())),
     Case("resets the connection before it answers", "reset", 2, on(raw(then="reset"))),
     Case("closes within its head", "reset", 2, on(raw(b"HTTP/1.1 200 OK\r\nContent-"))),

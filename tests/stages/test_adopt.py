@@ -98,6 +98,21 @@ def test_what_webdataset_wrote_comes_through_byte_for_byte(
         assert fields == {"mp4": video, "json": about, "cap.txt": "Grüße".encode()}
 
 
+def test_a_sparse_file_whose_map_has_no_end() -> None:
+    """A map of a gigabyte would take five of memory."""
+    info = tarfile.TarInfo("a.mp4")
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[482] = 1
+    header[148:156] = b"%06o\0 " % tarfile.calc_chksums(bytes(header))[0]  # type: ignore[attr-defined]
+    more = (b"00000000001\0" * 42 + b"\1").ljust(512, b"\0")
+    data = packed(PAIRS)[:4096] + bytes(header) + more * 4000 + bytes(1024)
+    found = foreign.read_groups(io.BytesIO(data), len(data))
+    assert next(found).key == "a"
+    with pytest.raises(Rejected, match="damaged: a header behind member 4 cannot be read"):
+        next(found)
+
+
 def test_every_tar_of_a_shard_has_keys_of_its_own(bench: AdoptBench, write: Write) -> None:
     first, second = write(packed(PAIRS), "1.tar"), write(packed(PAIRS), "2.tar")
     keys = sorted(bench.fields(bench.adopt(first, second)))

@@ -33,6 +33,7 @@ from reelmill.errors import StageError
 from reelmill.fetch import http
 from reelmill.fetch.addresses import Resolver
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_all, fetch_iter
+from reelmill.fetch.objects import S3Source
 from reelmill.fetch.transfer import Transfer
 
 from .bad_server import BadServer, Exchange
@@ -291,9 +292,11 @@ def test_ranges_that_are_ignored(server: BadServer, fetch: Fetch) -> None:
 @pytest.mark.parametrize(
     "answer",
     [
-        {"status": 206, "body": b"x" * 10},
-        {"status": 206, "body": b"x" * 10, "Content_Range": "bytes 1-10/1048576"},
-        {"status": 206, "body": b"x" * 10, "Content_Range": "bytes 600000-600009/*", "ETag": '"b"'},
+        {"status": 206, "ETag": '"v1"'},
+        {"status": 206, "ETag": '"v1"', "Content_Range": "bytes 1-10/1048576"},
+        {"status": 206, "ETag": '"b"', "Content_Range": "bytes {}-1048575/1048576"},
+        {"status": 206, "Content_Range": "bytes {}-1048575/1048576"},
+        {"status": 206, "ETag": '"v1"', "Content_Range": "bytes {}-1048576/1048577"},
         {"status": 416},
     ],
 )
@@ -301,13 +304,38 @@ def test_ranges_that_are_wrong(server: BadServer, fetch: Fetch, answer: dict[str
     whole = breaking(600_000, ETag='"v1"')
 
     async def handler(exchange: Exchange) -> None:
-        if exchange.range_start() is None:
+        start = exchange.range_start()
+        if start is None:
             await whole(exchange)
-        else:
-            await exchange.reply(**answer)
+            return
+        headers = {name: str(value).format(start) for name, value in answer.items()}
+        status = int(headers.pop("status"))
+        await exchange.reply(status, b"x" * (len(BODY) - start), **headers)
 
     assert fetch(server.on("/a", handler))[0] == BODY
     assert [bool(request.range_start()) for request in server.requests] == [False, True, False]
+
+
+@pytest.mark.parametrize("elsewhere", ["/b", "/a?signed=anew"])
+def test_a_redirect_that_leads_elsewhere_in_the_middle(
+    server: BadServer, fetch: Fetch, elsewhere: str
+) -> None:
+    """The same validator of another address may be that of other bytes."""
+    other = BODY[::-1]
+
+    async def door(exchange: Exchange) -> None:
+        await exchange.reply(302, Location="/a" if exchange.number == 1 else elsewhere)
+
+    async def another(exchange: Exchange) -> None:
+        start = exchange.range_start() or 0
+        span = f"bytes {start}-{len(other) - 1}/{len(other)}"
+        status, more = (206, {"Content_Range": span}) if start else (200, {})
+        await exchange.reply(status, other[start:], ETag='"v1"', **more)
+
+    server.on("/a", breaking(600_000, ETag='"v1"'))
+    server.on("/b", another)
+    data, _ = fetch(server.on("/door", door))
+    assert data == (other if elsewhere == "/b" else BODY)
 
 
 def test_ranges_in_small_steps(server: BadServer, fetch: Fetch) -> None:
@@ -322,7 +350,7 @@ def test_ranges_in_small_steps(server: BadServer, fetch: Fetch) -> None:
             await exchange.send(part)
             return
         span = f"bytes {start}-{start + len(part) - 1}/{len(BODY)}"
-        await exchange.reply(206, part, Content_Range=span)
+        await exchange.reply(206, part, Content_Range=span, ETag='"v1"')
 
     assert fetch(server.on("/a", handler))[0] == BODY
     assert len(server.requests) == 3
@@ -1032,6 +1060,27 @@ def test_many_objects(bucket: Any, scratch: Path) -> None:
     for key, fetched in fetch_iter(requests, POLICY, scratch):
         assert isinstance(fetched, Fetched)
         assert fetched.read() == key.encode()
+
+
+def test_parts_of_objects(bucket: Any, scratch: Path) -> None:
+    bucket.put_object(Bucket="videos", Key="a", Body=BODY)
+
+    async def main() -> list[bytes | None]:
+        async with S3Source(POLICY) as source:
+            whole, none = (Transfer("k", f"s3://videos/{n}", POLICY, scratch) for n in ("a", "b"))
+            await source.fetch(whole)
+            assert whole.validator
+            assert whole.last_modified
+            assert whole.total == len(BODY)
+            parts = [
+                await source.read_range(whole, 1000, 1010),
+                await source.read_range(none, 0, 9),
+            ]
+            parts.append(await source.read_range(whole, len(BODY) - 5, len(BODY) + 5))
+            whole.validator = '"another"'
+            return [*parts, await source.read_range(whole, 0, 9)]
+
+    assert asyncio.run(main()) == [BODY[1000:1010], None, None, None]
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from .fetch_table import BODY, CASES, FILE, Arena, Case
 POLICY = FetchPolicy(
     timeout_s=20,
     connect_timeout_s=2,
-    idle_timeout_s=0.4,
+    idle_timeout_s=10,
     backoff_s=0.01,
     attempts=2,
     max_bytes=3_000_000,

@@ -188,6 +188,29 @@ def test_a_known_file_is_asked_for_if_it_changed(server: BadServer, tmp_path: Pa
     assert "if-modified-since" not in server.requests[1].headers
 
 
+def test_a_known_file_whose_first_attempt_broke(server: BadServer, tmp_path: Path) -> None:
+    """What arrived of it before says nothing: nobody waits for a verdict on that."""
+
+    async def handler(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.head(Content_Length=1 << 20)
+            await exchange.send(bytes(1 << 19))
+            await exchange.reset()
+        else:
+            await exchange.reply(304)
+
+    class Inspect:
+        head_bytes = 1000
+
+        def __call__(self, head: bytes, size: int | None, tail: object) -> None:
+            return None
+
+    request = Request("k", server.on("/a", handler), last_modified="Mon, 01 Jan 2024 00:00:00 GMT")
+    policy = replace(POLICY, inspector=Inspect())
+    ((_, outcome),) = fetch_iter([request], policy, tmp_path)
+    assert isinstance(outcome, Unchanged)
+
+
 def test_provenance(server: BadServer, tmp_path: Path) -> None:
     async def handler(exchange: Exchange) -> None:
         await exchange.reply(503 if exchange.number == 1 else 200, Content_Type="Video/MP4;x=y")
@@ -519,6 +542,28 @@ def test_tls_goes_through_a_proxy(
 def test_a_proxy_is_not_asked_for_what_is_private(proxy: Proxy, tmp_path: Path, host: str) -> None:
     policy = replace(POLICY, allow_private=False, proxy=f"http://127.0.0.1:{proxy.port}")
     assert only(f"http://{host}/a", tmp_path, policy).reason == "private_address"
+    assert proxy.asked == []
+
+
+def test_no_proxy_leads_past_the_proxy_and_the_guard(
+    server: BadServer, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name that is public and private, and that the environment exempts from proxies."""
+    url = server.on("/a", body=b"secret").replace("127.0.0.1", "localhost")
+    monkeypatch.setenv("no_proxy", "localhost")
+    monkeypatch.setattr(http, "is_public", lambda address: True)
+    policy = replace(POLICY, allow_private=False, proxy=f"http://127.0.0.1:{proxy.port}")
+    assert isinstance(only(url, tmp_path, policy), Fetched)
+    assert proxy.asked == [url]
+
+
+def test_a_name_with_a_private_address_among_others_is_no_proxys_business(
+    proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = [(2, 1, 6, "", (address, 0)) for address in ("9.9.9.9", "10.0.0.1")]
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *_a, **_k: found)
+    policy = replace(POLICY, allow_private=False, proxy=f"http://127.0.0.1:{proxy.port}")
+    assert only("http://both.example/a", tmp_path, policy).reason == "private_address"
     assert proxy.asked == []
 
 

@@ -101,6 +101,12 @@ def test_a_row_may_enter_any_number_of_times() -> None:
     assert blobs.urls(twice.generations[-1].shards[0]) == {"000020000": "http://h/000000001"}
 
 
+def test_a_row_whose_place_was_taken_does_not_enter() -> None:
+    blobs = Blobs()
+    once = blobs.again(blobs.manifest(2), ["000000001"])
+    assert blobs.again(once, ["000000001"]) == once
+
+
 def test_rows_of_other_columns_go_into_shards_of_their_own() -> None:
     blobs = Blobs()
     base = blobs.manifest(1)

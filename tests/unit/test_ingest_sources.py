@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
 import os
+import threading
 from collections.abc import Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,11 @@ from reelmill.tasks import Stages
 from reelmill.tasks.ingest import Source, ingest_action, open_source
 
 ANY = frozenset({"csv", "parquet", "txt"})
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, format: str, *args: Any) -> None:
+        """Nobody reads it."""
 
 
 def read(paths: str | list[str], **options: Any) -> list[dict[str, Any]]:
@@ -113,6 +121,24 @@ def test_over_http_only_braces_stand_for_several_files() -> None:
         "https://h/p-1.csv?a=[1]&b=?",
         "https://h/x.csv",
     ]
+
+
+def test_tables_are_read_over_http(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    write(tmp_path, "p-08.csv", "p-09.csv.gz", "p-10.csv")
+    handler = functools.partial(QuietHandler, directory=str(tmp_path))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        base = f"http://127.0.0.1:{server.server_port}"
+        assert names([f"{base}/p-{{08..10..2}}.csv", f"{base}/p-09.csv.gz"]) == [
+            "p-08.csv",
+            "p-10.csv",
+            "p-09.csv.gz",
+        ]
+        with pytest.raises(TableError, match=r"p-11\.csv: no such file"):
+            read(f"{base}/p-{{10..11}}.csv")
+        server.shutdown()
 
 
 def test_links_that_lead_back_are_not_followed_for_ever(tmp_path: Path) -> None:

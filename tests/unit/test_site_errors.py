@@ -67,6 +67,8 @@ def test_a_message_is_one_plain_line() -> None:
     )
     assert plain(text) == "abc: Unable to read <path>\\x07"
     assert plain("See https://a.example/b/c for more") == "See https://a.example/b/c for more"
+    failed = "<urllib3.connection.HTTPSConnection object at 0x7f3a>: Failed to resolve 'a.example'"
+    assert plain(f"Unable to open: {failed}") == "Unable to open: Failed to resolve 'a.example'"
     assert len(plain("x" * 10_000)) == 300
     assert plain("") == plain("[site] ") == "no reason was given"
 
@@ -98,6 +100,7 @@ def refused(status: int) -> HTTPError:
         (ExistingVideoReached(), "archived", False),
         (OSError(errno.ENOSPC, "full"), "no_space", False),
         (OSError(errno.EFBIG, "large"), "too_large", False),
+        (MemoryError(), "too_large", False),
         (KeyError("x"), "site_error", False),
     ],
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,22 @@ def config(folder: Path, **options: Any) -> dict[str, Any]:
 def params(folder: Path, **options: Any) -> dict[str, Any]:
     request = {"url": "https://a.example/", "folder": str(folder), "proxy": ""}
     return site_worker._params(config(folder, **options), request)
+
+
+_GREEDY = """
+from reelmill.fetch.site_worker import _limit
+
+_limit({"max_bytes": 1, "programs": ["deno"]})
+try:
+    bytearray(2 << 30)
+except MemoryError:
+    print("refused")
+"""
+
+
+def test_no_page_fills_the_memory_whatever_programs_may_run() -> None:
+    done = subprocess.run([sys.executable, "-c", _GREEDY], capture_output=True, text=True)
+    assert done.stdout == "refused\n", done.stderr
 
 
 def formats(ydl: YoutubeDL, kinds: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -733,6 +733,16 @@ def test_a_spec_stands_for_a_version_and_a_tag_wins_over_a_prefix(tagged: Store)
         assert open_version(tagged, spec).digest == ref.version
 
 
+def test_of_two_versions_that_grow_from_one_the_second_is_refused(store: Store) -> None:
+    first, second, third = (sha256(name) for name in (b"1", b"2", b"3"))
+    assert store.grow_ref("table", a_ref(first), None)
+    assert not store.grow_ref("table", a_ref(second), None)
+    assert store.grow_ref("table", a_ref(second), first)
+    assert store.grow_ref("table", a_ref(second), first), "whoever did the same"
+    assert not store.grow_ref("table", a_ref(third), first)
+    assert [ref.version for ref in store.log("table")] == [first, second]
+
+
 def test_a_spec_that_fits_none_or_several_is_refused(tagged: Store) -> None:
     for spec, part in {
         "clips@abcd": "2 versions begin with 'abcd'",
