@@ -143,7 +143,7 @@ class Progress:
         """Count a shard's result in."""
         self.samples += result.samples
         self.rejects += result.rejects
-        self.bytes += sum(result.blob_names().values())
+        self.bytes += sum(blob.size for blob in (result.tar, result.index) if blob)
         for reason, count in result.reasons.items():
             self.reasons[reason] = self.reasons.get(reason, 0) + count
 
@@ -286,11 +286,8 @@ def prepare(
 
 
 def _retried(manifest: Manifest, read: Callable[[str], bytes]) -> int:
-    return sum(
-        why.reason == removed.RETRIED
-        for blob in manifest.removed
-        for why in removed.decode(read(blob.digest)).values()
-    )
+    tables = (removed.decode_table(read(blob.digest)) for blob in manifest.removed)
+    return sum(table["reason"].to_pylist().count(removed.RETRIED) for table in tables)
 
 
 def _node(recipe: Recipe, name: str) -> Node:

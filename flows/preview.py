@@ -43,7 +43,7 @@ def draw_sheet(version: Version, count: int, width: int = 1600) -> bytes:
         f"{totals.samples:,} samples in {totals.shards:,} shards, {format_bytes(totals.bytes)}"
     )
     return contact_sheet(
-        (_row(sample) for sample in _spread(version, count)),
+        (_row(sample) for sample in spread(version, count)),
         title=str(version),
         subtitle=subtitle,
         width=width,
@@ -51,17 +51,20 @@ def draw_sheet(version: Version, count: int, width: int = 1600) -> bytes:
     )
 
 
-def _spread(version: Version, count: int) -> Iterator[Sample]:
+def spread(version: Version, count: int) -> Iterator[Sample]:
+    """``count`` samples of those that count, evenly from first to last; all if there are fewer."""
     total = version.totals.samples
     count = min(count, total)
     wanted = {i * total // count for i in range(count)}
     first = 0
     for reader in version.shards():
-        here = [n - first for n in wanted if first <= n < first + reader.shard.samples]
+        kept = version.kept(reader)
+        there = reader.shard.samples if kept is None else len(kept)
+        here = [n - first for n in wanted if first <= n < first + there]
         if here:
-            rows = reader.rows()
-            yield from reader.samples(keys={rows[n]["key"] for n in here})
-        first += reader.shard.samples
+            keys = [row["key"] for row in reader.rows() if kept is None or row["key"] in kept]
+            yield from reader.samples(keys={keys[n] for n in here})
+        first += there
 
 
 def _row(sample: Sample) -> SheetRow:

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from rich.table import Table
 
 from reelmill.digest import SHORT
-from reelmill.errors import one_line
+from reelmill.errors import ReelmillError, one_line
 from reelmill.flows.drive import Build, Progress
+from reelmill.shards.index import REJECTED
+from reelmill.shards.reader import ShardReader
 from reelmill.tasks.planner import by_count
 from reelmill.units import format_bytes
 
 _MARKED = re.compile(r"[\\`*_{}\[\]()#+!<>&|~$]")
+
+_MOST_SHARDS = 50
+"""Shards in which examples of rejects are looked for."""
 
 HEADINGS = ("dataset", "version", "shards", "made", "samples", "rejects", "bytes", "time")
 
@@ -67,6 +74,27 @@ def reject_lines(build: Build) -> list[str]:
     ]
 
 
+def example_lines(build: Build) -> list[str]:
+    """A reject of each reason, in full, of datasets that got no version in which to look."""
+    lines = []
+    for name in build.planner.problems():
+        wanted = set(build.progress[name].reasons)
+        for row in _rejects(build, name, wanted):
+            if row["reason"] in wanted:
+                wanted.remove(row["reason"])
+                what = " ".join(filter(None, (row["message"], row.get("url"))))
+                lines.append(one_line(f"{name}: {row['reason']}: {what}"))
+    return lines
+
+
+def _rejects(build: Build, name: str, wanted: Collection[str]) -> Iterator[dict[str, Any]]:
+    for shard, result in itertools.islice(build.planner.results(name), _MOST_SHARDS):
+        if any(reason in wanted for reason in result.reasons):
+            # The store may be what failed.
+            with contextlib.suppress(ReelmillError, OSError):
+                yield from ShardReader(build.store, result.shard(shard)).rows(REJECTED)
+
+
 def hole_lines(build: Build) -> list[str]:
     """A line per shard that a dataset has to do without, which its recipe allows."""
     return [
@@ -89,6 +117,7 @@ def markdown_report(build: Build, pages: Mapping[str, str]) -> str:
     ]
     for heading, texts in (
         ("Rejects", reject_lines(build)),
+        ("Such as", example_lines(build)),
         ("Shards that could not be made", hole_lines(build)),
         ("Not built", build.planner.problems().values()),
     ):

@@ -24,7 +24,14 @@ from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import Profile, load_profile
 from reelmill.flows.reading import shown
-from reelmill.flows.report import as_json, hole_lines, reasons_text, reject_lines, table
+from reelmill.flows.report import (
+    as_json,
+    example_lines,
+    hole_lines,
+    reasons_text,
+    reject_lines,
+    table,
+)
 from reelmill.flows.workers import refuse_unreachable
 from reelmill.recipe import Recipe, load_recipe
 from reelmill.rejects import Selection
@@ -314,6 +321,8 @@ def _tell(build: Build, report: Report | None) -> None:
     report.print(table(build))
     for line in reject_lines(build):
         report.print(f"rejects of {line}", markup=False)
+    for line in example_lines(build):
+        report.print(f"such as {line}", markup=False)
     for line in hole_lines(build):
         report.print(f"could not be made: {line}", markup=False)
     made = sum(progress.made for progress in build.progress.values())

@@ -138,16 +138,15 @@ def uncounted(
     """
     if not manifest.removed:
         return None
-    gone = pa.array(
-        {key for blob in manifest.removed for key in removed.decode(read(blob.digest))}, pa.string()
-    )
-    named = {removed.shard_of(key) for key in gone.to_pylist()} if by_shard else ()
+    tables = (removed.decode_table(read(blob.digest)) for blob in manifest.removed)
+    gone: set[str] = {key for table in tables for key in table["key"].to_pylist()}
+    named = {removed.shard_of(key) for key in gone} if by_shard else ()
     shards = [shard for shard in manifest.shards if not by_shard or shard.id in named]
 
     def count(shard: Shard) -> tuple[int, Counter[str]]:
         rows = index.decode(read(shard.index.digest), ["key", "status", "reason"])
-        keys = pc.replace_substring_regex(rows["key"], "_.*", "")
-        rows = rows.filter(pc.is_in(keys, gone))
+        left = [removed.source_key(key) in gone for key in rows["key"].to_pylist()]
+        rows = rows.filter(pa.array(left, pa.bool_()))
         bad = rows.filter(pc.equal(rows["status"], REJECTED))["reason"].to_pylist()
         return len(rows) - len(bad), Counter(bad)
 

@@ -272,7 +272,7 @@ class _Run:
             self._hand_over(request.key, failure)
             return
         if url.startswith("file:") and not self._policy.allow_file:
-            failure = FetchFailure("denied", "file URLs are not allowed", 0, False)
+            failure = FetchFailure("denied", "file URLs are not allowed (allow_files)", 0, False)
             self._hand_over(request.key, failure)
             return
         if self._is_out(url):

@@ -40,20 +40,6 @@ class Removed(NamedTuple):
     instead: str | None = None
 
 
-def successor(rows: Mapping[str, Removed], key: str) -> str | None:
-    """The key under which a row of the source counts now: its own, or that of the row which took
-    its place; ``None`` if it is gone."""
-    # No row takes its own place, unless somebody forged that.
-    for _ in range(len(rows) + 1):
-        why = rows.get(key)
-        if why is None:
-            return key
-        if why.instead is None:
-            return None
-        key = why.instead
-    return None
-
-
 def encode(rows: Mapping[str, Removed]) -> bytes:
     """The blob of ``rows``, by key; equal rows give equal bytes for one version of pyarrow."""
     keys = sorted(rows)

@@ -15,6 +15,7 @@ import pytest
 from reelmill.dataset import open_version
 from reelmill.flows import again
 from reelmill.flows.again import find_due, take_changed
+from reelmill.flows.preview import spread
 from reelmill.recipe import load_recipe
 from reelmill.shards.removed import CHANGED, Removed
 from reelmill.store import Store
@@ -127,6 +128,7 @@ def test_changed_bytes_are_a_new_generation(built: Project, site: Site, is_blind
     assert {url for url in new if new[url] != old[url]} == {f"{site.url}/1.mp4"}
     assert new.keys() == old.keys()
     assert after.totals.samples == len(new)
+    assert {one.key for one in spread(after, 9)} == {one.key for one in after.samples()}
     assert after.removed == {"000000001": Removed(CHANGED, "000020000")}
     assert {s.key: s.columns["sha256"] for s in before.samples()}["000000001"] == old[
         f"{site.url}/1.mp4"

@@ -242,6 +242,15 @@ def test_rejects_are_counted_by_reason_and_host_and_exported(
     assert json.loads(_cli(built, "rejects", "videos", "--json", "--max-age", "0s"))["rejects"] == 0
 
 
+def test_a_dataset_that_got_no_version_says_what_its_rejects_are_like(built: Project) -> None:
+    done = built.run(
+        "build", str(built.recipe), "--only", "videos", "--set", "videos.max_rejects=9%"
+    )
+    assert done.returncode == 1
+    assert "such as videos: http_404: the server answered 404" in done.stdout
+    assert "such as videos: connect: cannot connect to 127.0.0.1" in done.stdout
+
+
 def test_the_command_retries_and_says_what(built: Project) -> None:
     done = built.run("retry", "videos", "--dry-run")
     assert done.stdout == "1 would be fetched again: 1 connect\n", done.stderr

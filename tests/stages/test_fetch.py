@@ -979,7 +979,7 @@ def test_files_need_leave(fetch: Fetch, tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"x")
     failure = fetch(path.as_uri())
-    assert failure == FetchFailure("denied", "file URLs are not allowed", 0, False)
+    assert failure == FetchFailure("denied", "file URLs are not allowed (allow_files)", 0, False)
 
 
 def test_files_that_are_none(fetch: Fetch, tmp_path: Path) -> None:
