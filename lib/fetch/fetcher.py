@@ -371,7 +371,8 @@ class _Run:
         else:
             self._end(row, row.failure)
         if given_up:
-            message = f"{row.host.partition('://')[2]} is given up: {error.message}"
+            # What the last of them failed of depends on the moment, and a message must not.
+            message = f"{row.host.partition('://')[2]} is given up: request after request failed"
             for other in self._schedule.give_up(row.host):
                 self._end(other, _fail(other, "host_down", message))
 

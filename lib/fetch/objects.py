@@ -86,6 +86,8 @@ class S3Source:
             transfer.last_modified = format_datetime(
                 reply["LastModified"].astimezone(UTC), usegmt=True
             )
+        if "ContentLength" not in reply:
+            raise AttemptError("bad_response", "the object store does not tell the object's size")
         total = transfer.total = transfer.size + reply["ContentLength"]
         with _errors(bucket, transfer, "truncated", _TRUNCATED):
             async with reply["Body"] as body:

@@ -80,8 +80,8 @@ def decode_table(data: bytes) -> pa.Table:
     except (pa.ArrowException, OSError) as error:
         what = str(error).splitlines()[0]
         raise ShardError(f"a list of removed rows is not readable parquet: {what}") from None
-    if not table.schema.equals(SCHEMA):
-        raise ShardError("a list of removed rows has other columns than it should")
+    if not table.schema.equals(SCHEMA) or table["key"].null_count or table["reason"].null_count:
+        raise ShardError("a list of removed rows has other columns than it should, or gaps in them")
     return table
 
 

@@ -124,7 +124,7 @@ def test_a_dead_host_is_given_up(server: BadServer, tmp_path: Path) -> None:
     host = dead.removeprefix("http://")
     assert down == FetchFailure(
         "host_down",
-        f"{host} is given up: cannot connect to 127.0.0.1: connection refused",
+        f"{host} is given up: request after request failed",
         0,
         True,
     )
