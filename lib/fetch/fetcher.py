@@ -11,7 +11,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from reelmill.errors import Rejected
 from reelmill.fetch.inspection import inspected
@@ -123,7 +123,7 @@ def fetch_iter(
                 loop.call_soon_threadsafe(run.step)
         end.result()
     finally:
-        stop = asyncio.run_coroutine_threadsafe(_shut_down(items), loop)
+        stop = asyncio.run_coroutine_threadsafe(_shut_down(run, items), loop)
         stop.add_done_callback(lambda _: loop.call_soon_threadsafe(loop.stop))
         # The garbage collector may end a forgotten generator in the very thread to wait for.
         if threading.current_thread() is not thread:
@@ -140,7 +140,11 @@ def _serve(loop: asyncio.AbstractEventLoop, executor: ThreadPoolExecutor) -> Non
         loop.close()
 
 
-async def _shut_down(items: SimpleQueue[_Item]) -> None:
+async def _shut_down(run: _Run, items: SimpleQueue[_Item]) -> None:
+    # It cancels its own tasks, and once: a second time would cut off what they clean up.
+    if run.task is not None and not run.task.done():
+        run.task.cancel()
+        await asyncio.wait([run.task])
     tasks = asyncio.all_tasks() - {asyncio.current_task()}
     for task in tasks:
         task.cancel()
@@ -189,6 +193,8 @@ class _Run:
         """Outcomes that the consumer is done with."""
         self.nudged = False
         """Whether a `step` is on its way already."""
+        self.task: asyncio.Task[Any] | None = None
+        """That of `run`, once it has begun."""
         self._policy = policy
         self._scratch = scratch
         self._deliver = deliver
@@ -206,6 +212,7 @@ class _Run:
             StageError: Something outside the data failed.
         """
         self._loop = asyncio.get_running_loop()
+        self.task = asyncio.current_task()
         self._done = self._loop.create_future()
         try:
             async with AsyncExitStack() as stack:

@@ -129,10 +129,12 @@ class _Worker:
 
     async def close(self) -> None:
         """Kill it, with all that it started, and delete its folder."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
-        shutil.rmtree(self._home, ignore_errors=True)
+        try:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            await self._process.wait()
+        finally:
+            shutil.rmtree(self._home, ignore_errors=True)
 
 
 async def _start(policy: FetchPolicy, scratch: Path) -> _Worker:
