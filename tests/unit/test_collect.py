@@ -520,12 +520,29 @@ def test_of_a_history_on_s3_exactly_what_is_of_use_stays(s3_url: str) -> None:
 # Runs that use what is being collected
 
 
+@dataclass(frozen=True)
+class UnderWay:
+    """A collection that is under way until ``end`` is called; and whether somebody saw it."""
+
+    end: Callable[[], None]
+    seen: threading.Event
+
+
 @pytest.fixture
-def under_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], None]]:
-    """A collection is under way until what this yields is called."""
+def under_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[UnderWay]:
     monkeypatch.setattr(leases, "_POLL", 0.01)
     over = threading.Event()
     begun = threading.Event()
+    seen = threading.Event()
+    look = leases.live_runs
+
+    def watched(*arguments: Any) -> Any:
+        found = look(*arguments)
+        if found:
+            seen.set()
+        return found
+
+    monkeypatch.setattr(leases, "live_runs", watched)
 
     def hold() -> None:
         with lease(store, "collect-test"):
@@ -540,28 +557,25 @@ def under_way(store: Store, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
         over.set()
         thread.join()
 
-    yield end
+    yield UnderWay(end, seen)
     end()
 
 
-def during(
-    store: Store, work: Callable[[], Any], gone: Sequence[str], end: Callable[[], None]
-) -> Any:
+def during(store: Store, work: Callable[[], Any], gone: Sequence[str], under_way: UnderWay) -> Any:
     """What ``work`` comes to if the collection removes ``gone`` while it waits."""
     with ThreadPoolExecutor(1) as pool:
         claims = names(store, "claims/")
+        under_way.seen.clear()
         result = pool.submit(work)
-        while names(store, "claims/") == claims and not result.done():
-            time.sleep(0.01)
+        assert under_way.seen.wait(60)
+        assert names(store, "claims/") != claims
         assert not result.done()
         store.backend.delete_all(gone)
-        end()
+        under_way.end()
         return result.result(timeout=60)
 
 
-def test_a_recall_waits_for_a_collection_and_looks_again(
-    store: Store, under_way: Callable[[], None]
-) -> None:
+def test_a_recall_waits_for_a_collection_and_looks_again(store: Store, under_way: UnderWay) -> None:
     key = an_action("x").key
     result = Result(
         tar=store.put_blob(b"tar", "tar"),
@@ -577,7 +591,7 @@ def test_a_recall_waits_for_a_collection_and_looks_again(
 
 
 def test_a_blob_that_goes_while_its_writer_waits_is_written(
-    store: Store, under_way: Callable[[], None]
+    store: Store, under_way: UnderWay
 ) -> None:
     blob = store.put_blob(b"data", "json")
     gone = [blob_name(blob.digest, "json")]
@@ -586,7 +600,7 @@ def test_a_blob_that_goes_while_its_writer_waits_is_written(
 
 
 def test_a_file_whose_blob_goes_while_its_writer_waits_is_taken_over(
-    store: Store, under_way: Callable[[], None]
+    store: Store, under_way: UnderWay
 ) -> None:
     path = scratch_name(store.backend.scratch())
     path.write_bytes(b"data")
@@ -598,7 +612,7 @@ def test_a_file_whose_blob_goes_while_its_writer_waits_is_taken_over(
 
 
 def test_a_result_that_goes_while_the_loser_waits_is_not_adopted(
-    store: Store, under_way: Callable[[], None]
+    store: Store, under_way: UnderWay
 ) -> None:
     action = an_action("x")
 
@@ -613,7 +627,7 @@ def test_a_result_that_goes_while_the_loser_waits_is_not_adopted(
 
 
 def test_a_version_that_goes_while_its_reader_waits_is_not_claimed(
-    store: Store, under_way: Callable[[], None]
+    store: Store, under_way: UnderWay
 ) -> None:
     manifest = Manifest(fields=(), generations=())
     version = store.put_manifest(manifest)
@@ -857,11 +871,11 @@ def test_a_killed_collection_holds_up_others_until_it_counts_as_dead(local: Stor
     assert len(names(local, "actions/")) == 1
 
 
-def test_one_collection_at_a_time(store: Store, under_way: Callable[[], None]) -> None:
+def test_one_collection_at_a_time(store: Store, under_way: UnderWay) -> None:
     with pytest.raises(StoreError, match="is being collected by process"):
         collect(store, ONE_MONTH)
     assert [one.run for one in live_runs(store)] == ["collect-test"]
-    under_way()
+    under_way.end()
     collect(store, ONE_MONTH)
 
 
