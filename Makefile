@@ -13,9 +13,8 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 demo: $(VENV)/.user
 	$(BIN)/reelmill demo demo
 
-# Files in their order: whole runs, which take longest, come first, and the short ones fill the gaps.
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 3 --dist loadfile
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
