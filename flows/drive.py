@@ -9,6 +9,7 @@ import signal
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol, TypeVar
 
 from reelmill.dataset import open_version, uncounted
@@ -87,7 +88,7 @@ async def for_each(
     try:
         for item in items:
             while len(active) >= window():
-                _, active = await asyncio.wait(active, return_when=asyncio.FIRST_COMPLETED)
+                _, active = await asyncio.wait(active, return_when=_FIRST)
             active.add(asyncio.ensure_future(work(item)))
         await asyncio.gather(*active)
     finally:
@@ -500,15 +501,17 @@ def _commit(
 
 
 def _uncounted(build: Build, name: str, manifest: Manifest) -> Uncounted | None:
-    def narrow(one: str) -> bool:
-        dataset = build.recipe.datasets.get(one)
-        if dataset is None:
-            return isinstance(build.recipe.sources.get(one), Source)
-        narrowly = get_stage(dataset.stage).scope == "shard"
-        return narrowly and all(narrow(parent) for parent in dataset.inputs.values())
-
-    store = build.store
-    return uncounted(manifest, lambda d: store.read_blob(d, "parquet"), by_shard=narrow(name))
+    if not manifest.removed:
+        return None
+    recipe = build.recipe
+    # Those whose shards have the IDs of their tables' shards. Parents come before children.
+    narrow = {one for one, source in recipe.sources.items() if isinstance(source, Source)}
+    for one in build.names:
+        dataset = recipe.datasets[one]
+        if get_stage(dataset.stage).scope == "shard" and narrow.issuperset(dataset.inputs.values()):
+            narrow.add(one)
+    read = partial(build.store.read_blob, suffix="parquet")
+    return uncounted(manifest, read, by_shard=name in narrow)
 
 
 Submit = Callable[[Todo, str], Awaitable[str]]
