@@ -19,7 +19,6 @@ from pydantic import Field
 
 from reelmill.errors import ReelmillError
 from reelmill.flows import again, drive
-from reelmill.flows.again import find_due, readers
 from reelmill.flows.cards import Page
 from reelmill.flows.cluster import Need, open_cluster
 from reelmill.flows.drive import Build, Stop, StoppedError, prepare
@@ -122,7 +121,7 @@ async def build_recipe(
         if retry:
             for text in await asyncio.to_thread(_retry, recipe, store, names, retry, run):
                 logger.info(text)
-        if checks := await asyncio.to_thread(find_due, recipe, store, names, run):
+        if checks := await asyncio.to_thread(again.find_due, recipe, store, names, run):
             refreshed = await drive.or_stop(
                 refresh(recipe, store, checks, where, run, logger), stop
             )
@@ -158,7 +157,7 @@ def _retry(
 ) -> list[str]:
     """Let rejects of these reasons enter their tables once more; what to say of it."""
     lines = []
-    for name in readers(recipe):
+    for name in again.readers(recipe):
         if name in names and store.latest(name):
             chosen = again.retry(recipe, store, name, Selection(reasons), run)
             lines.append(f"{chosen.total()} rejects of {name} are fetched again")
@@ -223,13 +222,10 @@ async def _make(
             finally:
                 await asyncio.to_thread(reservations.release, key)
 
-        def window() -> int:
-            return where.window or max(2, 2 * cluster.capacity)
-
         await drive.drive(
             build,
             submit,
-            window=window,
+            window=lambda: where.in_flight(cluster.capacity),
             run=run,
             stop=stop,
             store_has_failed=partial(patience.has_failed, build.store),

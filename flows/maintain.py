@@ -7,7 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 from prefect import flow, get_run_logger
 from prefect.artifacts import (
@@ -56,8 +56,6 @@ MOST_ROWS = 1000
 
 _THIRTY_DAYS: dict[str, Any] = {"default": format_seconds(KEEP), "examples": ["30d", "7d", "12h"]}
 """The default as a person would write it."""
-
-T = TypeVar("T")
 
 
 class DamageError(ReelmillError):
@@ -235,10 +233,7 @@ async def _verify(
                 report.problems.append(problem)
                 logger.warning("%s: %s", problem.place, text)
 
-        def window() -> int:
-            return where.window or max(2, 2 * cluster.capacity)
-
-        await for_each(verify, items, window)
+        await for_each(verify, items, lambda: where.in_flight(cluster.capacity))
 
 
 def _find(store: Store, specs: Sequence[str], report: Report) -> list[_Item]:

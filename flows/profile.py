@@ -65,6 +65,10 @@ class _Common(_Model):
         """Seconds to wait for a first worker."""
         return 60
 
+    def in_flight(self, capacity: int) -> int:
+        """Shards to have in flight on workers with so many threads together."""
+        return self.window or max(2, 2 * capacity)
+
     def with_workers(self, count: int) -> Self:
         """This profile with another number of workers; ``ValueError`` where that means nothing."""
         return self.model_copy(update={"workers": count})

@@ -91,7 +91,7 @@ async def _make(
             if ended % max(1, len(todo) // 10) == 0:
                 _say(logger, f"{ended:,} of {len(todo):,} shards were asked about")
 
-        await for_each(check, todo, lambda: where.window or max(2, 2 * cluster.capacity))
+        await for_each(check, todo, lambda: where.in_flight(cluster.capacity))
     return made
 
 
