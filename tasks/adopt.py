@@ -17,8 +17,9 @@ from pydantic import Field, model_validator
 
 from reelmill.errors import Rejected, ShardError
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
+from reelmill.fetch.transfer import may_pass
 from reelmill.media.probe import VideoInfo, probe
-from reelmill.shards import index, tar
+from reelmill.shards import tar
 from reelmill.shards.foreign import Group, Part, read_groups
 from reelmill.shards.writer import Data
 from reelmill.tasks.contract import (
@@ -29,29 +30,15 @@ from reelmill.tasks.contract import (
     Runtime,
     Sample,
     Stage,
-    carried_names,
+    carried_columns,
 )
-from reelmill.tasks.download import Download
-from reelmill.tasks.media_fields import VIDEO, video_field
+from reelmill.tasks.media_fields import VIDEO, VIDEO_COLUMNS, video_columns, video_field
 from reelmill.units import Bytes, Seconds
 
 FieldName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*$", max_length=80)]
 
 WAS = pa.field("was", pa.string())
 """A sample's key in its tar, directories included."""
-
-VIDEO_COLUMNS = pa.schema(
-    [
-        pa.field("container", pa.string()),
-        pa.field("codec", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("fps", pa.float64()),
-        pa.field("duration", pa.float64()),
-        pa.field("has_audio", pa.bool_()),
-    ]
-)
-"""What the video is, if one is named: pixels, frames per second, seconds."""
 
 _UNFIT = re.compile(r"[^a-z0-9_.-]")
 _IN_MEMORY = 8 << 20
@@ -110,14 +97,14 @@ class Adopt(Stage[AdoptParams]):
     def schema(self, job: Job[AdoptParams]) -> pa.Schema:
         table = job.reader("source").table.schema
         own = _own(job.params)
-        names = _carried(table, own)
+        names = carried_columns(table, own.names)
         return pa.schema([*own, *(table.field(name).with_name(names[name]) for name in names)])
 
     def make(self, job: Job[AdoptParams]) -> Iterator[Output]:
         params = job.params
         source = job.reader("source")
         rows = {row["key"]: row for row in source.rows()}
-        names = _carried(source.table.schema, _own(params))
+        names = carried_columns(source.table.schema, _own(params).names)
         policy = FetchPolicy(
             concurrency=params.concurrency,
             timeout_s=float(params.timeout),
@@ -137,17 +124,11 @@ class Adopt(Stage[AdoptParams]):
                 yield from _adopted(params, key, fetched, row, job.scratch)
 
     def may_pass(self, reason: str) -> bool:
-        return Download().may_pass(reason)
+        return may_pass(reason)
 
 
 def _own(params: AdoptParams) -> pa.Schema:
     return pa.schema([WAS, *(VIDEO_COLUMNS if params.video else ())])
-
-
-def _carried(table: pa.Schema, own: pa.Schema) -> dict[str, str]:
-    """The index column of each of the table's columns."""
-    names = [name for name in table.names if name not in index.BASE.names]
-    return carried_names(names, {*index.BASE.names, *own.names})
 
 
 def _adopted(
@@ -212,7 +193,7 @@ def _output(
         if params.video is not None:
             name = params.rename.get(params.video, params.video)
             info = _probed(fields, name)
-            columns |= _columns(info)
+            columns |= video_columns(info)
             fields[_video_name(name, info, fields)] = fields.pop(name)
     except Rejected as rejected:
         return Reject(key, rejected.reason, rejected.message, columns)
@@ -271,15 +252,3 @@ def _video_name(name: str, info: VideoInfo, fields: Mapping[str, Data]) -> str:
     if found != name and found in fields:
         raise Rejected("unfit_field", f"two of its fields would be called {found}")
     return found
-
-
-def _columns(info: VideoInfo) -> dict[str, Any]:
-    return {
-        "container": info.container,
-        "codec": info.codec,
-        "width": info.width,
-        "height": info.height,
-        "fps": float(info.fps),
-        "duration": float(info.duration),
-        "has_audio": info.has_audio,
-    }

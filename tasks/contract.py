@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 
 from reelmill.digest import plain_json, sha256
 from reelmill.errors import Rejected, StageError
+from reelmill.shards import index
 from reelmill.shards.index import Row
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.shards.reader import ShardReader
@@ -254,6 +255,13 @@ def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str
             free = f"table_{free}"
         carried[name] = free
     return carried
+
+
+def carried_columns(table: pa.Schema, own: Iterable[str]) -> dict[str, str]:
+    """What the columns of an input's index, beside those that every index has, are called in one
+    with a stage's ``own``."""
+    names = [name for name in table.names if name not in index.BASE.names]
+    return carried_names(names, {*index.BASE.names, *own})
 
 
 def label(stage: str, dataset: str, shard_id: str) -> str:

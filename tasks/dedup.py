@@ -32,7 +32,7 @@ from reelmill.tasks.contract import (
     Reject,
     Sample,
     Stage,
-    carried_names,
+    carried_columns,
     sample_json,
 )
 from reelmill.tasks.media_fields import VIDEO
@@ -79,7 +79,7 @@ class Dedup(Stage[DedupParams]):
 
     def schema(self, job: Job[DedupParams]) -> pa.Schema:
         table = job.reader("source").table.schema
-        names = _names(table)
+        names = carried_columns(table, [KEPT.name])
         return pa.schema([*(table.field(name).with_name(names[name]) for name in names), KEPT])
 
     def make(self, job: Job[DedupParams]) -> Iterator[Output]:
@@ -89,7 +89,7 @@ class Dedup(Stage[DedupParams]):
         duplicates = _duplicates(job)
         reader = job.reader("source")
         rows = reader.rows()
-        names = _names(reader.table.schema)
+        names = carried_columns(reader.table.schema, [KEPT.name])
         columns = {row["key"]: {ours: row[its] for its, ours in names.items()} for row in rows}
         if not duplicates:
             yield Adopted(source.tar, [index.as_row(row, columns[row["key"]]) for row in rows])
@@ -109,12 +109,6 @@ class Dedup(Stage[DedupParams]):
                     yield _link(linked[key], kept, about)
                 else:
                     yield Reject(key, "duplicate", f"the same {what} as {kept}", about)
-
-
-def _names(schema: pa.Schema) -> dict[str, str]:
-    """What each of the input's own index columns is called in the output."""
-    carried = [name for name in schema.names if name not in index.BASE.names]
-    return carried_names(carried, {*index.BASE.names, KEPT.name})
 
 
 def _linked(reader: ShardReader, keys: Mapping[str, str]) -> dict[str, InputSample]:

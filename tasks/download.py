@@ -22,7 +22,6 @@ from reelmill.fetch.turns import in_turn
 from reelmill.media.peek import Limits
 from reelmill.media.probe import VideoInfo, probe
 from reelmill.media.sound import SoundInfo, probe_sound
-from reelmill.shards import index
 from reelmill.tasks.contract import (
     Job,
     Output,
@@ -31,10 +30,17 @@ from reelmill.tasks.contract import (
     Runtime,
     Sample,
     Stage,
-    carried_names,
+    carried_columns,
     sample_json,
 )
-from reelmill.tasks.media_fields import caption_field, sound_field, video_field
+from reelmill.tasks.media_fields import (
+    VIDEO_COLUMNS,
+    caption_field,
+    sound_columns,
+    sound_field,
+    video_columns,
+    video_field,
+)
 from reelmill.tasks.site_params import SiteParams
 from reelmill.units import Bytes, Number, Seconds
 
@@ -42,16 +48,10 @@ OWN = pa.schema(
     [
         pa.field("sha256", pa.string()),
         pa.field("bytes", pa.int64()),
-        pa.field("container", pa.string()),
-        pa.field("codec", pa.string()),
-        pa.field("width", pa.int32()),
-        pa.field("height", pa.int32()),
-        pa.field("fps", pa.float64()),
-        pa.field("duration", pa.float64()),
-        pa.field("has_audio", pa.bool_()),
+        *VIDEO_COLUMNS,
     ]
 )
-"""What arrived: digest, bytes, pixels, frames per second, seconds."""
+"""What arrived: digest, bytes, and what the video is."""
 
 
 PROVENANCE = pa.schema(
@@ -143,13 +143,14 @@ class Download(Stage[DownloadParams]):
     provenance = PROVENANCE
 
     def schema(self, job: Job[DownloadParams]) -> pa.Schema:
-        names = _names(job)
         table = job.reader("source").table.schema
+        names = carried_columns(table, OWN.names)
         return pa.schema([*OWN, *(table.field(name).with_name(names[name]) for name in names)])
 
     def make(self, job: Job[DownloadParams]) -> Iterator[Output]:
-        rows = {row["key"]: row for row in job.reader("source").rows()}
-        names = _names(job)
+        source = job.reader("source")
+        rows = {row["key"]: row for row in source.rows()}
+        names = carried_columns(source.table.schema, OWN.names)
         # In the order in which samples lie in a shard, so that most need not be laid anew.
         keys = sorted(rows, key=lambda key: (order_hash(key), key))
         requests = [Request(key, rows[key]["url"]) for key in keys]
@@ -227,21 +228,13 @@ def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, A
         "bytes": file.size,
         "video" if isinstance(info, VideoInfo) else "sound": found,
     }
-    columns = {
-        **row,
-        "sha256": file.sha256,
-        "bytes": file.size,
-        "container": info.container,
-        "codec": info.codec,
-        "duration": float(info.duration),
-    }
+    columns = {**row, "sha256": file.sha256, "bytes": file.size}
     if isinstance(info, VideoInfo):
         field = video_field(info.container, info.codec)
-        columns |= {"width": info.width, "height": info.height, "fps": float(info.fps)}
-        columns["has_audio"] = info.has_audio
+        columns |= video_columns(info)
     else:
         field = sound_field(info.container)
-        columns["has_audio"] = True
+        columns |= sound_columns(info)
     fields = {
         **file.extras,
         field: file.path or file.read(),
@@ -264,13 +257,6 @@ def _probed(params: DownloadParams, file: Fetched) -> VideoInfo | SoundInfo:
         if params.sites.audio == "only" and rejected.reason == "no_video_stream":
             return probe_sound(data)
         raise
-
-
-def _names(job: Job[DownloadParams]) -> dict[str, str]:
-    """The index column of each of the table's columns."""
-    own = job.reader("source").table.schema.names
-    carried = [name for name in own if name not in index.BASE.names]
-    return carried_names(carried, {*index.BASE.names, *OWN.names})
 
 
 def _plain(value: Any) -> Any:

@@ -6,9 +6,15 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
 
 from reelmill.errors import Rejected
+
+if TYPE_CHECKING:
+    from reelmill.media.probe import VideoInfo
+    from reelmill.media.sound import SoundInfo
 
 _BY_FORMAT = {
     "mov": "mp4",
@@ -37,6 +43,19 @@ _SOUND_BY_FORMAT = {
     "wav": "wav",
 }
 
+VIDEO_COLUMNS = pa.schema(
+    [
+        pa.field("container", pa.string()),
+        pa.field("codec", pa.string()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+        pa.field("fps", pa.float64()),
+        pa.field("duration", pa.float64()),
+        pa.field("has_audio", pa.bool_()),
+    ]
+)
+"""Index columns of what a video is: pixels, frames per second, seconds."""
+
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
 
 
@@ -46,6 +65,19 @@ def video_field(container: str, codec: str) -> str:
     if "matroska" in formats or "webm" in formats:
         return "webm" if codec in _WEBM else "mkv"
     return next((_BY_FORMAT[name] for name in formats if name in _BY_FORMAT), "video")
+
+
+def video_columns(info: VideoInfo) -> dict[str, Any]:
+    """The values of ``VIDEO_COLUMNS`` for a video."""
+    return {
+        "container": info.container,
+        "codec": info.codec,
+        "width": info.width,
+        "height": info.height,
+        "fps": float(info.fps),
+        "duration": float(info.duration),
+        "has_audio": info.has_audio,
+    }
 
 
 def sound_field(container: str) -> str:
@@ -64,6 +96,16 @@ def video_of(fields: Mapping[str, bytes]) -> bytes:
         if name in fields:
             return fields[name]
     raise Rejected("no_video", f"none of its fields is a video: {', '.join(sorted(fields))}")
+
+
+def sound_columns(info: SoundInfo) -> dict[str, Any]:
+    """Those of ``VIDEO_COLUMNS`` that a file of sound alone has a value for."""
+    return {
+        "container": info.container,
+        "codec": info.codec,
+        "duration": float(info.duration),
+        "has_audio": True,
+    }
 
 
 def about_of(fields: Mapping[str, bytes]) -> dict[str, Any]:
