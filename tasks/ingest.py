@@ -46,8 +46,8 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 VERSION = 2
-MAX_ROWS = 10_000
-"""Rows in the largest shard: a key holds the row's place in four digits."""
+MAX_ROWS = 10**removed.PLACE_DIGITS
+"""Rows in the largest shard: a key has no more digits for a row's place."""
 
 MAX_SPANS = 100_000
 """Spans of interest of one video, in all rows of its address together."""
@@ -405,7 +405,7 @@ def _by_shard(rows: pa.Table) -> dict[str, tuple[pa.Array, pa.Array]]:
     """Keys and reasons of removed rows, by the shard that their keys name."""
     if not len(rows):
         return {}
-    shards = pc.utf8_slice_codeunits(rows["key"], 0, -4).combine_chunks()
+    shards = pc.utf8_slice_codeunits(rows["key"], 0, -removed.PLACE_DIGITS).combine_chunks()
     order = pc.sort_indices(shards)
     shards, rows = shards.take(order), rows.take(order).combine_chunks()
     runs = pc.run_end_encode(shards)
@@ -871,4 +871,4 @@ def _seconds(microseconds: Array) -> pa.Array:
     return pa.Array.from_buffers(pa.decimal128(18, 6), len(microseconds), buffers)
 
 
-_PLACES: Final = pa.array([f"{place:04d}" for place in range(MAX_ROWS)])
+_PLACES: Final = pa.array([f"{place:0{removed.PLACE_DIGITS}d}" for place in range(MAX_ROWS)])

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from reelmill.errors import ShardError
+from reelmill.shards import parquet
 
 OK = "ok"
 REJECTED = "rejected"
@@ -133,10 +133,7 @@ def encode_table(keys: pa.Array, table: pa.Table) -> bytes:
 
 def write(table: pa.Table) -> bytes:
     """A whole index as parquet bytes; equal tables give equal bytes for one version of pyarrow."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3, row_group_size=65536)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return parquet.write(table, row_group_size=65536)
 
 
 def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
@@ -146,17 +143,7 @@ def decode(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
         ShardError: the bytes are no index, or one with impossible offsets.
     """
     wanted = None if columns is None else list(columns)
-    try:
-        # On this thread alone: what is read is small, and a process that ends while a thread of
-        # Arrow's starts is aborted.
-        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-            table = file.read(wanted, use_threads=False)
-        if wanted is not None:
-            table = table.select([name for name in wanted if name in table.column_names])
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(
-            f"an index is not readable parquet: {str(error).splitlines()[0]}"
-        ) from None
+    table = parquet.read(data, "an index", wanted)
     names = BASE.names if wanted is None else [name for name in wanted if name in BASE.names]
     for name in names:
         if name not in table.column_names or table[name].type != BASE.field(name).type:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reelmill.errors import ShardError
+from reelmill.shards import parquet
 
 KEY: Final = pa.field("key", pa.string(), nullable=False)
 
@@ -20,11 +20,8 @@ def encode(rows: Mapping[str, Mapping[str, Any]], columns: pa.Schema | None) -> 
     keys = sorted(rows)
     values = [[rows[key].get(name) for key in keys] for name in columns.names]
     arrays = [pa.array(column, kind) for column, kind in zip(values, columns.types, strict=True)]
-    table = pa.table([pa.array(keys, KEY.type), *arrays], schema=pa.schema([KEY, *columns]))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=3)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    schema = pa.schema([KEY, *columns])
+    return parquet.write(pa.table([pa.array(keys, KEY.type), *arrays], schema=schema))
 
 
 def decode(data: bytes) -> dict[str, dict[str, Any]]:
@@ -33,12 +30,7 @@ def decode(data: bytes) -> dict[str, dict[str, Any]]:
     Raises:
         ShardError: the bytes are no such blob.
     """
-    try:
-        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-            table = file.read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        what = str(error).splitlines()[0]
-        raise ShardError(f"a provenance blob is not readable parquet: {what}") from None
+    table = parquet.read(data, "a provenance blob")
     if "key" not in table.column_names or table["key"].type != KEY.type:
         raise ShardError("a provenance blob has no column 'key' of type string")
     return {row.pop("key"): row for row in table.to_pylist()}

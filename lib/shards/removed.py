@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from reelmill.errors import ShardError
+from reelmill.shards import parquet
 
 SCHEMA: Final = pa.schema(
     [
@@ -52,10 +52,7 @@ def encode(rows: Mapping[str, Removed]) -> bytes:
 
 def encode_table(table: pa.Table) -> bytes:
     """The blob of rows of `SCHEMA`, whose keys are sorted: what `encode` gives for equal rows."""
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.combine_chunks(), sink, compression="zstd", compression_level=3)
-    data: bytes = sink.getvalue().to_pybytes()
-    return data
+    return parquet.write(table.combine_chunks())
 
 
 def decode(data: bytes) -> dict[str, Removed]:
@@ -74,12 +71,7 @@ def decode_table(data: bytes) -> pa.Table:
     Raises:
         ShardError: the bytes are no such blob.
     """
-    try:
-        with pq.ParquetFile(pa.BufferReader(data), pre_buffer=False) as file:
-            table = file.read(use_threads=False)
-    except (pa.ArrowException, OSError) as error:
-        what = str(error).splitlines()[0]
-        raise ShardError(f"a list of removed rows is not readable parquet: {what}") from None
+    table = parquet.read(data, "a list of removed rows")
     if not table.schema.equals(SCHEMA) or table["key"].null_count or table["reason"].null_count:
         raise ShardError("a list of removed rows has other columns than it should, or gaps in them")
     return table
