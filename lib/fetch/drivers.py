@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import fsspec
 
 from reelmill.errors import StageError
+from reelmill.fetch.sources import OpenSource
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer, media_type
 
 _BLOCK_BYTES: Final = 1 << 20
 _PACKAGES: Final = {"gs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
 
 
-class FsspecSource:
+class FsspecSource(OpenSource):
     """Objects by ``gs``, ``az``, ``abfs`` and ``hf`` URL; the environment names credentials."""
 
     def __init__(self, policy: FetchPolicy) -> None:
@@ -24,15 +24,7 @@ class FsspecSource:
         self._lock = threading.Lock()
         self._file_systems: dict[str, Any] = {}
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         self._file_systems.clear()
 
     async def fetch(self, transfer: Transfer) -> None:

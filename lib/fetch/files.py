@@ -5,31 +5,20 @@ from __future__ import annotations
 import asyncio
 import os
 import stat
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 from urllib.parse import unquote_to_bytes, urlsplit
 
+from reelmill.fetch.sources import OpenSource
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer
 
 _BLOCK_BYTES: Final = 1 << 20
 
 
-class FileSource:
+class FileSource(OpenSource):
     """Regular files by ``file`` URL."""
 
     def __init__(self, policy: FetchPolicy) -> None:
         assert policy.allow_file
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        pass
 
     async def fetch(self, transfer: Transfer) -> None:
         """Copy the file that the URL of ``transfer`` names.

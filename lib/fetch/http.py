@@ -13,7 +13,6 @@ from email.utils import parsedate_to_datetime
 from functools import lru_cache
 from http import HTTPStatus
 from pathlib import Path
-from types import TracebackType
 from typing import Final, NamedTuple, Self
 from urllib.parse import urlsplit
 
@@ -23,6 +22,7 @@ from reelmill.errors import Rejected
 from reelmill.fetch.addresses import Resolver, is_address, is_public
 from reelmill.fetch.curl import CurlError, Head, Session
 from reelmill.fetch.manners import MAX_ROBOTS_BYTES, Manners
+from reelmill.fetch.sources import OpenSource
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer, media_type
 from reelmill.fetch.urls import join
 
@@ -49,7 +49,7 @@ class _CURLE:
     TOO_LARGE: Final = 100
 
 
-class HTTPSource:
+class HTTPSource(OpenSource):
     """Files by ``http`` and ``https`` URL, with the manners and the guards of a policy.
 
     Args:
@@ -73,12 +73,7 @@ class HTTPSource:
         )
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         await self._manners.close()
         self._session.close()
 

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC
 from email.utils import format_datetime
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import aiohttp
 import fsspec
@@ -26,6 +25,7 @@ from botocore.exceptions import (
 )
 
 from reelmill.errors import StageError
+from reelmill.fetch.sources import OpenSource
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer, media_type
 from reelmill.fetch.urls import s3_location
 
@@ -43,22 +43,14 @@ _NOT_OUR_CREDENTIALS: Final = frozenset(
 )
 
 
-class S3Source:
+class S3Source(OpenSource):
     """Objects by ``s3`` URL, as they are stored; the environment names endpoint and credentials."""
 
     def __init__(self, policy: FetchPolicy) -> None:
         self._policy = policy
         self._file_system: Any = None
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         if self._file_system is not None:
             client = await self._file_system.set_session()
             await client.close()

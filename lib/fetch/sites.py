@@ -16,8 +16,7 @@ import tempfile
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 import ffmpeg
 import rfc8785
@@ -25,6 +24,7 @@ import rfc8785
 from reelmill.errors import StageError
 from reelmill.fetch.site_errors import NO_SPACE
 from reelmill.fetch.site_options import SiteOptions
+from reelmill.fetch.sources import OpenSource
 from reelmill.fetch.transfer import AttemptError, FetchPolicy, Transfer
 from reelmill.media.ffmpeg import FfmpegError, run
 from reelmill.media.probe import FORMATS, MAX_PIXELS
@@ -38,7 +38,7 @@ _MP4: Final = frozenset({"mp4", "m4v", "mov", "m4a"})
 _KEPT: Final = ("SSL_CERT_FILE", "SSL_CERT_DIR", "LD_LIBRARY_PATH")
 
 
-class SiteSource:
+class SiteSource(OpenSource):
     """A few processes of yt-dlp, each started when it is first needed and used for many videos.
 
     One that hangs or dies takes down the attempt at its video, and the next one gets another.
@@ -50,15 +50,7 @@ class SiteSource:
         self._idle: list[_Worker] = []
         self._room = asyncio.Semaphore(min(policy.concurrency, self._options.processes))
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         while self._idle:
             await self._idle.pop().close()
 

@@ -7,8 +7,8 @@ import importlib
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from itertools import groupby
-from types import MappingProxyType
-from typing import Final, Protocol, TypeAlias, runtime_checkable
+from types import MappingProxyType, TracebackType
+from typing import Final, Protocol, Self, TypeAlias, runtime_checkable
 
 from reelmill.errors import StageError
 from reelmill.fetch.patterns import Match, matcher
@@ -27,6 +27,24 @@ class Source(Protocol):
             Rejected: The file is there, and is not wanted.
             StageError: Something outside the data failed.
         """
+
+
+class OpenSource:
+    """What sources share that open what they need when they need it."""
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close what was opened."""
 
 
 @runtime_checkable
