@@ -14,13 +14,13 @@ from reelmill.flows.drive import may_pass
 from reelmill.flows.explain import differences
 from reelmill.recipe import Recipe
 from reelmill.rejects import Reject, Selection, rejects
-from reelmill.shards import index, removed
-from reelmill.shards.removed import RETRIED, source_key
+from reelmill.shards import index
+from reelmill.shards.removed import CHANGED, RETRIED, source_key
 from reelmill.store import Store
 from reelmill.store.model import Action, Result
 from reelmill.tasks import CHECK, get_stage
 from reelmill.tasks.again import commit_again
-from reelmill.tasks.check import CHANGED, Known
+from reelmill.tasks.check import Known
 from reelmill.tasks.contract import Params, action_of, key_params
 from reelmill.tasks.due import IF_CHANGED, NEVER, due
 from reelmill.tasks.frame import Order
@@ -179,16 +179,18 @@ def _due(
         entry = version.lineage.get(shard.id)
         if entry is None or not shard.samples:
             continue
-        slot = due(refresh, _made(store, entry.action), moment)
+        # A check that is made at every build need not be told since when.
+        made = None if refresh == IF_CHANGED else version.made(shard)
+        slot = due(refresh, made or 0, moment)
         if slot is not None:
             origins = entry.result.provenance
             known = Known(shard, origins.digest if origins else None, slot)
             action = action_of(stage, params, known.order(), "", {})
             actions[action.key] = action, known
-    made = store.recall(actions, claim=claim) if refresh != IF_CHANGED else {}
+    results = store.recall(actions, claim=claim) if refresh != IF_CHANGED else {}
     for key, (action, known) in actions.items():
         order = _order(store, run, version, params, action, known)
-        yield Due(version, source, order, made.get(key))
+        yield Due(version, source, order, results.get(key))
 
 
 def _order(
@@ -203,12 +205,6 @@ def _order(
         params=params.model_dump(mode="json"),
         shards={"source": known.shard},
     )
-
-
-def _made(store: Store, action: str) -> int:
-    record = store.record(action)
-    started = record.how.get("started") if record else None
-    return started if isinstance(started, int) else 0
 
 
 def take_changed(
@@ -230,7 +226,7 @@ def take_changed(
         # A check that was made before may have been acted on.
         current = sorted(key for key in keys if table.counts(key))
         if current:
-            commit_again(store, name, current, removed.CHANGED, source.shard_rows, run)
+            commit_again(store, name, current, CHANGED, source.shard_rows, run)
         counts[name] = len(current)
     return counts
 

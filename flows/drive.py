@@ -25,6 +25,7 @@ from reelmill.tasks.contract import Params
 from reelmill.tasks.frame import Order
 from reelmill.tasks.ingest import (
     Source,
+    commit_grown,
     commit_ingest,
     ingest,
     ingest_action,
@@ -372,21 +373,10 @@ def _ingest(
     how: dict[str, str | int] = {"run": run, "started": int(started)}
     made = commit_ingest(store, action, found, how)
     assert made.manifest is not None
-    ref = Ref(
-        event="commit",
-        version=made.manifest.digest,
-        tags=LATEST,
-        time=now(),
-        run=run,
-        stage="ingest",
-        totals=totals,
-        action=action.key,
-        uncounted=lost,
-    )
-    if not store.grow_ref(name, ref, base):
-        # Another run let rows enter it meanwhile, which this version knows nothing of.
+    version = made.manifest.digest
+    if not commit_grown(store, name, action, version, base=base, totals=totals, lost=lost, run=run):
         return _ingest(recipe, store, name, run, write, watch)
-    return found.manifest, made.manifest.digest, growth
+    return found.manifest, version, growth
 
 
 class _Memory:

@@ -105,6 +105,13 @@ class Version:
             return {}
         return {entry.shard: entry for entry in self.store.lineage(self.ref.lineage).shards}
 
+    def made(self, shard: Shard) -> int | None:
+        """When the making of a shard began, in seconds since the epoch, where somebody knows."""
+        entry = self.lineage.get(shard.id)
+        record = self.store.record(entry.action) if entry else None
+        started = record.how.get("started") if record else None
+        return started if isinstance(started, int) else None
+
     def provenance(self, shard: Shard) -> dict[str, dict[str, Any]]:
         """How the samples and rejects of a shard were had, by key; empty where nobody knows."""
         entry = self.lineage.get(shard.id)

@@ -20,7 +20,6 @@ from reelmill.errors import ReelmillError, Rejected, one_line
 from reelmill.fetch.urls import host_of
 from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import ShardReader
-from reelmill.store.model import Shard
 
 SCHEMA: Final = pa.schema(
     [
@@ -80,7 +79,7 @@ def rejects(version: Version, selection: Selection = Selection()) -> Iterator[Re
             continue
         rows = ShardReader(version.store, shard).rows(REJECTED)
         told = version.provenance(shard)
-        made = _when(version, shard) if len(told) < len(rows) else None
+        made = version.made(shard) if len(told) < len(rows) else None
         for row in rows:
             if version.counts(row["key"]):
                 one = _reject(row, told.get(row["key"], {}), made)
@@ -99,13 +98,6 @@ def _reject(row: dict[str, Any], told: dict[str, Any], made: int | None) -> Reje
         attempts=told.get("attempts"),
         last=told.get("ended", made),
     )
-
-
-def _when(version: Version, shard: Shard) -> int | None:
-    entry = version.lineage.get(shard.id)
-    record = version.store.record(entry.action) if entry else None
-    started = record.how.get("started") if record else None
-    return started if isinstance(started, int) else None
 
 
 def _host(url: str | None) -> str:
@@ -167,6 +159,12 @@ def _batch(found: list[Reject]) -> pa.RecordBatch:
     return pa.record_batch(arrays, schema=SCHEMA)
 
 
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any]]:
+    """Rows for text, which has no moments of its own."""
+    for row in batch.to_pylist():
+        yield {**row, "last": row["last"] and row["last"].isoformat()}
+
+
 def _write_csv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
     with pa.csv.CSVWriter(path, SCHEMA) as writer:
         return sum(_written(writer, _inert(batch)) for batch in batches)
@@ -178,8 +176,7 @@ def _write_tsv(batches: Iterator[pa.RecordBatch], path: Path) -> int:
     with path.open("w", encoding="utf-8", newline="\n") as file:
         file.write("\t".join(SCHEMA.names) + "\n")
         for batch in batches:
-            for row in _inert(batch).to_pylist():
-                row["last"] = row["last"] and row["last"].isoformat()
+            for row in _rows(_inert(batch)):
                 cells = ("" if cell is None else one_line(str(cell)) for cell in row.values())
                 file.write("\t".join(cells) + "\n")
                 count += 1
@@ -212,8 +209,7 @@ def _write_jsonl(batches: Iterator[pa.RecordBatch], path: Path) -> int:
     count = 0
     with path.open("w", encoding="utf-8") as file:
         for batch in batches:
-            for row in batch.to_pylist():
-                row["last"] = row["last"] and row["last"].isoformat()
+            for row in _rows(batch):
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1
     return count

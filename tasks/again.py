@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,9 +14,8 @@ from reelmill.errors import StageError
 from reelmill.shards import index, removed
 from reelmill.shards.removed import Removed
 from reelmill.store import Store
-from reelmill.store.model import Action, Blob, Generation, Manifest, Ref, Result, Shard
-from reelmill.store.store import now
-from reelmill.tasks.ingest import VERSION
+from reelmill.store.model import Action, Blob, Generation, Manifest, Result, Shard
+from reelmill.tasks.ingest import VERSION, commit_grown
 
 Read = Callable[[str], bytes]
 Put = Callable[[bytes], Blob]
@@ -99,6 +99,7 @@ def commit_again(
         },
         slot={"reason": reason},
     )
+    read = partial(store.read_blob, suffix="parquet")
     made = store.recall([action.key]).get(action.key)
     if made is None:
         manifest = enter_again(
@@ -106,7 +107,7 @@ def commit_again(
             keys,
             reason,
             rows_per_shard,
-            lambda digest: store.read_blob(digest, "parquet"),
+            read,
             lambda data: store.put_blob(data, "parquet"),
         )
         data = manifest.as_bytes()
@@ -118,21 +119,10 @@ def commit_again(
     assert made.manifest is not None
     version = made.manifest.digest
     grown = store.manifest(version)
-    ref = Ref(
-        event="commit",
-        version=version,
-        tags=("latest",),
-        time=now(),
-        run=run,
-        stage="ingest",
-        totals=grown.totals(),
-        action=action.key,
-        uncounted=uncounted(
-            grown, lambda digest: store.read_blob(digest, "parquet"), by_shard=True
-        ),
-    )
-    if not store.grow_ref(source, ref, last.version):
-        # Another run let it grow meanwhile, by rows that this version knows nothing of.
+    lost = uncounted(grown, read, by_shard=True)
+    if not commit_grown(
+        store, source, action, version, base=last.version, totals=grown.totals(), lost=lost, run=run
+    ):
         return commit_again(store, source, keys, reason, rows_per_shard, run)
     return version
 

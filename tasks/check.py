@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from reelmill.fetch.fetcher import Fetched, FetchFailure, Request, fetch_iter
 from reelmill.shards import provenance
+from reelmill.shards.removed import CHANGED
 from reelmill.store.model import Shard
 from reelmill.tasks.contract import Job, Output, Reject, Slot, Stage, digests
 from reelmill.tasks.download import DownloadParams, fetch_policy
-
-CHANGED: Final = "changed"
-"""Reason of a known address behind which there are other bytes now."""
 
 
 @dataclass(frozen=True, slots=True)

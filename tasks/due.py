@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import Annotated, Final
 
 from pydantic import BeforeValidator, WithJsonSchema
@@ -45,4 +44,4 @@ def due(refresh: str, made: int, now: int) -> dict[str, int | str] | None:
         return {"moment": now}
     period = parse_seconds(refresh.removeprefix(_AFTER))
     rounds = int(max(0, now - made) / period)
-    return {"after": canonical(Decimal(period)), "round": rounds} if rounds else None
+    return {"after": canonical(period), "round": rounds} if rounds else None

@@ -27,7 +27,18 @@ from reelmill.errors import Rejected, StageError
 from reelmill.fetch.urls import MAX_LENGTH, NORMAL, normalise
 from reelmill.shards import index, removed
 from reelmill.store import Store
-from reelmill.store.model import Action, Blob, Generation, Manifest, Result, Shard
+from reelmill.store.model import (
+    Action,
+    Blob,
+    Generation,
+    Manifest,
+    Ref,
+    Result,
+    Shard,
+    Totals,
+    Uncounted,
+)
+from reelmill.store.store import now
 from reelmill.tables import Table, TableError
 from reelmill.tables.distinct import (
     BUCKET_ROWS,
@@ -244,6 +255,38 @@ def commit_ingest(
         rejects=totals.rejects,
     )
     return store.commit(action, result, dict(how))
+
+
+def commit_grown(
+    store: Store,
+    name: str,
+    action: Action,
+    version: str,
+    *,
+    base: str | None,
+    totals: Totals,
+    lost: Uncounted | None,
+    run: str,
+) -> bool:
+    """Commit the version to which a table grew from ``base``, or from nothing; whether nobody else
+    let it grow meanwhile, by rows that this version knows nothing of.
+
+    Args:
+        action: the one that made it, whose result is in the store.
+        lost: what no longer counts of ``totals``.
+    """
+    ref = Ref(
+        event="commit",
+        version=version,
+        tags=("latest",),
+        time=now(),
+        run=run,
+        stage="ingest",
+        totals=totals,
+        action=action.key,
+        uncounted=lost,
+    )
+    return store.grow_ref(name, ref, base)
 
 
 @dataclass(slots=True)

@@ -243,9 +243,9 @@ class _Folder:
         self._files = files
         self._local = local
 
-    def walk(self, root: str, depth: int | None = None) -> Iterator[Found]:
-        """All files below ``root``, sorted by path, in ``depth`` levels at most."""
-        return self._walk(root, _MAX_DEPTH if depth is None else depth, hidden=False)
+    def walk(self, root: str) -> Iterator[Found]:
+        """All files below ``root``, sorted by path."""
+        return (found for found, _ in self._named(root, _MAX_DEPTH, hidden=False))
 
     def matching(self, pattern: str) -> Iterator[Found]:
         """All files that fit a pattern of fsspec's, sorted by path."""
@@ -276,9 +276,6 @@ class _Folder:
             _microseconds(entry),
             str(etag).strip('"') if etag else None,
         )
-
-    def _walk(self, root: str, depth: int, hidden: bool) -> Iterator[Found]:
-        return (found for found, _ in self._named(root, depth, hidden))
 
     def _named(self, root: str, depth: int, hidden: bool) -> Iterator[tuple[Found, str]]:
         try:
