@@ -520,14 +520,22 @@ def _keyframe(container: Any, stream: Any) -> Any | None:
     return None
 
 
-def _first_frame(container: Any, stream: Any) -> Any:
+def first_frame(container: Any, stream: Any) -> Any | None:
+    """The first frame of pictures or sound that decodes; ``None`` if too many packets do not."""
     for number, packet in enumerate(demux(container, [stream])):
         with suppress(av.FFmpegError):
             for frame in packet.decode():
                 return frame
         if number == FIRST_FRAME_PACKETS:
             break
-    raise Rejected("undecodable", "no frame can be decoded from the beginning of the video")
+    return None
+
+
+def _first_frame(container: Any, stream: Any) -> Any:
+    frame = first_frame(container, stream)
+    if frame is None:
+        raise Rejected("undecodable", "no frame can be decoded from the beginning of the video")
+    return frame
 
 
 def _stated_duration(container: Any, stream: Any) -> Fraction:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from fractions import Fraction
-from typing import Final
 
 import av
 
 from reelmill.errors import Rejected
-from reelmill.media.probe import Source, demux, open_media
-
-_FIRST_PACKETS: Final = 300
+from reelmill.media.probe import Source, first_frame, open_media
 
 
 @dataclass(frozen=True)
@@ -39,7 +36,7 @@ def probe_sound(source: Source) -> SoundInfo:
         if stream is None or stream.codec_context is None:
             raise Rejected("no_audio_stream", "the file holds no sound that can be decoded")
         stream.codec_context.thread_count = 1
-        if not _decodes(container, stream):
+        if first_frame(container, stream) is None:
             raise Rejected("undecodable", "the sound does not decode")
         base = Fraction(stream.time_base)
         duration = (stream.duration or 0) * base or Fraction(container.duration or 0, av.time_base)
@@ -50,15 +47,3 @@ def probe_sound(source: Source) -> SoundInfo:
             sample_rate=stream.codec_context.sample_rate,
             channels=stream.codec_context.channels,
         )
-
-
-def _decodes(container: object, stream: object) -> bool:
-    for number, packet in enumerate(demux(container, [stream])):
-        try:
-            if packet.decode():
-                return True
-        except av.FFmpegError:
-            pass
-        if number == _FIRST_PACKETS:
-            break
-    return False

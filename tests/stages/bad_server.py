@@ -59,35 +59,12 @@ class Exchange:
 Handler = Callable[[Exchange], Awaitable[None]]
 
 
-@dataclass
-class BadServer:
-    """Serves on a free port of ``host`` in a thread of its own while its ``with`` block lasts."""
+class ThreadServer:
+    """A server on a free port of ``host``, in the event loop of a thread of its own, while its
+    ``with`` block lasts."""
 
     host: str = "127.0.0.1"
     tls: ssl.SSLContext | None = None
-    keep_alive: bool = False
-    """Whether a connection serves further requests; all replies must then tell their length."""
-    requests: list[Exchange] = field(default_factory=list)
-    connections: int = 0
-    in_flight: int = 0
-    max_in_flight: int = 0
-    _handlers: dict[str, Handler] = field(default_factory=dict)
-    _hits: Counter[str] = field(default_factory=Counter)
-
-    def on(self, path: str, handler: Handler | None = None, **reply: Any) -> str:
-        """Answer ``path`` (its query ignored) with a handler or a plain reply; return its URL."""
-
-        async def plain(exchange: Exchange) -> None:
-            await exchange.reply(**reply)
-
-        self._handlers[path] = handler or plain
-        return self.url(path)
-
-    def url(self, path: str) -> str:
-        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}{path}"
-
-    def seen(self, path: str) -> list[Exchange]:
-        return [request for request in self.requests if request.path == path]
 
     def __enter__(self) -> Self:
         self._loop = asyncio.new_event_loop()
@@ -115,6 +92,40 @@ class BadServer:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        raise NotImplementedError
+
+
+@dataclass
+class BadServer(ThreadServer):
+    """Answers as its tests have it."""
+
+    host: str = "127.0.0.1"
+    tls: ssl.SSLContext | None = None
+    keep_alive: bool = False
+    """Whether a connection serves further requests; all replies must then tell their length."""
+    requests: list[Exchange] = field(default_factory=list)
+    connections: int = 0
+    in_flight: int = 0
+    max_in_flight: int = 0
+    _handlers: dict[str, Handler] = field(default_factory=dict)
+    _hits: Counter[str] = field(default_factory=Counter)
+
+    def on(self, path: str, handler: Handler | None = None, **reply: Any) -> str:
+        """Answer ``path`` (its query ignored) with a handler or a plain reply; return its URL."""
+
+        async def plain(exchange: Exchange) -> None:
+            await exchange.reply(**reply)
+
+        self._handlers[path] = handler or plain
+        return self.url(path)
+
+    def url(self, path: str) -> str:
+        return f"http{'s' if self.tls else ''}://{self.host}:{self.port}{path}"
+
+    def seen(self, path: str) -> list[Exchange]:
+        return [request for request in self.requests if request.path == path]
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1

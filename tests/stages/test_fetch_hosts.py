@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, ClassVar, Self
 
 import fsspec
@@ -28,6 +27,7 @@ from reelmill.fetch.fetcher import (
     fetch_iter,
 )
 from reelmill.fetch.patterns import matcher
+from reelmill.fetch.sources import OpenSource
 from reelmill.fetch.transfer import REASONS, AttemptError, Transfer
 
 from .bad_server import BadServer, Exchange
@@ -184,7 +184,7 @@ def test_a_rate(server: BadServer, tmp_path: Path) -> None:
 # --- Sources ---------------------------------------------------------------------------------
 
 
-class Fake:
+class Fake(OpenSource):
     """A source of files with extras, of which a test can see what became of them."""
 
     opened: ClassVar[list[str]] = []
@@ -196,12 +196,7 @@ class Fake:
         self.opened.append("opened")
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def close(self) -> None:
         self.opened.append("closed")
 
     @asynccontextmanager

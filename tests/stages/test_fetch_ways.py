@@ -31,7 +31,7 @@ from reelmill.fetch.fetcher import (
 from reelmill.fetch.http import HTTPSource
 from reelmill.fetch.transfer import AttemptError, Transfer
 
-from .bad_server import BadServer, Exchange
+from .bad_server import BadServer, Exchange, ThreadServer
 from .certificates import Authority
 
 POLICY = FetchPolicy(
@@ -430,33 +430,11 @@ def test_is_address(host: str, literal: bool) -> None:
 
 
 @dataclass
-class Proxy:
+class Proxy(ThreadServer):
     """An HTTP and SOCKS5 proxy on loopback, for which every name is 127.0.0.1."""
 
     refuse: bool = False
     asked: list[str] = field(default_factory=list)
-
-    def __enter__(self) -> Self:
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
-        start = asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self._server = asyncio.run_coroutine_threadsafe(start, self._loop).result()
-        self.port = self._server.sockets[0].getsockname()[1]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        asyncio.run_coroutine_threadsafe(self._stop(), self._loop).result()
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    async def _stop(self) -> None:
-        self._server.close()
-        tasks = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, asyncio.IncompleteReadError, asyncio.CancelledError):
