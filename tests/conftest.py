@@ -9,8 +9,13 @@ from pathlib import Path
 import fsspec
 import pytest
 import s3fs
+from hypothesis import settings
 
 from tests.s3_server import Faults, S3Server
+
+# No test fails of the time that it takes, on whatever machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 _buckets = itertools.count()
 _instances: dict[str, dict[str, object]] = {}

@@ -349,7 +349,7 @@ WHOLE = [packed([*PAIRS, ("y" * 60 + "/" + "x" * 60 + ".txt", b"z" * 600)], k) f
 LONG = [packed([*PAIRS, ("x" * 150 + ".txt", b"z" * 600)], kind) for kind in KINDS[1:]]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     data=st.sampled_from(WHOLE + LONG),
     edits=st.lists(st.tuples(st.integers(0, 4607), st.integers(0, 255)), max_size=4),

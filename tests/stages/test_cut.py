@@ -74,9 +74,7 @@ def test_exact_clips_have_exactly_their_frames(name: str, tmp_path: Path) -> Non
         assert clip.end == (stamps[last + 1] if last + 1 < len(stamps) else end)
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(
         st.tuples(st.integers(0, 3200), st.integers(0, 900)).map(

@@ -421,7 +421,7 @@ def naive(generations: list[list[list[str | None]]]) -> dict[str, dict[str, str]
     return found
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(
         st.lists(

@@ -174,7 +174,7 @@ def test_all_can_be_given_up() -> None:
 EVENTS = st.lists(st.sampled_from(["reached", "missed", "ended", "later", "wait"]), max_size=60)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(EVENTS, st.integers(1, 3), st.sampled_from([None, 2.0]), st.integers(1, 12))
 def test_no_row_is_lost_or_begun_twice(
     events: list[str], per_host: int, rate: float | None, rows: int

@@ -277,7 +277,7 @@ VALUES = st.one_of(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.sampled_from([0, 200, 203, 206, 301, 304, 404, 416, 429, 503, 999]),
     st.lists(st.tuples(st.sampled_from(["", *NAMES.split()]), VALUES), max_size=6),

@@ -299,7 +299,7 @@ def test_parts_are_read_like_the_file_that_they_are_of() -> None:
 STARTS = (b"", FTYP, b"\x1a\x45\xdf\xa3", b"RIFF\xff\xff\xff\x7fAVI LIST", b"OggS", b"FLV\x01")
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.sampled_from(STARTS),
     st.binary(max_size=2000),
@@ -318,7 +318,7 @@ def test_any_bytes_come_through(
         assert wanted[1] - wanted[0] <= MAX_TAIL
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(
     st.sampled_from(["fast.mp4", "plain.mkv", "vp8.webm", "plain.avi"]),
     st.lists(st.tuples(st.integers(0, 5200), st.integers(0, 255)), min_size=1, max_size=8),

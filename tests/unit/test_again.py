@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from reelmill.digest import sha256
@@ -58,7 +58,6 @@ class Blobs:
         return removed.decode(self.read(blob.digest))
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.integers(1, 7), min_size=1, max_size=6).flatmap(
         lambda sizes: st.tuples(
@@ -130,7 +129,6 @@ def test_a_version_from_which_nothing_was_removed_is_named_as_ever() -> None:
     assert b"removed" in Manifest(fields=(), generations=(), removed=(blob,)).as_bytes()
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(
         st.from_regex(r"[0-9]{9}", fullmatch=True),

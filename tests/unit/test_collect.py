@@ -482,9 +482,7 @@ def check_history(
         assert_whole(store, dataset, version)
 
 
-@settings(
-    max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     HISTORY,
     st.integers(1, 3),

@@ -65,7 +65,7 @@ def test_kitti_is_within_half_a_step() -> None:
 
 
 @given(st.floats(width=32), st.floats(width=32))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_kitti_of_any_vector(u: float, v: float) -> None:
     decoded, valid = decode_kitti(encode_kitti(np.array([[[u, v]]], np.float32)))
     if valid[0, 0]:

@@ -56,7 +56,7 @@ def generations(draw: st.DrawFn) -> tuple[list[list[str]], int, int]:
     return shards, outputs, draw(st.sampled_from([0, 0, 1, 2**31]))
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(generations())
 def test_every_sample_goes_to_exactly_one_output_and_outputs_are_even(
     generation: tuple[list[list[str]], int, int],
@@ -68,7 +68,7 @@ def test_every_sample_goes_to_exactly_one_output_and_outputs_are_even(
     assert max(counts) - min(counts) <= 1
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(generations(), st.randoms(use_true_random=False))
 def test_an_output_depends_on_the_set_of_samples_and_not_on_how_they_came(
     generation: tuple[list[list[str]], int, int], chance: random.Random
@@ -83,7 +83,7 @@ def test_an_output_depends_on_the_set_of_samples_and_not_on_how_they_came(
         assert [set(keys) for keys in dealt(plan, arrangement, outputs)] == expected
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(generations())
 def test_by_default_an_output_is_one_run_of_each_input(
     generation: tuple[list[list[str]], int, int],

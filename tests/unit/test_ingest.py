@@ -144,7 +144,7 @@ def test_a_rejected_row_that_was_mended_comes_in_with_the_next_growth(tables: Ta
     assert tables.rows(mended.manifest)[-1]["status"] == "ok"
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     steps=st.lists(st.lists(st.integers(0, 30), min_size=1, max_size=12), min_size=1, max_size=5),
     size=st.integers(1, 5),

@@ -194,7 +194,7 @@ _cells = st.sampled_from(
 _tables = st.lists(st.tuples(_urls, _cells), max_size=14).map(lambda rows: [*rows, (url(10), None)])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     steps=st.lists(_tables, min_size=1, max_size=4),
     size=st.integers(1, 5),
@@ -265,7 +265,7 @@ def test_an_index_of_arrays_is_that_of_rows() -> None:
 _ascii = st.text(st.characters(min_codepoint=32, max_codepoint=127), max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     st.one_of(
         st.from_regex(re.compile(NORMAL.removesuffix("$") + r"\Z"), fullmatch=True),
@@ -427,7 +427,7 @@ def test_spans_beyond_the_bound_are_a_reject_that_stays_one(blobs: Blobs) -> Non
 _times = st.from_regex(r"[0-9]{1,9}(\.[0-9]{1,7})?", fullmatch=True)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(st.builds("{}-{}".format, _times, _times), max_size=3).map("; ".join))
 def test_spans_that_are_read_quickly_are_those_that_are_read_slowly(text: str) -> None:
     quick = module._quickly(text)

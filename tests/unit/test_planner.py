@@ -171,7 +171,7 @@ def test_what_lies_behind_a_stage_that_looks_back_is_named_by_one_digest() -> No
             assert todo.slot.shards["source"] in found[-1].shards
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(generations=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 2**32))
 def test_a_stage_that_looks_back_plans_the_same_in_any_order_and_after_growth(
     generations: list[int], seed: int
@@ -188,7 +188,7 @@ def test_a_stage_that_looks_back_plans_the_same_in_any_order_and_after_growth(
     assert {t.action.key for t in order} == {t.action.key for t in grown if t.label not in new}
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     generations=st.lists(st.integers(1, 4), min_size=1, max_size=3),
     size=st.integers(1, 40),
@@ -375,7 +375,7 @@ def test_planning_ten_thousand_shards_is_linear_in_their_number() -> None:
     assert calls == 20_000
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_shards_that_may_be_missing_are_missing_downstream_and_nothing_else_is(
     data: st.DataObject,

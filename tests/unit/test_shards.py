@@ -110,7 +110,7 @@ def open_files() -> int:
 # The tar
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(samples_of_a_shard, st.randoms(use_true_random=False))
 def test_any_samples_in_any_order_give_the_bytes_of_tarfile(
     samples: list[tuple[str, dict[str, bytes]]], chance: random.Random
@@ -164,7 +164,7 @@ def check_index(written: Written, data: bytes, samples: Samples) -> None:
     assert not data[at:].strip(b"\0")
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(samples_of_a_shard)
 def test_plain_webdataset_and_tarfile_read_the_same_samples(
     samples: list[tuple[str, dict[str, bytes]]],
