@@ -13,7 +13,7 @@ from reelmill.errors import RecipeError, ReelmillError
 from reelmill.flows.drive import may_pass
 from reelmill.flows.explain import differences
 from reelmill.recipe import Recipe
-from reelmill.rejects import Reject, Selection, rejects
+from reelmill.rejects import Reject, Selection, named_reasons, rejects
 from reelmill.shards import index
 from reelmill.shards.removed import CHANGED, RETRIED, source_key
 from reelmill.store import Store
@@ -247,5 +247,4 @@ def _source(recipe: Recipe, dataset: str) -> str:
 
 def chosen_reasons(text: str | None) -> Sequence[str]:
     """The reasons in ``timeout,http_429``; those that may pass if there are none."""
-    named = [part.strip() for part in (text or "").split(",") if part.strip()]
-    return named or [MAY_PASS]
+    return named_reasons(text) or [MAY_PASS]

@@ -67,6 +67,11 @@ class Selection:
         )
 
 
+def named_reasons(text: str | None) -> list[str]:
+    """The reasons in ``timeout,http_429``; none in ``None``."""
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
+
+
 def is_reason(reason: str, name: str) -> bool:
     """Whether a reason is the one that is named; ``http`` names every ``http_<status>``."""
     return reason == name or (name == "http" and bool(_STATUS.fullmatch(reason)))
