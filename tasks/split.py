@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
-from reelmill.media.cut import Clip, CutFailure, copy_spans, encode_spans
+from reelmill.media.cut import Clip, CutFailure, Encoding, copy_spans, encode_spans
 from reelmill.media.ffmpeg import encoder_id
 from reelmill.media.probe import packet_table
 from reelmill.shards.reader import Sample as InputSample
@@ -147,8 +147,7 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
             path,
             wished,
             out,
-            crf=params.crf,
-            preset=params.preset,
+            encoding=Encoding(crf=params.crf, preset=params.preset),
             audio=params.audio,
             timeout_s=float(params.timeout),
         )

@@ -19,8 +19,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reelmill.errors import MissingDependencyError, Rejected, StageError
-from reelmill.media import cut as module
-from reelmill.media.cut import Clip, CutFailure, copy_spans, encode_spans
+from reelmill.media.cut import Clip, CutFailure, Encoding, copy_spans, encode_spans
+from reelmill.media.cut import encode as module
 from reelmill.media.ffmpeg import FfmpegError, encoder_id, ffmpeg_exe, run
 from reelmill.media.probe import PacketTable, packet_table, probe
 from reelmill.media.scenes import detect
@@ -258,7 +258,9 @@ def test_time_runs_out(tmp_path: Path) -> None:
 
 
 def test_unknown_encoder_fails_every_clip_and_leaves_nothing(tmp_path: Path) -> None:
-    outcomes = _encode(sample("silent.mp4"), fixed(F(0), F(3), F(1)), tmp_path, codec="libnone")
+    outcomes = _encode(
+        sample("silent.mp4"), fixed(F(0), F(3), F(1)), tmp_path, encoding=Encoding("libnone")
+    )
     assert {o.reason for o in outcomes if isinstance(o, CutFailure)} == {"encode_failed"}
     assert not list(tmp_path.iterdir())
 
@@ -402,7 +404,9 @@ def test_real_clips(path: Path, tmp_path: Path) -> None:
     table = packet_table(path)
     start, end = _whole(table)
     spans = bound(fixed(start, end, F(2)), F(1, 2))
-    exact = _clips(_encode(path, spans[:4], tmp_path, crf=30, preset="ultrafast"))
+    exact = _clips(
+        _encode(path, spans[:4], tmp_path, encoding=Encoding(crf=30, preset="ultrafast"))
+    )
     # The first slice of box.mp4 is damaged, and some of its frames are lost.
     lost = 5 if path.name == "box.mp4" else 0
     for (a, b), clip in zip(spans, exact, strict=False):

@@ -1,0 +1,8 @@
+"""Cut clips out of a video: by stream copy at keyframes, or frame-exact by encoding anew."""
+
+from reelmill.media.cut.copy import copy_spans
+from reelmill.media.cut.encode import encode_spans
+from reelmill.media.cut.graph import Encoding
+from reelmill.media.cut.plan import Clip, CutFailure
+
+__all__ = ["Clip", "CutFailure", "Encoding", "copy_spans", "encode_spans"]

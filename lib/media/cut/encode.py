@@ -1,0 +1,148 @@
+"""Cut to the frame, by encoding anew: which clips share a process, and what came of each."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelmill.media.cut.graph import Encoding, compose
+from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, plans_of, streams_of
+from reelmill.media.ffmpeg import FfmpegError, run
+from reelmill.media.probe import PacketTable, open_media, read_packets
+from reelmill.media.spans import Span
+
+MAX_GROUP = 8
+"""Most clips that one ffmpeg process encodes from one decode: each holds an encoder's memory."""
+
+WORTH_A_SEEK = Fraction(2)
+"""Seconds of decoding that a process of its own, with its own seek, must save."""
+
+AUDIO_PREROLL = Fraction(1, 10)
+"""Seconds decoded ahead of clips with audio: lossy audio needs a few packets to come right."""
+
+RETRY_PREROLL = Fraction(10)
+"""Seconds decoded ahead of a clip in its second attempt, for sources whose index misleads."""
+
+log = logging.getLogger(__name__)
+
+
+def encode_spans(
+    source: Path,
+    spans: Iterable[Span],
+    out_dir: Path,
+    *,
+    encoding: Encoding = Encoding(),  # noqa: B008
+    audio: bool = True,
+    timeout_s: float,
+) -> list[Clip | CutFailure]:
+    """Cut ``spans`` (seconds on the source's clock) to the frame: all with ``start <= pts < end``.
+
+    Frames are encoded anew with their own timing (variable rates stay variable), 8-bit 4:2:0 for
+    every decoder's sake, upright (rotation is applied); an odd last row or column is cropped.
+    Audio is cut by the same times and becomes AAC; a stream without a decoder is left out.
+    Neighbouring spans share one decode. All codecs run on one thread and bit-exact, so that the
+    bytes depend on source, spans and ffmpeg build alone. ``timeout_s`` bounds each process.
+
+    One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}.mp4``. A clip that does not come
+    out whole is tried once more alone. Of a damaged source, a clip has the frames that could be
+    decoded, and says how many.
+
+    Raises :class:`~reelmill.errors.Rejected` where the source itself cannot be used;
+    :class:`~reelmill.errors.StageError` where the disk is full.
+    """
+    with open_media(source) as container:
+        streams = streams_of(container, audio)
+        tables = read_packets(container, streams)
+        job = _Encode(
+            source,
+            [stream.index for stream in streams],
+            tables[0],
+            tables[1] if len(tables) > 1 else None,
+            encoding,
+            timeout_s,
+        )
+    outcomes: dict[int, Clip | CutFailure] = {}
+    plans: list[Plan] = []
+    for plan in plans_of(job.video, spans, out_dir):
+        if plan.first == plan.last:
+            outcomes[plan.number] = plan.failure("no_frames", "the span holds no frame")
+        else:
+            plans.append(plan)
+    for group in job.groups(plans):
+        made = job.encode(group)
+        for plan in group:
+            outcome = made[plan.number]
+            if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
+                outcome = job.encode([plan], RETRY_PREROLL)[plan.number]
+            outcomes[plan.number] = outcome
+    return [outcomes[number] for number in sorted(outcomes)]
+
+
+@dataclass(frozen=True)
+class _Encode:
+    """Encoding of clips out of one source, whose streams have the container's ``indices``."""
+
+    source: Path
+    indices: list[int]
+    video: PacketTable
+    audio: PacketTable | None
+    encoding: Encoding
+    timeout_s: float
+
+    def groups(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
+        """Plans that are worth a common decode, by start."""
+        group: list[Plan] = []
+        end = Fraction(0)
+        for plan in sorted(plans, key=lambda plan: (plan.first, plan.last)):
+            seek = self._seek_point(plan, Fraction(0))
+            far = seek is not None and seek - end > WORTH_A_SEEK
+            if group and (far or len(group) == MAX_GROUP):
+                yield group
+                group = []
+            end = max(end, plan.end) if group else plan.end
+            group.append(plan)
+        if group:
+            yield group
+
+    def encode(
+        self, plans: Sequence[Plan], preroll: Fraction = Fraction(0)
+    ) -> dict[int, Clip | CutFailure]:
+        """Encode ``plans`` (ordered by start) in one process, which begins to decode ``preroll``
+        seconds ahead."""
+        try:
+            run(self._command(plans, preroll), timeout_s=self.timeout_s)
+        except FfmpegError as error:
+            log.warning("%s", error)
+            if error.timed_out:
+                why = "timeout", f"encoding took more than {self.timeout_s:g} seconds"
+            else:
+                why = "encode_failed", "ffmpeg cannot encode the span"
+            return {plan.number: plan.failure(*why) for plan in plans}
+        return {plan.number: plan.clip(check=False) for plan in plans}
+
+    def _command(self, plans: Sequence[Plan], preroll: Fraction) -> Any:
+        heard = [plan.number for plan in plans if self._is_heard(plan)]
+        seek = self._seek_point(plans[0], max(preroll, AUDIO_PREROLL if heard else Fraction(0)))
+        return compose(self.source, self.indices, plans, heard, self.encoding, seek)
+
+    def _is_heard(self, plan: Plan) -> bool:
+        if self.audio is None:
+            return False
+        start, end = (edge / self.audio.time_base for edge in (plan.start, plan.end))
+        begins, ends = self.audio.pts, self.audio.pts + self.audio.duration
+        return bool(np.any((begins < clamp(ceil(end))) & (ends > clamp(floor(start)))))
+
+    def _seek_point(self, plan: Plan, preroll: Fraction) -> Fraction | None:
+        """Seconds of the last keyframe at or before ``plan``, ``preroll`` seconds ahead; None
+        where that is the first."""
+        keyframes = np.sort(self.video.pts[self.video.keyframe])
+        pts = floor((plan.start - preroll) / self.video.time_base)
+        place = int(np.searchsorted(keyframes, pts, side="right")) - 1
+        return int(keyframes[place]) * self.video.time_base if place > 0 else None

@@ -1,0 +1,137 @@
+"""What is to be cut, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reelmill.errors import Rejected
+from reelmill.media.probe import PacketTable, audio_stream, probe, video_stream
+from reelmill.media.spans import Span
+
+_MAX_TICKS = 2**62
+
+
+@dataclass(frozen=True)
+class Clip:
+    """One clip, as it truly became: an MP4 file whose clock begins at 0.
+
+    ``start`` and ``end`` are seconds on the source's clock: the pts of the first frame, and of the
+    first frame behind the clip (or the end of the stream). ``wished_start`` and ``wished_end`` are
+    what was asked for. ``start_frame`` counts the source's frames in presentation order, ``frames``
+    the clip's own. ``width`` and ``height`` are pixels before ``rotation``, as in
+    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes.
+    """
+
+    path: Path
+    start: Fraction
+    end: Fraction
+    start_frame: int
+    frames: int
+    wished_start: Fraction
+    wished_end: Fraction
+    codec: str
+    width: int
+    height: int
+    rotation: int
+    fps: Fraction
+    audio: bool
+    size: int
+
+
+@dataclass(frozen=True)
+class CutFailure:
+    """A span that became no clip. ``reason`` is ``no_frames``, ``no_keyframe``, ``container``,
+    ``undecodable``, ``encode_failed`` or ``timeout``; ``message`` names no path."""
+
+    wished_start: Fraction
+    wished_end: Fraction
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A span, and the source's frames that it comes to: ``video.shown[first:last]``."""
+
+    number: int
+    span: Span
+    path: Path
+    video: PacketTable
+    first: int
+    last: int
+
+    @property
+    def start_pts(self) -> int:
+        return int(self.video.shown[self.first])
+
+    @property
+    def end_pts(self) -> int:
+        shown = self.video.shown
+        return int(shown[self.last]) if self.last < len(shown) else self.video.end_pts
+
+    @property
+    def start(self) -> Fraction:
+        return self.start_pts * self.video.time_base
+
+    @property
+    def end(self) -> Fraction:
+        return self.end_pts * self.video.time_base
+
+    def failure(self, reason: str, message: str) -> CutFailure:
+        if self.path.is_file():
+            self.path.unlink()
+        return CutFailure(*self.span, reason, message)
+
+    def clip(self, *, check: bool) -> Clip | CutFailure:
+        """The clip in the file that was written for the plan."""
+        try:
+            info = probe(self.path, check=check)
+        except (Rejected, FileNotFoundError):
+            info = None
+        if info is None or not info.frames:
+            return self.failure("undecodable", "no frame of the span can be decoded")
+        # Where a damaged source gives its first frames late or not at all, so does the clip.
+        start = self.start + info.start_pts * info.time_base
+        pts = round(start / self.video.time_base)
+        return Clip(
+            path=self.path,
+            start=start,
+            end=self.end,
+            start_frame=int(np.searchsorted(self.video.shown, pts)),
+            frames=info.frames,
+            wished_start=self.span[0],
+            wished_end=self.span[1],
+            codec=info.codec,
+            width=info.width,
+            height=info.height,
+            rotation=info.rotation,
+            fps=info.fps,
+            audio=info.has_audio,
+            size=info.size_bytes,
+        )
+
+
+def streams_of(container: Any, audio: bool) -> list[Any]:
+    """The video stream, and the audio that goes with it if that is wanted and there is any."""
+    video = video_stream(container)
+    sound = audio_stream(container, video) if audio else None
+    return [video] if sound is None else [video, sound]
+
+
+def plans_of(video: PacketTable, spans: Iterable[Span], out_dir: Path) -> Iterator[Plan]:
+    for number, span in enumerate(spans):
+        edges = [clamp(ceil(edge / video.time_base)) for edge in span]
+        first, last = (int(i) for i in np.searchsorted(video.shown, edges))
+        path = out_dir.absolute() / f"{number:06d}.mp4"
+        yield Plan(number, span, path, video, first, max(first, last))
+
+
+def clamp(ticks: int) -> int:
+    return max(-_MAX_TICKS, min(_MAX_TICKS, ticks))
