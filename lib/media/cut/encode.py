@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
@@ -12,14 +12,19 @@ from typing import Any
 
 import numpy as np
 
-from reelmill.media.cut.graph import Encoding, compose
-from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, plans_of, streams_of
+from reelmill.media.cut import tone
+from reelmill.media.cut.graph import Texts, compose, sound_ending
+from reelmill.media.cut.output import Encoding
+from reelmill.media.cut.picture import Picture, picture_of
+from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, made, plans_of, streams_of
 from reelmill.media.ffmpeg import FfmpegError, run
-from reelmill.media.probe import PacketTable, open_media, read_packets
+from reelmill.media.probe import PacketTable, VideoInfo, open_media, read_packets
 from reelmill.media.spans import Span
+from reelmill.media.subtitles import Track, cut_cues, tracks_of, webvtt
 
 MAX_GROUP = 8
-"""Most clips that one ffmpeg process encodes from one decode: each holds an encoder's memory."""
+"""Most encoders of one ffmpeg process, which encodes several clips from one decode: each takes
+memory. The variants of a clip are always made together."""
 
 WORTH_A_SEEK = Fraction(2)
 """Seconds of decoding that a process of its own, with its own seek, must save."""
@@ -44,44 +49,52 @@ def encode_spans(
 ) -> list[Clip | CutFailure]:
     """Cut ``spans`` (seconds on the source's clock) to the frame: all with ``start <= pts < end``.
 
-    Frames are encoded anew with their own timing (variable rates stay variable), 8-bit 4:2:0 for
-    every decoder's sake, upright (rotation is applied); an odd last row or column is cropped.
-    Audio is cut by the same times and becomes AAC; a stream without a decoder is left out.
+    Frames are encoded anew as ``encoding`` says: by default with their own timing (variable rates
+    stay variable) and 8-bit 4:2:0 for every decoder's sake; always upright (rotation is applied),
+    an odd last row or column is cropped.
+    Audio is cut by the same times; a stream without a decoder is left out.
     Neighbouring spans share one decode. All codecs run on one thread and bit-exact, so that the
     bytes depend on source, spans and ffmpeg build alone. ``timeout_s`` bounds each process.
 
-    One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}.mp4``. A clip that does not come
-    out whole is tried once more alone. Of a damaged source, a clip has the frames that could be
-    decoded, and says how many.
+    One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}`` with the ending of its
+    container, and its variants and extracted sound have the same name with theirs. A clip that does
+    not come out whole is tried once more alone. Of a damaged source, a clip has the frames that
+    could be decoded, and says how many.
 
     Raises :class:`~reelmill.errors.Rejected` where the source itself cannot be used;
     :class:`~reelmill.errors.StageError` where the disk is full.
     """
     with open_media(source) as container:
-        streams = streams_of(container, audio)
+        streams = streams_of(container, audio and encoding.is_heard)
         tables = read_packets(container, streams)
-        job = _Encode(
-            source,
-            [stream.index for stream in streams],
-            tables[0],
-            tables[1] if len(tables) > 1 else None,
-            encoding,
-            timeout_s,
-        )
+        indices = [stream.index for stream in streams]
+    with open_media(source) as container:
+        picture = picture_of(container, streams_of(container, False)[0])
+    job = _Encode(
+        source,
+        indices,
+        tables[0],
+        tables[1] if len(tables) > 1 else None,
+        encoding,
+        timeout_s,
+        picture,
+        tracks_of(source) if encoding.subtitles else [],
+    )
     outcomes: dict[int, Clip | CutFailure] = {}
     plans: list[Plan] = []
-    for plan in plans_of(job.video, spans, out_dir):
+    for plan in plans_of(job.video, spans, out_dir, encoding.video.ending):
         if plan.first == plan.last:
             outcomes[plan.number] = plan.failure("no_frames", "the span holds no frame")
         else:
             plans.append(plan)
-    for group in job.groups(plans):
-        made = job.encode(group)
-        for plan in group:
-            outcome = made[plan.number]
-            if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
-                outcome = job.encode([plan], RETRY_PREROLL)[plan.number]
-            outcomes[plan.number] = outcome
+    with tone.table_for(picture, out_dir):
+        for group in job.groups(plans):
+            made = job.encode(group)
+            for plan in group:
+                outcome = made[plan.number]
+                if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
+                    outcome = job.encode([plan], RETRY_PREROLL)[plan.number]
+                outcomes[plan.number] = outcome
     return [outcomes[number] for number in sorted(outcomes)]
 
 
@@ -95,15 +108,18 @@ class _Encode:
     audio: PacketTable | None
     encoding: Encoding
     timeout_s: float
+    picture: Picture
+    tracks: Sequence[Track]
 
     def groups(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
         """Plans that are worth a common decode, by start."""
+        most = max(1, MAX_GROUP // len(self.encoding.outputs))
         group: list[Plan] = []
         end = Fraction(0)
         for plan in sorted(plans, key=lambda plan: (plan.first, plan.last)):
             seek = self._seek_point(plan, Fraction(0))
             far = seek is not None and seek - end > WORTH_A_SEEK
-            if group and (far or len(group) == MAX_GROUP):
+            if group and (far or len(group) == most):
                 yield group
                 group = []
             end = max(end, plan.end) if group else plan.end
@@ -116,8 +132,9 @@ class _Encode:
     ) -> dict[int, Clip | CutFailure]:
         """Encode ``plans`` (ordered by start) in one process, which begins to decode ``preroll``
         seconds ahead."""
+        texts = {plan.number: self._texts(plan) for plan in plans}
         try:
-            run(self._command(plans, preroll), timeout_s=self.timeout_s)
+            run(self._command(plans, preroll, texts), timeout_s=self.timeout_s)
         except FfmpegError as error:
             log.warning("%s", error)
             if error.timed_out:
@@ -125,12 +142,51 @@ class _Encode:
             else:
                 why = "encode_failed", "ffmpeg cannot encode the span"
             return {plan.number: plan.failure(*why) for plan in plans}
-        return {plan.number: plan.clip(check=False) for plan in plans}
+        finally:
+            for text in (text for of_plan in texts.values() for text in of_plan):
+                text.path.unlink()
+        return {plan.number: self._outcome(plan) for plan in plans}
 
-    def _command(self, plans: Sequence[Plan], preroll: Fraction) -> Any:
+    def _outcome(self, plan: Plan) -> Clip | CutFailure:
+        """The clip with its other files; nothing of it where one of its pictures is missing."""
+        clip = plan.clip(check=False)
+        if isinstance(clip, CutFailure):
+            return clip
+        variants: dict[str, VideoInfo] = {}
+        others: dict[str, Path] = {}
+        for ending, (_, audio) in self.encoding.outputs.items():
+            if ending != clip.ending:
+                others[ending] = plan.file(ending)
+                info = made(others[ending], check=False)
+                if info is None:
+                    return plan.failure("undecodable", "a variant of the clip has no frame")
+                variants[ending.partition(".")[0]] = info
+            if audio.extract is not None:
+                sound = plan.file(sound_ending(ending, audio))
+                if sound.is_file():
+                    others[sound_ending(ending, audio)] = sound
+        return replace(clip, others=others, variants=variants)
+
+    def _command(
+        self, plans: Sequence[Plan], preroll: Fraction, texts: Mapping[int, Sequence[Texts]]
+    ) -> Any:
         heard = [plan.number for plan in plans if self._is_heard(plan)]
         seek = self._seek_point(plans[0], max(preroll, AUDIO_PREROLL if heard else Fraction(0)))
-        return compose(self.source, self.indices, plans, heard, self.encoding, seek)
+        return compose(
+            *(self.source, self.indices, plans, heard, self.encoding, seek, self.picture, texts)
+        )
+
+    def _texts(self, plan: Plan) -> list[Texts]:
+        """The subtitles of a clip, in files of their own; those that say nothing in it have
+        none."""
+        texts = []
+        for number, track in enumerate(self.tracks):
+            cues = cut_cues(track.cues, plan.start, plan.end)
+            if cues:
+                path = plan.file(f"{number}.vtt")
+                path.write_bytes(webvtt(cues))
+                texts.append(Texts(path, track.language))
+        return texts
 
     def _is_heard(self, plan: Plan) -> bool:
         if self.audio is None:

@@ -1,9 +1,9 @@
-"""The ffmpeg command that encodes clips: one decode, a branch for each clip."""
+"""The ffmpeg command that encodes clips: one decode, a branch for each clip and each output."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -12,6 +12,16 @@ from typing import Any
 
 import ffmpeg
 
+from reelmill.media.cut import tone
+from reelmill.media.cut.encoders import (
+    CONTAINERS,
+    SOUND_CODECS,
+    SOUND_FILES,
+    TEXT_CODECS,
+    video_options,
+)
+from reelmill.media.cut.output import Audio, Encoding, Video
+from reelmill.media.cut.picture import Picture
 from reelmill.media.cut.plan import Plan
 from reelmill.media.probe import FORMATS, MAX_PIXELS
 
@@ -19,14 +29,18 @@ from reelmill.media.probe import FORMATS, MAX_PIXELS
 # x86-64 has give the same bytes on all of them, at some 5 % more CPU.
 _CPU_FLAGS = ("-cpuflags", "sse2") if platform.machine() in ("x86_64", "AMD64") else ()
 
+# ACCURATE_RND and BITEXACT keep swscale off the paths whose rounding depends on the CPU.
+_SCALER = "bicubic+accurate_rnd+bitexact"
+
+_LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
+
 
 @dataclass(frozen=True)
-class Encoding:
-    """How clips are encoded: x264's constant rate factor, and its preset."""
+class Texts:
+    """A file of subtitles of a clip, on the clip's clock, and its language if that is known."""
 
-    codec: str = "libx264"
-    crf: int = 18
-    preset: str = "veryfast"
+    path: Path
+    language: str | None
 
 
 def compose(
@@ -36,12 +50,15 @@ def compose(
     heard: Collection[int],
     encoding: Encoding,
     seek: Fraction | None,
+    picture: Picture,
+    texts: Mapping[int, Sequence[Texts]],
 ) -> Any:
     """One process that writes the clips of ``plans`` (ordered by start) from one decode.
 
     ``indices`` are the container's of the video stream and, if any, the audio stream; ``heard`` are
     the numbers of the plans that have sound; decoding begins at the keyframe at ``seek`` seconds,
-    or at the beginning.
+    or at the beginning. ``picture`` is what the source's pictures are, ``texts`` are by the numbers
+    of plans. The file of an output is called as its plan's, with an ending of its own.
     """
     options: dict[str, Any] = {
         "threads": 1,
@@ -56,20 +73,12 @@ def compose(
             "noaccurate_seek": None,
         }
     media = ffmpeg.input(f"file:{source.absolute()}", **options)
-    pictures = (
-        media[str(indices[0])]
-        .filter("crop", "trunc(iw/2)*2", "trunc(ih/2)*2", 0, 0)
-        .filter_multi_output("split", len(plans))
-    )
-    sounds = media[str(indices[1])].filter_multi_output("asplit", len(heard)) if heard else None
-    outputs = []
-    place = 0
-    for number, plan in enumerate(plans):
-        streams = [_trim(pictures[number], plan)]
-        if sounds is not None and plan.number in heard:
-            streams.append(_atrim(sounds[place], plan))
-            place += 1
-        outputs.append(ffmpeg.output(*streams, str(plan.path), **_output_options(encoding)))
+    pictures = _parted(media[str(indices[0])], "split", len(plans))
+    sounds = iter(_parted(media[str(indices[1])], "asplit", len(heard)) if heard else ())
+    outputs: list[Any] = []
+    for plan, seen in zip(plans, pictures, strict=True):
+        sound = _atrim(next(sounds), plan) if plan.number in heard else None
+        outputs += _outputs(plan, _trim(seen, plan), sound, encoding, picture, texts)
     return ffmpeg.merge_outputs(*outputs).global_args(
         *("-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-copyts"),
         *("-filter_complex_threads", "1", "-max_error_rate", "1"),
@@ -77,25 +86,84 @@ def compose(
     )
 
 
-def _output_options(encoding: Encoding) -> dict[str, Any]:
+def _outputs(
+    plan: Plan,
+    seen: Any,
+    sound: Any | None,
+    encoding: Encoding,
+    picture: Picture,
+    texts: Mapping[int, Sequence[Texts]],
+) -> Iterator[Any]:
+    """All files of a clip, from its pictures and its sound on their own clock."""
+    wanted = encoding.outputs
+    pictures = iter(_parted(seen, "split", len(wanted)))
+    uses = sum(audio.keep + (audio.extract is not None) for _, audio in wanted.values())
+    sounds = iter(() if sound is None or not uses else _parted(sound, "asplit", uses))
+    for ending, (video, audio) in wanted.items():
+        streams = [_pictures(next(pictures), video, picture, plan.path.parent)]
+        options = _clip_options(video)
+        if sound is not None and audio.keep:
+            streams.append(_resampled(next(sounds), audio))
+            options |= _sound_options(audio, audio.codec_in(video.container or "mp4"))
+        # The clip's texts go with the clip alone: variants are for pictures.
+        if video is encoding.video:
+            for number, text in enumerate(texts.get(plan.number, ())):
+                streams.append(ffmpeg.input(f"file:{text.path}", format="webvtt")["s"])
+                options["scodec"] = TEXT_CODECS[video.ending]
+                options[f"metadata:s:s:{number}"] = f"language={text.language or 'und'}"
+        yield ffmpeg.output(*streams, str(plan.file(ending)), **options)
+        if sound is not None and audio.extract is not None:
+            file = plan.file(sound_ending(ending, audio))
+            stream = _resampled(next(sounds), audio, from_zero=True)
+            yield ffmpeg.output(stream, str(file), **_file_options(audio))
+
+
+def sound_ending(ending: str, audio: Audio) -> str:
+    """The end of the name of an output's extracted sound: ``wav`` beside ``mp4``, ``small.wav``
+    beside ``small.mp4``."""
+    name = ending.rpartition(".")[0]
+    return f"{name}.{audio.extract}" if name else str(audio.extract)
+
+
+def _parted(stream: Any, kind: str, count: int) -> list[Any]:
+    """``count`` copies of a stream."""
+    if count == 1:
+        return [stream]
+    copies = stream.filter_multi_output(kind, count)
+    return [copies[number] for number in range(count)]
+
+
+_BITEXACT = {
+    "fflags": "+bitexact",
+    "map_metadata": -1,
+    "map_chapters": -1,
+    "threads": 1,
+}
+
+
+def _clip_options(video: Video) -> dict[str, Any]:
     return {
-        "vcodec": encoding.codec,
-        "crf": encoding.crf,
-        "preset": encoding.preset,
-        "acodec": "aac",
-        "pix_fmt": "yuv420p",
-        "threads": 1,
+        **video_options(video),
         "fps_mode": "passthrough",
         # The source's own clock: the default, one over the frame rate, rounds uneven frames.
         "enc_time_base:v": "filter",
         "flags:v": "+bitexact",
-        "flags:a": "+bitexact",
-        "fflags": "+bitexact",
-        "movflags": "+faststart",
-        "map_metadata": -1,
-        "map_chapters": -1,
-        "format": "mp4",
+        **_BITEXACT,
+        **CONTAINERS[video.ending],
     }
+
+
+def _sound_options(audio: Audio, codec: str) -> dict[str, Any]:
+    options = {"acodec": SOUND_CODECS[codec], "flags:a": "+bitexact"}
+    return options if audio.bit_rate is None else {**options, "audio_bitrate": audio.bit_rate}
+
+
+def _file_options(audio: Audio) -> dict[str, Any]:
+    assert audio.extract is not None
+    codec, options = SOUND_FILES[audio.extract]
+    lossy = audio.extract in ("m4a", "mp3")
+    rate = {"audio_bitrate": audio.bit_rate} if lossy and audio.bit_rate is not None else {}
+    return {"acodec": codec, "flags:a": "+bitexact", **_BITEXACT, **rate, **options}
 
 
 def _trim(stream: Any, plan: Plan) -> Any:
@@ -113,3 +181,51 @@ def _atrim(stream: Any, plan: Plan) -> Any:
     return stream.filter("atrim", start=start, end=end).filter(
         "asetpts", f"max(0,round(PTS-{origin}))"
     )
+
+
+def _resampled(stream: Any, audio: Audio, *, from_zero: bool = False) -> Any:
+    """Sound at its rate and layout; ``from_zero``, silence stands where the clip has none, since
+    files of sound have no times."""
+    options: dict[str, Any] = {} if audio.rate is None else {"out_sample_rate": audio.rate}
+    if from_zero:
+        options |= {"async": 1, "first_pts": 0}
+    if options:
+        stream = stream.filter("aresample", **options)
+    if audio.channels is not None:
+        stream = stream.filter("aformat", channel_layouts=_LAYOUTS[audio.channels])
+    return stream
+
+
+def _pictures(stream: Any, video: Video, picture: Picture, folder: Path) -> Any:
+    """Pictures as an output asks for them; ``folder`` has the table of tones, if one is needed.
+
+    All filters begin anew with each clip: its bytes do not depend on what is decoded before it.
+    """
+    if video.deinterlace:
+        stream = stream.filter("bwdif", mode="send_frame", deint="interlaced")
+    if video.fps is not None:
+        stream = stream.filter("fps", fps=video.fps)
+    stream = _sized(stream, video, picture)
+    toned = picture.is_hdr and video.to_sdr
+    if toned:
+        stream = tone.to_sdr(stream, picture, folder, _SCALER)
+    # RGB has no matrix to keep; other pictures keep theirs, whatever their size.
+    own = {"out_color_matrix": "bt709", "out_range": "tv"} if toned or picture.is_rgb else {}
+    pix_fmt = (video.pix_fmt or "yuv420p").replace("p10", "p10le")
+    return stream.filter("scale", flags=_SCALER, **own).filter("format", pix_fmt)
+
+
+def _sized(stream: Any, video: Video, picture: Picture) -> Any:
+    fit = video.fit(picture)
+    own = picture.width, picture.height
+    if fit.scaled == (own[0] - own[0] % 2, own[1] - own[1] % 2):
+        stream = stream.filter("crop", "trunc(iw/2)*2", "trunc(ih/2)*2", 0, 0)
+    else:
+        stream = stream.filter("scale", *fit.scaled, flags=_SCALER)
+    if fit.cropped != fit.scaled:
+        x, y = ((a - b) // 4 * 2 for a, b in zip(fit.scaled, fit.cropped, strict=True))
+        stream = stream.filter("crop", *fit.cropped, x, y)
+    if fit.padded != fit.cropped:
+        x, y = ((a - b) // 4 * 2 for a, b in zip(fit.padded, fit.cropped, strict=True))
+        stream = stream.filter("pad", *fit.padded, x, y)
+    return stream.filter("setsar", 1) if video.square or video.size else stream
