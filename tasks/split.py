@@ -18,7 +18,6 @@ from pydantic import Field, ValidationError, model_validator
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
 from reelmill.media.cut import (
-    Audio,
     Clip,
     CutFailure,
     Encoding,
@@ -27,7 +26,7 @@ from reelmill.media.cut import (
     copy_spans,
     encode_spans,
 )
-from reelmill.media.cut.output import VariantName, audio_of
+from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
@@ -95,7 +94,7 @@ class SplitParams(Params):
     video: Video | None = Field(
         None, description="codec, quality, keyframes, size, rate and container of the clips"
     )
-    audio: bool | Audio = Field(True, description="keep the sound; or its codec, rate, …")
+    audio: SoundChoice = Field(True, description="keep the sound; or its codec, rate, …")
     subtitles: Literal["drop", "keep", "extract"] = Field(
         "drop",
         description="of the video and beside it, cut by time. keep: as tracks of the clip; "

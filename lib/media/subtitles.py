@@ -53,7 +53,7 @@ def tracks_of(source: Source) -> list[Track]:
             return []
         cues: dict[int, list[Cue]] = {stream.index: [] for stream in streams}
         for packet in demux(container, streams):
-            own = cues[packet.stream_index]
+            own = cues[packet.stream.index]
             if packet.size and packet.pts is not None and len(own) < MAX_CUES:
                 own += _cues_in(packet)
         return [Track(_language(stream), _sorted(cues[stream.index])) for stream in streams]
@@ -82,7 +82,7 @@ def cut_cues(cues: Iterable[Cue], start: Fraction, end: Fraction) -> list[Cue]:
     return [
         Cue(max(cue.start, start) - start, min(cue.end, end) - start, cue.text)
         for cue in cues
-        if cue.start < end and start < cue.end
+        if max(cue.start, start) < min(cue.end, end)
     ]
 
 

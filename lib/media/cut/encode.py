@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
@@ -12,15 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from reelmill.media.cut import tone
-from reelmill.media.cut.graph import Texts, compose, sound_ending
+from reelmill.media.cut.graph import compose
 from reelmill.media.cut.output import Encoding
-from reelmill.media.cut.picture import Picture, picture_of
-from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, made, plans_of, streams_of
+from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, plans_of, streams_of
+from reelmill.media.cut.rendering import Rendering, Texts
 from reelmill.media.ffmpeg import FfmpegError, run
-from reelmill.media.probe import PacketTable, VideoInfo, open_media, read_packets
+from reelmill.media.probe import PacketTable, open_media, read_packets
 from reelmill.media.spans import Span
-from reelmill.media.subtitles import Track, cut_cues, tracks_of, webvtt
 
 MAX_GROUP = 8
 """Most encoders of one ffmpeg process, which encodes several clips from one decode: each takes
@@ -68,17 +66,13 @@ def encode_spans(
         streams = streams_of(container, audio and encoding.is_heard)
         tables = read_packets(container, streams)
         indices = [stream.index for stream in streams]
-    with open_media(source) as container:
-        picture = picture_of(container, streams_of(container, False)[0])
     job = _Encode(
         source,
         indices,
         tables[0],
         tables[1] if len(tables) > 1 else None,
-        encoding,
+        Rendering.of(source, encoding),
         timeout_s,
-        picture,
-        tracks_of(source) if encoding.subtitles else [],
     )
     outcomes: dict[int, Clip | CutFailure] = {}
     plans: list[Plan] = []
@@ -87,14 +81,13 @@ def encode_spans(
             outcomes[plan.number] = plan.failure("no_frames", "the span holds no frame")
         else:
             plans.append(plan)
-    with tone.table_for(picture, out_dir):
-        for group in job.groups(plans):
-            made = job.encode(group)
-            for plan in group:
-                outcome = made[plan.number]
-                if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
-                    outcome = job.encode([plan], RETRY_PREROLL)[plan.number]
-                outcomes[plan.number] = outcome
+    for group in job.groups(plans):
+        made = job.encode(group)
+        for plan in group:
+            outcome = made[plan.number]
+            if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
+                outcome = job.encode([plan], RETRY_PREROLL)[plan.number]
+            outcomes[plan.number] = outcome
     return [outcomes[number] for number in sorted(outcomes)]
 
 
@@ -106,14 +99,12 @@ class _Encode:
     indices: list[int]
     video: PacketTable
     audio: PacketTable | None
-    encoding: Encoding
+    rendering: Rendering
     timeout_s: float
-    picture: Picture
-    tracks: Sequence[Track]
 
     def groups(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
         """Plans that are worth a common decode, by start."""
-        most = max(1, MAX_GROUP // len(self.encoding.outputs))
+        most = max(1, MAX_GROUP // len(self.rendering.encoding.outputs))
         group: list[Plan] = []
         end = Fraction(0)
         for plan in sorted(plans, key=lambda plan: (plan.first, plan.last)):
@@ -132,9 +123,9 @@ class _Encode:
     ) -> dict[int, Clip | CutFailure]:
         """Encode ``plans`` (ordered by start) in one process, which begins to decode ``preroll``
         seconds ahead."""
-        texts = {plan.number: self._texts(plan) for plan in plans}
         try:
-            run(self._command(plans, preroll, texts), timeout_s=self.timeout_s)
+            with self.rendering.files(plans) as texts:
+                run(self._command(plans, preroll, texts), timeout_s=self.timeout_s)
         except FfmpegError as error:
             log.warning("%s", error)
             if error.timed_out:
@@ -142,51 +133,14 @@ class _Encode:
             else:
                 why = "encode_failed", "ffmpeg cannot encode the span"
             return {plan.number: plan.failure(*why) for plan in plans}
-        finally:
-            for text in (text for of_plan in texts.values() for text in of_plan):
-                text.path.unlink()
-        return {plan.number: self._outcome(plan) for plan in plans}
-
-    def _outcome(self, plan: Plan) -> Clip | CutFailure:
-        """The clip with its other files; nothing of it where one of its pictures is missing."""
-        clip = plan.clip(check=False)
-        if isinstance(clip, CutFailure):
-            return clip
-        variants: dict[str, VideoInfo] = {}
-        others: dict[str, Path] = {}
-        for ending, (_, audio) in self.encoding.outputs.items():
-            if ending != clip.ending:
-                others[ending] = plan.file(ending)
-                info = made(others[ending], check=False)
-                if info is None:
-                    return plan.failure("undecodable", "a variant of the clip has no frame")
-                variants[ending.partition(".")[0]] = info
-            if audio.extract is not None:
-                sound = plan.file(sound_ending(ending, audio))
-                if sound.is_file():
-                    others[sound_ending(ending, audio)] = sound
-        return replace(clip, others=others, variants=variants)
+        return {plan.number: self.rendering.whole(plan, plan.clip(check=False)) for plan in plans}
 
     def _command(
         self, plans: Sequence[Plan], preroll: Fraction, texts: Mapping[int, Sequence[Texts]]
     ) -> Any:
         heard = [plan.number for plan in plans if self._is_heard(plan)]
         seek = self._seek_point(plans[0], max(preroll, AUDIO_PREROLL if heard else Fraction(0)))
-        return compose(
-            *(self.source, self.indices, plans, heard, self.encoding, seek, self.picture, texts)
-        )
-
-    def _texts(self, plan: Plan) -> list[Texts]:
-        """The subtitles of a clip, in files of their own; those that say nothing in it have
-        none."""
-        texts = []
-        for number, track in enumerate(self.tracks):
-            cues = cut_cues(track.cues, plan.start, plan.end)
-            if cues:
-                path = plan.file(f"{number}.vtt")
-                path.write_bytes(webvtt(cues))
-                texts.append(Texts(path, track.language))
-        return texts
+        return compose(self.source, self.indices, plans, heard, self.rendering, seek, texts)
 
     def _is_heard(self, plan: Plan) -> bool:
         if self.audio is None:

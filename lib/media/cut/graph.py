@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -20,9 +19,10 @@ from reelmill.media.cut.encoders import (
     TEXT_CODECS,
     video_options,
 )
-from reelmill.media.cut.output import Audio, Encoding, Video
+from reelmill.media.cut.output import Audio, Video
 from reelmill.media.cut.picture import Picture
 from reelmill.media.cut.plan import Plan
+from reelmill.media.cut.rendering import Rendering, Texts, sound_ending
 from reelmill.media.probe import FORMATS, MAX_PIXELS
 
 # FFmpeg's resampler and AAC encoder round otherwise with newer instructions: the ones that every
@@ -35,30 +35,22 @@ _SCALER = "bicubic+accurate_rnd+bitexact"
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
-@dataclass(frozen=True)
-class Texts:
-    """A file of subtitles of a clip, on the clip's clock, and its language if that is known."""
-
-    path: Path
-    language: str | None
-
-
 def compose(
     source: Path,
     indices: Sequence[int],
     plans: Sequence[Plan],
     heard: Collection[int],
-    encoding: Encoding,
+    rendering: Rendering,
     seek: Fraction | None,
-    picture: Picture,
     texts: Mapping[int, Sequence[Texts]],
 ) -> Any:
     """One process that writes the clips of ``plans`` (ordered by start) from one decode.
 
     ``indices`` are the container's of the video stream and, if any, the audio stream; ``heard`` are
     the numbers of the plans that have sound; decoding begins at the keyframe at ``seek`` seconds,
-    or at the beginning. ``picture`` is what the source's pictures are, ``texts`` are by the numbers
-    of plans. The file of an output is called as its plan's, with an ending of its own.
+    or at the beginning; ``texts`` are by the numbers of plans, and a table of tones, if one is
+    needed, is that of the first plan. The file of an output is called as its plan's, with an ending
+    of its own.
     """
     options: dict[str, Any] = {
         "threads": 1,
@@ -75,10 +67,12 @@ def compose(
     media = ffmpeg.input(f"file:{source.absolute()}", **options)
     pictures = _parted(media[str(indices[0])], "split", len(plans))
     sounds = iter(_parted(media[str(indices[1])], "asplit", len(heard)) if heard else ())
+    table = tone.table_of(plans[0])
     outputs: list[Any] = []
     for plan, seen in zip(plans, pictures, strict=True):
         sound = _atrim(next(sounds), plan) if plan.number in heard else None
-        outputs += _outputs(plan, _trim(seen, plan), sound, encoding, picture, texts)
+        said = texts.get(plan.number, ())
+        outputs += _outputs(plan, _trim(seen, plan), sound, rendering, said, table)
     return ffmpeg.merge_outputs(*outputs).global_args(
         *("-nostdin", "-hide_banner", "-loglevel", "error", "-y", "-copyts"),
         *("-filter_complex_threads", "1", "-max_error_rate", "1"),
@@ -90,39 +84,32 @@ def _outputs(
     plan: Plan,
     seen: Any,
     sound: Any | None,
-    encoding: Encoding,
-    picture: Picture,
-    texts: Mapping[int, Sequence[Texts]],
+    rendering: Rendering,
+    texts: Sequence[Texts],
+    table: Path,
 ) -> Iterator[Any]:
     """All files of a clip, from its pictures and its sound on their own clock."""
-    wanted = encoding.outputs
+    wanted = rendering.encoding.outputs
     pictures = iter(_parted(seen, "split", len(wanted)))
     uses = sum(audio.keep + (audio.extract is not None) for _, audio in wanted.values())
     sounds = iter(() if sound is None or not uses else _parted(sound, "asplit", uses))
     for ending, (video, audio) in wanted.items():
-        streams = [_pictures(next(pictures), video, picture, plan.path.parent)]
+        streams = [_pictures(next(pictures), video, rendering.picture, table)]
         options = _clip_options(video)
         if sound is not None and audio.keep:
             streams.append(_resampled(next(sounds), audio))
             options |= _sound_options(audio, audio.codec_in(video.container or "mp4"))
         # The clip's texts go with the clip alone: variants are for pictures.
-        if video is encoding.video:
-            for number, text in enumerate(texts.get(plan.number, ())):
+        if video is rendering.encoding.video:
+            for number, text in enumerate(texts):
                 streams.append(ffmpeg.input(f"file:{text.path}", format="webvtt")["s"])
                 options["scodec"] = TEXT_CODECS[video.ending]
                 options[f"metadata:s:s:{number}"] = f"language={text.language or 'und'}"
         yield ffmpeg.output(*streams, str(plan.file(ending)), **options)
-        if sound is not None and audio.extract is not None:
-            file = plan.file(sound_ending(ending, audio))
+        extracted = sound_ending(ending, audio)
+        if sound is not None and extracted is not None:
             stream = _resampled(next(sounds), audio, from_zero=True)
-            yield ffmpeg.output(stream, str(file), **_file_options(audio))
-
-
-def sound_ending(ending: str, audio: Audio) -> str:
-    """The end of the name of an output's extracted sound: ``wav`` beside ``mp4``, ``small.wav``
-    beside ``small.mp4``."""
-    name = ending.rpartition(".")[0]
-    return f"{name}.{audio.extract}" if name else str(audio.extract)
+            yield ffmpeg.output(stream, str(plan.file(extracted)), **_file_options(audio))
 
 
 def _parted(stream: Any, kind: str, count: int) -> list[Any]:
@@ -196,23 +183,37 @@ def _resampled(stream: Any, audio: Audio, *, from_zero: bool = False) -> Any:
     return stream
 
 
-def _pictures(stream: Any, video: Video, picture: Picture, folder: Path) -> Any:
-    """Pictures as an output asks for them; ``folder`` has the table of tones, if one is needed.
+def _pictures(stream: Any, video: Video, picture: Picture, table: Path) -> Any:
+    """Pictures as an output asks for them; ``table`` is the file of tones, if one is needed.
 
     All filters begin anew with each clip: its bytes do not depend on what is decoded before it.
     """
     if video.deinterlace:
         stream = stream.filter("bwdif", mode="send_frame", deint="interlaced")
     if video.fps is not None:
-        stream = stream.filter("fps", fps=video.fps)
+        stream = _paced(stream, video.fps)
     stream = _sized(stream, video, picture)
-    toned = picture.is_hdr and video.to_sdr
-    if toned:
-        stream = tone.to_sdr(stream, picture, folder, _SCALER)
-    # RGB has no matrix to keep; other pictures keep theirs, whatever their size.
-    own = {"out_color_matrix": "bt709", "out_range": "tv"} if toned or picture.is_rgb else {}
     pix_fmt = (video.pix_fmt or "yuv420p").replace("p10", "p10le")
-    return stream.filter("scale", flags=_SCALER, **own).filter("format", pix_fmt)
+    if picture.is_hdr and video.to_sdr:
+        stream = _as_bt709(tone.to_sdr(stream, picture, table, _SCALER))
+    elif picture.is_rgb:
+        stream = _as_bt709(stream)
+    elif picture.pix_fmt.replace("yuvj", "yuv") != pix_fmt:
+        # Ahead of a format that differs, this is what converts it; matrix and range stay.
+        stream = stream.filter("scale", flags=_SCALER)
+    return stream.filter("format", pix_fmt)
+
+
+def _paced(stream: Any, fps: str) -> Any:
+    """A frame for each moment of the clip that is a multiple of 1/``fps``: the one that is shown
+    then. Times that a container rounded to milliseconds count as what they were before."""
+    stream = stream.filter("settb", "1/1000000").filter("setpts", "max(0,PTS-1000)")
+    return stream.filter("fps", fps=fps, round="up")
+
+
+def _as_bt709(stream: Any) -> Any:
+    """RGB as YCbCr: it has no matrix to keep."""
+    return stream.filter("scale", flags=_SCALER, out_color_matrix="bt709", out_range="tv")
 
 
 def _sized(stream: Any, video: Video, picture: Picture) -> Any:

@@ -12,9 +12,11 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Discriminator,
     Field,
     PositiveInt,
     StringConstraints,
+    Tag,
     model_validator,
 )
 
@@ -370,6 +372,13 @@ class Audio(_Model):
         return self.model_copy(update={"codec": codec})
 
 
+SoundChoice = Annotated[
+    Annotated[bool, Tag("kept")] | Annotated[Audio, Tag("how")],
+    Discriminator(lambda value: "kept" if isinstance(value, bool) else "how"),
+]
+"""``true``, ``false``, or how; told apart by type, so that one error is said once."""
+
+
 def audio_of(value: bool | Audio) -> Audio:
     """Sound as it is asked for, ``true`` and ``false`` included."""
     return Audio(keep=value) if isinstance(value, bool) else value
@@ -378,7 +387,7 @@ def audio_of(value: bool | Audio) -> Audio:
 class Variant(Video):
     """One more output of each clip, from the same decode; nothing is taken over from the first."""
 
-    audio: bool | Audio = Field(default=True, description="keep the sound, or how")
+    audio: SoundChoice = Field(default=True, description="keep the sound, or how")
 
     @model_validator(mode="after")
     def _container_can(self) -> Self:

@@ -6,8 +6,6 @@ a table that is applied with whole numbers' rounding does not.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelmill.media.cut.picture import Picture
+from reelmill.media.cut.plan import Plan
 
 PEAK = 1000.0
 """cd/m² that become white; so is all that is brighter."""
@@ -26,9 +25,7 @@ WHITE = 100.0
 KNEE = 0.3
 """Share of ``WHITE`` up to which light stays as it is."""
 
-TABLE = "tone.cube"
-
-_GRID = 65
+_GRID = 33
 _Colours = NDArray[np.float64]
 
 # ITU-R BT.2020 and BT.709: luminance, and linear light of the one in the other's primaries.
@@ -42,25 +39,23 @@ _TO_709 = np.array(
 )
 
 
-@contextmanager
-def table_for(picture: Picture, folder: Path) -> Iterator[None]:
-    """Has the table for pictures like ``picture``, if there is one, in ``folder`` meanwhile."""
-    path = folder / TABLE
-    if picture.is_hdr:
-        path.write_bytes(_table(picture.is_hlg, picture.is_wide_gamut))
-    try:
-        yield
-    finally:
-        path.unlink(missing_ok=True)
+def table_of(plan: Plan) -> Path:
+    """The file of the table for a plan's clip."""
+    return plan.file("tone.cube")
 
 
-def to_sdr(stream: Any, picture: Picture, folder: Path, scaler: str) -> Any:
-    """RGB of BT.709 in 8 bits' worth of light; the table is in ``folder``."""
+def table(picture: Picture) -> bytes:
+    """The table, in the format of Cube LUTs, for pictures like ``picture``."""
+    return _table(picture.is_hlg, picture.is_wide_gamut)
+
+
+def to_sdr(stream: Any, picture: Picture, table: Path, scaler: str) -> Any:
+    """RGB of BT.709, by the file of a table."""
     matrix = {} if picture.has_matrix else {"in_color_matrix": "bt2020"}
     return (
         stream.filter("scale", flags=scaler, **matrix)
         .filter("format", "gbrp16le")
-        .filter("lut3d", file=str(folder / TABLE), interp="tetrahedral")
+        .filter("lut3d", file=str(table), interp="tetrahedral")
         # The metadata of HDR displays, too.
         .filter("sidedata", mode="delete")
         .filter("setparams", color_primaries="bt709", color_trc="bt709")
