@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
-from reelmill.media.cut import Clip, CutFailure, Encoding, copy_spans, encode_spans
+from reelmill.media.cut import Clip, CutFailure, Encoding, cut_spans
 from reelmill.media.ffmpeg import encoder_id
 from reelmill.media.probe import packet_table
 from reelmill.shards.reader import Sample as InputSample
@@ -39,10 +39,12 @@ class SplitParams(Params):
     method: Literal["scenes", "fixed", "spans"] = Field(
         "scenes", description="at scene cuts, every so many seconds, or at the table's spans"
     )
-    cut: Literal["exact", "copy"] = Field(
-        "exact",
-        description="exact: to the frame, encoded anew; copy: as it is, fast, but only at "
-        "keyframes, so that clips may begin earlier and be much longer than asked",
+    cut: Literal["auto", "exact", "smart", "copy"] = Field(
+        "auto",
+        description="auto: to the frame, copied where both ends are keyframes, else encoded anew; "
+        "exact: all encoded anew; smart: only what lies before the first and behind the last "
+        "keyframe of an H.264 clip is encoded; copy: as it is, fast, but only at keyframes, so "
+        "that clips may begin earlier and be much longer than asked",
     )
     seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
         None, description="length of a clip, for method 'fixed'"
@@ -63,11 +65,11 @@ class SplitParams(Params):
     )
     audio: bool = Field(True, description="keep the sound")
     crf: Annotated[int, Field(ge=0, le=51)] = Field(
-        18, description="x264's quality for exact cuts; smaller is better and larger files"
+        18, description="x264's quality where clips are encoded; smaller is better and larger files"
     )
     preset: Literal[
         "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
-    ] = Field("veryfast", description="x264's effort for exact cuts")
+    ] = Field("veryfast", description="x264's effort where clips are encoded")
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(3600), description="for the cutting of one video"
     )
@@ -97,7 +99,7 @@ class Split(SampleStage[SplitParams]):
     """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
 
     name = "split"
-    version = 2
+    version = 3
     params = SplitParams
     memory = 1_000_000_000  # most of it x264's
     reads = (*VIDEO, "json")
@@ -113,12 +115,13 @@ class Split(SampleStage[SplitParams]):
             pa.field("height", pa.int32()),
             pa.field("codec", pa.string()),
             pa.field("has_audio", pa.bool_()),
+            pa.field("cut", pa.string()),
         ]
     )
 
     def tools(self, params: SplitParams) -> dict[str, str]:
         tools = {"av": version("av")}
-        if params.cut == "exact":
+        if params.cut != "copy":
             tools["ffmpeg"] = encoder_id()
         if params.method == "scenes":
             tools["scenedetect"] = version("scenedetect-headless")
@@ -139,18 +142,16 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
         raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
     out = folder / "clips"
     out.mkdir()
-    if params.cut == "copy":
-        cover = params.method == "spans"
-        cut = copy_spans(path, wished, out, audio=params.audio, cover=cover)
-    else:
-        cut = encode_spans(
-            path,
-            wished,
-            out,
-            encoding=Encoding(crf=params.crf, preset=params.preset),
-            audio=params.audio,
-            timeout_s=float(params.timeout),
-        )
+    cut = cut_spans(
+        path,
+        wished,
+        out,
+        mode=params.cut,
+        encoding=Encoding(crf=params.crf, preset=params.preset),
+        audio=params.audio,
+        cover=params.method == "spans",
+        timeout_s=float(params.timeout),
+    )
     for number, clip in enumerate(cut):
         key = f"{sample.key}_{number:03d}"
         if isinstance(clip, CutFailure) and clip.reason == "timeout":
@@ -216,6 +217,7 @@ def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Samp
         "height": clip.height,
         "codec": clip.codec,
         "has_audio": clip.audio,
+        "cut": clip.how,
     }
     value = {
         "key": key,

@@ -22,11 +22,15 @@ _CPU_FLAGS = ("-cpuflags", "sse2") if platform.machine() in ("x86_64", "AMD64") 
 
 @dataclass(frozen=True)
 class Encoding:
-    """How clips are encoded: x264's constant rate factor, and its preset."""
+    """How clips are encoded: x264's constant rate factor, and its preset.
+
+    ``allows_copy`` is whether packets of a source of the same kind may stand for an encode.
+    """
 
     codec: str = "libx264"
     crf: int = 18
     preset: str = "veryfast"
+    allows_copy: bool = True
 
 
 def compose(

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
 from reelmill.errors import Rejected
-from reelmill.media.probe import PacketTable, audio_stream, probe, video_stream
+from reelmill.media.probe import (
+    PacketTable,
+    audio_stream,
+    open_media,
+    probe,
+    read_packets,
+    video_stream,
+)
 from reelmill.media.spans import Span
+
+How: TypeAlias = Literal["copied", "encoded", "smart"]
+
+LATE = ("timeout", "the time for cutting the video was over")
+"""The reason and the message of clips that were not made in time."""
 
 _MAX_TICKS = 2**62
 
@@ -26,7 +39,8 @@ class Clip:
     first frame behind the clip (or the end of the stream). ``wished_start`` and ``wished_end`` are
     what was asked for. ``start_frame`` counts the source's frames in presentation order, ``frames``
     the clip's own. ``width`` and ``height`` are pixels before ``rotation``, as in
-    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes.
+    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes. ``how`` tells whether its
+    pictures were ``copied`` or ``encoded``, or both (``smart``).
     """
 
     path: Path
@@ -43,6 +57,7 @@ class Clip:
     fps: Fraction
     audio: bool
     size: int
+    how: How
 
 
 @dataclass(frozen=True)
@@ -89,8 +104,8 @@ class Plan:
             self.path.unlink()
         return CutFailure(*self.span, reason, message)
 
-    def clip(self, *, check: bool) -> Clip | CutFailure:
-        """The clip in the file that was written for the plan."""
+    def clip(self, how: How, *, check: bool) -> Clip | CutFailure:
+        """The clip in the file that was written for the plan, in the way that ``how`` names."""
         try:
             info = probe(self.path, check=check)
         except (Rejected, FileNotFoundError):
@@ -115,6 +130,51 @@ class Plan:
             fps=info.fps,
             audio=info.has_audio,
             size=info.size_bytes,
+            how=how,
+        )
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a source holds, read once for every way to cut it: the tables of the packets of its
+    video stream and, if any is wanted, its audio stream, which are the container's ``indices``;
+    frames of ``width`` by ``height`` pixels."""
+
+    source: Path
+    indices: Sequence[int]
+    tables: Sequence[PacketTable]
+    width: int
+    height: int
+
+    @property
+    def video(self) -> PacketTable:
+        return self.tables[0]
+
+    @property
+    def audio(self) -> PacketTable | None:
+        return self.tables[1] if len(self.tables) > 1 else None
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Any, list[Any]]]:
+        """The source's container, and its streams in the order of the tables."""
+        with open_media(self.source) as container:
+            yield container, streams_of(container, len(self.tables) > 1)
+
+
+def read_index(source: Path, audio: bool) -> Index:
+    """Read the whole source, and decode nothing.
+
+    Raises :class:`~reelmill.errors.Rejected` where it cannot be used.
+    """
+    with open_media(source) as container:
+        streams = streams_of(container, audio)
+        context = streams[0].codec_context
+        return Index(
+            source,
+            [stream.index for stream in streams],
+            read_packets(container, streams),
+            context.width,
+            context.height,
         )
 
 
