@@ -14,11 +14,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from reelmill.media.cut import nal
 from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, clamp
 from reelmill.media.probe import PacketTable, demux
-
-_OTHER_PARAMETERS = "the stream changes its parameters (such as its size): use `cut: exact`"
 
 
 @dataclass(frozen=True)
@@ -163,12 +160,14 @@ def write_copies(
     """Write all ``copies`` in one pass over the source, and say what came of each plan's number;
     those that overlap share packets. ``timeout`` tells how many seconds are left.
 
-    A copy across or behind a change of the stream's parameters fails: an MP4 file has one header.
     Raises ``OSError`` where a clip cannot be written.
     """
-    if copies:
+    for copy in copies:
+        if index.has_changed(copy.plan):
+            copy.fail("container", "the parameters of the stream change: use `cut: exact`")
+    if going := [copy for copy in copies if copy.failure is None]:
         with index.open() as (container, streams):
-            _write(container, streams, copies, timeout)
+            _write(container, streams, going, timeout)
     return {copy.plan.number: copy.outcome() for copy in copies}
 
 
@@ -176,7 +175,6 @@ def _write(
     container: Any, streams: Sequence[Any], copies: Sequence[Copy], timeout: Callable[[], float]
 ) -> None:
     places = {stream.index: place for place, stream in enumerate(streams)}
-    parameters = _Parameters(streams[0])
     beginning: list[dict[int, list[Copy]]] = [defaultdict(list) for _ in streams]
     for copy in copies:
         for place, track in enumerate(copy.tracks):
@@ -196,9 +194,6 @@ def _write(
         number = count[place]
         count[place] += 1
         live[place] += beginning[place].pop(number, [])
-        if place == 0 and parameters.are_others(packet):
-            for copy in live[0]:
-                copy.fail("container", _OTHER_PARAMETERS)
         for copy in live[place]:
             copy.write(packet, place, number, streams)
         going = [copy for copy in live[place] if number + 1 < copy.tracks[place].stop]
@@ -206,25 +201,3 @@ def _write(
         live[place] = going
         if not left:
             break
-
-
-class _Parameters:
-    """Watches a video stream for parameters that its header does not hold."""
-
-    def __init__(self, stream: Any) -> None:
-        context = stream.codec_context
-        self._codec = context.codec.canonical_name
-        self._header = self._current = bytes(context.extradata or b"")
-
-    def are_others(self, packet: Any) -> bool:
-        """Whether a decoder needs others for ``packet``, which comes behind those seen before."""
-        if packet.has_sidedata("new_extradata"):
-            self._current = bytes(packet.get_sidedata("new_extradata"))
-        if self._current != self._header:
-            return True
-        if not self._header or self._codec not in ("h264", "hevc") or not packet.is_keyframe:
-            return False
-        with suppress(ValueError):
-            found = nal.sequence_sets(bytes(packet), self._header, self._codec)
-            return any(unit not in self._header for unit in found)
-        return False

@@ -93,9 +93,12 @@ class _Encode:
             begin = stop
 
     def _near(self, plans: Sequence[Plan], begin: int, stop: int) -> int:
-        """The first plan behind ``begin``, at most ``stop``, that is worth a seek."""
+        """The first plan behind ``begin``, at most ``stop``, that needs a process of its own: to
+        save decoding, or to have frames of its own size."""
         end = plans[begin].last
         for at in range(begin + 1, stop):
+            if self.index.part(plans[at]) != self.index.part(plans[begin]):
+                return at
             frames = plans[at].first - self._ahead(plans[at]) - end
             if frames * self.index.width * self.index.height > WORTH_A_SEEK:
                 return at
@@ -143,9 +146,12 @@ class _Encode:
         return bool(np.any((begins < clamp(ceil(end))) & (ends > clamp(floor(start)))))
 
     def _keyframe(self, plan: Plan, preroll: Fraction) -> int:
-        """The pts of the last keyframe at or before ``plan``, ``preroll`` seconds ahead; of the
-        first one where there is none."""
+        """The pts of the last keyframe at or before ``plan``, ``preroll`` seconds ahead but behind
+        the last change of parameters: ffmpeg gives all frames the size of the first that it
+        decodes. That of the first keyframe where there is none before."""
         pts = floor((plan.start - preroll) / self.index.video.time_base)
+        if part := self.index.part(plan):
+            pts = max(pts, int(self.index.changes[part - 1]))
         place = int(np.searchsorted(self._keyframes, pts, side="right")) - 1
         return int(self._keyframes[max(place, 0)])
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil
@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
+from reelmill.media.cut import nal
 from reelmill.media.probe import (
     PacketTable,
     audio_stream,
@@ -138,13 +140,16 @@ class Plan:
 class Index:
     """What a source holds, read once for every way to cut it: the tables of the packets of its
     video stream and, if any is wanted, its audio stream, which are the container's ``indices``;
-    frames of ``width`` by ``height`` pixels."""
+    frames of ``width`` by ``height`` pixels. ``changes`` are the pts from which on a decoder of
+    H.264 or HEVC needs other parameters than the header's, or than before: streams joined end to
+    end may have several sizes."""
 
     source: Path
     indices: Sequence[int]
     tables: Sequence[PacketTable]
     width: int
     height: int
+    changes: NDArray[np.int64]
 
     @property
     def video(self) -> PacketTable:
@@ -153,6 +158,14 @@ class Index:
     @property
     def audio(self) -> PacketTable | None:
         return self.tables[1] if len(self.tables) > 1 else None
+
+    def part(self, plan: Plan) -> int:
+        """How many changes of parameters there are up to a plan's first frame."""
+        return int(np.searchsorted(self.changes, plan.start_pts, side="right"))
+
+    def has_changed(self, plan: Plan) -> bool:
+        """Whether one header cannot serve all of a plan's frames."""
+        return bool(np.any(self.changes < plan.end_pts))
 
     @contextmanager
     def open(self) -> Iterator[tuple[Any, list[Any]]]:
@@ -168,14 +181,54 @@ def read_index(source: Path, audio: bool) -> Index:
     """
     with open_media(source) as container:
         streams = streams_of(container, audio)
+        watch = _Watch(container, streams[0])
+        tables = read_packets(watch, streams)
         context = streams[0].codec_context
         return Index(
             source,
             [stream.index for stream in streams],
-            read_packets(container, streams),
+            tables,
             context.width,
             context.height,
+            np.sort(tables[0].pts[watch.changes]),
         )
+
+
+class _Watch:
+    """A container whose packets are looked at as they are read: which of the video ``stream``'s,
+    by their numbers, bring other parameters than those in force."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        context = stream.codec_context
+        self._codec = context.codec.canonical_name
+        self._header = bytes(context.extradata or b"")
+        self.changes: list[int] = []
+
+    def demux(self, streams: list[Any]) -> Iterator[Any]:
+        in_force: object = ()
+        number = 0
+        for packet in self._container.demux(streams):
+            if packet.size and packet.stream_index == self._stream.index:
+                if packet.is_keyframe or packet.has_sidedata("new_extradata"):
+                    found = self._others(packet)
+                    if found is not None and found != in_force:
+                        self.changes.append(number)
+                        in_force = found
+                number += 1
+            yield packet
+
+    def _others(self, packet: Any) -> object:
+        """The parameters that come with a packet and are not the header's; None for none."""
+        if packet.has_sidedata("new_extradata"):
+            sent = bytes(packet.get_sidedata("new_extradata"))
+            return () if sent == self._header else sent
+        if not self._header or self._codec not in ("h264", "hevc"):
+            return None
+        with suppress(ValueError):
+            sets = list(nal.sequence_sets(bytes(packet), self._header, self._codec))
+            return tuple(unit for unit in sets if unit not in self._header) if sets else None
+        return None
 
 
 def streams_of(container: Any, audio: bool) -> list[Any]:
