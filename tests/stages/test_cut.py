@@ -221,6 +221,7 @@ def test_neighbours_share_a_decode_and_gaps_are_not_decoded(
 ) -> None:
     monkeypatch.setattr(module, "MAX_GROUP", 8)
     monkeypatch.setattr(module, "WORTH_A_SEEK", 60 * WIDTH * HEIGHT)
+    monkeypatch.setattr(module, "WORTH_A_PACKET", 0)
     near = fixed(F(0), F(2), F(1, 5))
     spans = [(F(25, 2), F(13)), *near, (F(13), F(14))]
     clips = _clips(_encode(sample("long.mp4"), spans, tmp_path))

@@ -28,6 +28,10 @@ WORTH_A_SEEK = 2**24
 """Pixels whose decoding a process of its own must save: to start one, open the source and seek in
 it took as long as 15 frames of 1280x720 (45 ms of CPU)."""
 
+WORTH_A_PACKET = 32
+"""And so many for each packet of the source, whose container may have an index to read (0.1 s of
+CPU for an MP4 file of two hours)."""
+
 AUDIO_PREROLL = Fraction(1, 10)
 """Seconds decoded ahead of clips with audio: lossy audio needs a few packets to come right."""
 
@@ -96,11 +100,12 @@ class _Encode:
         """The first plan behind ``begin``, at most ``stop``, that needs a process of its own: to
         save decoding, or to have frames of its own size."""
         end = plans[begin].last
+        worth = WORTH_A_SEEK + WORTH_A_PACKET * sum(map(len, self.index.tables))
         for at in range(begin + 1, stop):
             if self.index.part(plans[at]) != self.index.part(plans[begin]):
                 return at
             frames = plans[at].first - self._ahead(plans[at]) - end
-            if frames * self.index.width * self.index.height > WORTH_A_SEEK:
+            if frames * self.index.width * self.index.height > worth:
                 return at
             end = max(end, plans[at].last)
         return stop
