@@ -29,14 +29,13 @@ from reelmill.media.cut import (
     Size,
     Variant,
     Video,
+    cut_spans,
     encode,
-    encode_spans,
     graph,
 )
 from reelmill.media.cut.output import CODECS
-from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import Resize, resized
-from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run
+from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run_each
 from reelmill.media.probe import packet_table, probe
 from reelmill.media.spans import Span
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
@@ -63,7 +62,7 @@ CHOICES = (
 
 def _cut(source: Path, out: Path, spans: list[Span] = FIRST, **encoding: Any) -> list[Clip]:
     out.mkdir(exist_ok=True)
-    made = encode_spans(source, spans, out, encoding=Encoding(**encoding), timeout_s=60)
+    made = cut_spans(source, spans, out, mode="exact", encoding=Encoding(**encoding), timeout_s=60)
     clips = [clip for clip in made if isinstance(clip, Clip)]
     assert len(clips) == len(made), made
     return clips
@@ -682,11 +681,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The command lines that are run."""
     lines: list[list[str]] = []
 
-    def recorded(stream: Any, *, timeout_s: float) -> None:
-        lines.append(ffmpeg.get_args(stream))
-        run(stream, timeout_s=timeout_s)
+    def recorded(streams: list[Any], **options: Any) -> Any:
+        lines.extend(ffmpeg.get_args(stream) for stream in streams)
+        return run_each(streams, **options)
 
-    monkeypatch.setattr(encode, "run", recorded)
+    monkeypatch.setattr(encode, "run_each", recorded)
     return lines  # type: ignore[return-value]
 
 
@@ -883,24 +882,49 @@ def test_equal_meanings_are_equal_keys(
 
 
 @pytest.mark.parametrize(
-    ("encoding", "picture", "copies"),
+    ("encoding", "copies"),
     [
-        ({}, Picture(64, 64), True),
-        ({}, Picture(64, 64, transfer=16), False),
-        ({"video": Video(pix_fmt="yuv420p10")}, Picture(64, 64, pix_fmt="yuv420p10le"), True),
-        ({"video": Video(codec="hevc")}, Picture(64, 64), False),
-        ({"video": Video(crf=30)}, Picture(64, 64), True),
-        ({"video": Video(gop=12)}, Picture(64, 64), False),
-        ({"video": Video(container="mkv")}, Picture(64, 64), False),
-        ({"audio": Audio(keep=False)}, Picture(64, 64), True),
-        ({"variants": {"a": Variant()}}, Picture(64, 64), False),
-        ({"subtitles": True}, Picture(64, 64), False),
+        ({}, True),
+        ({"video": Video(codec="h264", crf=30, preset="slow")}, True),
+        ({"audio": Audio(keep=False)}, True),
+        ({"video": Video(codec="hevc")}, False),
+        ({"video": Video(pix_fmt="yuv444p")}, False),
+        ({"video": Video(gop=12)}, False),
+        ({"video": Video(bit_rate="1M")}, False),
+        ({"video": Video(container="mkv")}, False),
+        ({"video": Video(size=Size(max_side=64))}, False),
+        ({"audio": Audio(codec="aac", rate=16000)}, False),
+        ({"audio": Audio(extract="wav")}, False),
+        ({"variants": {"a": Variant()}}, False),
+        ({"subtitles": True}, False),
     ],
 )
-def test_packets_may_stand_where_they_are_what_is_asked_for(
-    encoding: dict[str, Any], picture: Picture, copies: bool
+def test_packets_stand_only_where_they_are_what_is_asked_for(
+    encoding: dict[str, Any], copies: bool, tmp_path: Path
 ) -> None:
-    assert Encoding(**encoding).copies("h264", picture) is copies
+    # A whole video: both its ends are cut points.
+    for mode in ("auto", "smart"):
+        (clip,) = cut_spans(
+            sample("plain.mp4"),
+            [(F(0), F(9))],
+            tmp_path,
+            mode=mode,
+            encoding=Encoding(**encoding),
+            timeout_s=60,
+        )
+        assert isinstance(clip, Clip)
+        assert (clip.how != "encoded") is copies
+
+
+def test_hdr_that_becomes_sdr_is_never_copied(tmp_path: Path) -> None:
+    source = tmp_path / "hdr.mp4"
+    tags = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    make_video(source, 10, options={"x264-params": tags})
+    for mode in ("auto", "smart"):
+        (clip,) = cut_spans(source, [(F(0), F(9))], tmp_path, mode=mode, timeout_s=60)
+        assert isinstance(clip, Clip)
+        assert clip.how == "encoded"
+        assert _frame(clip.path).color_trc == 1
 
 
 # Encoders of the GPU

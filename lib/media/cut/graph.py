@@ -193,7 +193,7 @@ def _pictures(stream: Any, video: Video, picture: Picture, table: Path) -> Any:
     if video.fps is not None:
         stream = _paced(stream, video.fps)
     stream = _sized(stream, video, picture)
-    pix_fmt = (video.pix_fmt or "yuv420p").replace("p10", "p10le")
+    pix_fmt = video.ffmpeg_pix_fmt
     if picture.is_hdr and video.to_sdr:
         stream = _as_bt709(tone.to_sdr(stream, picture, table, _SCALER))
     elif picture.is_rgb:
