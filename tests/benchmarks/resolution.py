@@ -29,7 +29,7 @@ from tests.benchmarks.harness import Cost, Costs, measure, show, show_costs
 ROUNDS = 3
 HEIGHT = 360
 FPS = 15
-ACCESSES = 60
+ACCESSES = 30
 ENCODER = ("-c:v", "libx264", "-crf", "23", "-preset", "medium", "-pix_fmt", "yuv420p", "-an")
 OURS, BARE, THEIRS = "ours, cut_spans", "bare ffmpeg command", "video2dataset's subsamplers"
 TRAINING = {

@@ -7,6 +7,7 @@ import math
 import subprocess
 import wave
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ from reelmill.media.cut import (
     graph,
 )
 from reelmill.media.cut.output import CODECS
+from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import Resize, resized
 from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run_each
 from reelmill.media.probe import packet_table, probe
@@ -151,20 +153,26 @@ def test_a_bit_rate_is_kept_to(codec: Any, tmp_path: Path) -> None:
     assert sizes[0] * 1.5 < sizes[1]
 
 
-@pytest.mark.parametrize("name", ["h264_10bits.mp4", "silent.mp4"])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv444p", "yuvj420p"])
 def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pix_fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "source.mkv"
-    pix_fmt = "yuv420p10le" if name.startswith("h264_10") else "yuv444p"
-    make_video(source, 8, pix_fmt=pix_fmt, size=(130, 98))
-    made = []
+    source = make_video(tmp_path / "source.mkv", 8, pix_fmt=pix_fmt, size=(130, 98))
+    video, made = Video(size=Size(size=(86, 50)), fps=20, deinterlace=True), set()
     for flags in ((), ("-cpuflags", "0")):
-        monkeypatch.setattr(graph, "_CPU_FLAGS", flags)
-        out = tmp_path / str(len(made))
-        video = Video(size=Size(size=(86, 50)))
-        made.append(sha256(_cut(source, out, video=video)[0].path))
-    assert made[0] == made[1]
+        monkeypatch.setattr(graph, "_cpu_flags", lambda *_, flags=flags: flags)
+        made.add(sha256(_cut(source, tmp_path / str(len(made)), video=video)[0].path))
+    assert len(made) == 1
+
+
+def test_instructions_are_held_back_where_bytes_depend_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph, "_CPU_FLAGS", ("-cpuflags", "sse2"))
+    picture = Picture(64, 64)
+    assert graph._cpu_flags(picture, False) == ()
+    assert graph._cpu_flags(picture, True) == ("-cpuflags", "sse2")
+    assert graph._cpu_flags(replace(picture, codec="mpeg4"), False) == ("-cpuflags", "sse2")
 
 
 # Sizes
@@ -464,7 +472,7 @@ def test_tones_do_not_depend_on_the_instructions_of_the_cpu(
 ) -> None:
     source, made = _hdr(tmp_path / "hdr.mp4", "smpte2084"), []
     for flags in ((), ("-cpuflags", "0"), graph._CPU_FLAGS):
-        monkeypatch.setattr(graph, "_CPU_FLAGS", flags)
+        monkeypatch.setattr(graph, "_cpu_flags", lambda *_, flags=flags: flags)
         clip = _cut(source, tmp_path / f"made{len(made)}", video=Video(size=Size(max_side=220)))[0]
         made.append(sha256(clip.path))
     assert len(set(made)) == 1
