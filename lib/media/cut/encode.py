@@ -121,7 +121,7 @@ class _Encode:
         """Encode each group (ordered by start) in a process of its own, which begins to decode
         ``preroll`` seconds ahead."""
         made: dict[int, Clip | CutFailure] = {}
-        commands = [self._command(group, preroll) for group in groups]
+        commands = (self._command(group, preroll) for group in groups)
         done = run_each(commands, timeout_s=self.timeout(), jobs=self.jobs, progress=self.progress)
         for place, error in done:
             for plan in groups[place]:
