@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reelmill.media.probe import Source, StreamInfo, VideoInfo, examine
+from reelmill.media.probe import Source, StreamInfo, VideoInfo, examine, probe
 from reelmill.media.timing import Timing, timing_of
 
 
@@ -38,3 +38,11 @@ def describe(source: Source) -> MediaInfo:
     assert found.table is not None
     timing = timing_of(found.table)
     return MediaInfo(found.info, found.streams, timing, "index" if found.by_index else "packets")
+
+
+def look(source: Source, *, packets: bool) -> tuple[VideoInfo, Timing | None]:
+    """What :func:`describe` says of the video, or without ``packets`` only what ``probe`` does."""
+    if not packets:
+        return probe(source), None
+    found = describe(source)
+    return found.video, found.timing
