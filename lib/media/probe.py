@@ -210,7 +210,8 @@ def probe(source: Source, *, check: bool = True) -> VideoInfo:
     only the header is read.
 
     Raises :class:`~reelmill.errors.Rejected` with the reason ``empty``, ``not_video``,
-    ``no_video_stream``, ``undecodable`` or ``truncated``; ``OSError`` where a path cannot be read.
+    ``no_video_stream``, ``encrypted``, ``undecodable`` or ``truncated``; ``OSError`` where a path
+    cannot be read.
     """
     return examine(source, check=check).info
 
@@ -385,11 +386,10 @@ def _frame_and_packets(container: Any, stream: Any) -> tuple[Any | None, PacketT
     for number, packet in enumerate(demux(container, [stream])):
         if packet.size:
             rows.add(packet)
-        if frame is None and number <= FIRST_FRAME_PACKETS:
-            with suppress(av.FFmpegError):
-                frame = next(iter(packet.decode()), None)
-        elif frame is None:
-            break
+        if frame is None:
+            frame = _frame_of(packet)
+            if frame is None and number == FIRST_FRAME_PACKETS:
+                break
     return frame, rows.table(Fraction(stream.time_base))
 
 
@@ -458,8 +458,11 @@ def video_stream(container: Any) -> Any:
     """The container's best video stream, set to decode on one thread; cover art does not count.
 
     Raises :class:`~reelmill.errors.Rejected`: ``no_video_stream``, or ``undecodable`` where no
-    decoder is built in for its codec or its frames have no size or one beyond ``MAX_PIXELS``.
+    decoder is built in for its codec, its frames have no size or one beyond ``MAX_PIXELS``, or the
+    header could not be read for any stream.
     """
+    if not len(container.streams):
+        raise Rejected("undecodable", "the file's header names no stream")
     best = container.streams.best("video")
     candidates = [best, *container.streams.video] if best is not None else []
     stream = next((s for s in candidates if not _is_cover(s)), None)
@@ -470,7 +473,7 @@ def video_stream(container: Any) -> Any:
     if context is None:
         raise Rejected("undecodable", "there is no decoder for the video's codec")
     if not context.width or not context.height:
-        raise Rejected("undecodable", "the video does not tell the size of its frames")
+        raise Rejected("undecodable", "the video does not state a size that frames can have")
     if context.width * context.height > MAX_PIXELS:
         raise Rejected("undecodable", f"frames of {context.width}x{context.height} are too large")
     context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -612,19 +615,24 @@ def _keyframe(container: Any, stream: Any) -> Any | None:
     """The first packet's frame, without those that a decoder waits for to get the order right."""
     with suppress(av.FFmpegError):
         for packet in demux(container, [stream]):
-            frames = packet.decode() or stream.codec_context.decode(None)
-            return frames[0] if frames else None
+            return _frame_of(packet) or next(iter(stream.codec_context.decode(None)), None)
     return None
 
 
 def first_frame(container: Any, stream: Any) -> Any | None:
     """The first frame of pictures or sound that decodes; ``None`` if too many packets do not."""
     for number, packet in enumerate(demux(container, [stream])):
-        with suppress(av.FFmpegError):
-            for frame in packet.decode():
-                return frame
-        if number == FIRST_FRAME_PACKETS:
-            break
+        if (frame := _frame_of(packet)) is not None or number == FIRST_FRAME_PACKETS:
+            return frame
+    return None
+
+
+def _frame_of(packet: Any) -> Any | None:
+    """The first frame that comes out of the decoder after ``packet``, if it can read that."""
+    if packet.size and packet.has_sidedata("encryption_info"):
+        raise Rejected("encrypted", "the stream is encrypted and can only be read with its key")
+    with suppress(av.FFmpegError):
+        return next(iter(packet.decode()), None)
     return None
 
 

@@ -109,11 +109,11 @@ def _runs(data: bytes, runs: list[tuple[int, int]]) -> bytes:
     return out
 
 
-def _timed(*runs: tuple[int, int]) -> Callable[[], bytes]:
-    """90 frames at 30 ticks a second, so many of them so many ticks before the next."""
+def _timed(*runs: tuple[int, int], ticks: int = 30) -> Callable[[], bytes]:
+    """90 frames, so many of them so many ticks before the next, of which a second has ``ticks``."""
 
     def made() -> bytes:
-        options = {"video_track_timescale": "30", "use_editlist": "0"}
+        options = {"video_track_timescale": str(ticks), "use_editlist": "0"}
         return _runs(
             _made("ticks.mp4", options=x264(bframes=0), container_options=options), list(runs)
         )
@@ -276,9 +276,7 @@ YEAR = 365 * 24 * 3600 * 30
 DAMAGED: dict[str, Damage] = {
     "empty.mp4": Damage(lambda: b"", "empty"),
     "page.mp4": Damage(lambda: HTML, "not_video"),
-    "zeroed_header.mp4": Damage(
-        lambda: _patched(_data("fast.mp4"), 0, bytes(4096)), "not_video"
-    ),
+    "zeroed_header.mp4": Damage(lambda: _patched(_data("fast.mp4"), 0, bytes(4096)), "not_video"),
     "zeros.mkv": Damage(lambda: bytes(5000), "not_video"),
     "no_index.mp4": Damage(_without_index, "truncated"),
     "half.mp4": Damage(_half("fast.mp4"), "truncated"),
@@ -292,12 +290,8 @@ DAMAGED: dict[str, Damage] = {
     "beyond_end.mp4": Damage(_table(b"stco", lambda _, v: v + 2**24, 8), "truncated"),
     "audio.m4a": Damage(lambda: _data("audio.m4a"), "no_video_stream"),
     "cover.m4a": Damage(lambda: _data("cover.m4a"), "no_video_stream"),
-    "garbled_index.mp4": Damage(
-        lambda: _filled("fast.mp4", b"moov", 0, 1, 0xFF), "undecodable"
-    ),
-    "garbled_media.mp4": Damage(
-        lambda: _filled("silent.mp4", b"mdat", 0, 1, 0xFF), "undecodable"
-    ),
+    "garbled_index.mp4": Damage(lambda: _filled("fast.mp4", b"moov", 0, 1, 0xFF), "undecodable"),
+    "garbled_media.mp4": Damage(lambda: _filled("silent.mp4", b"mdat", 0, 1, 0xFF), "undecodable"),
     "zeroed_middle.mp4": Damage(lambda: _filled("silent.mp4", b"mdat", 0.4, 0.6), USABLE),
     "flipped.mp4": Damage(_flipped, USABLE),
     "headless.mp4": Damage(lambda: _headless("headless.mp4"), "undecodable"),
@@ -305,7 +299,7 @@ DAMAGED: dict[str, Damage] = {
     "wrong_codec.mp4": Damage(_renamed(b"avc1", b"hvc1"), "undecodable"),
     "unknown_codec.mp4": Damage(_renamed(b"avc1", b"zzzz"), "undecodable"),
     "torn_setup.mp4": Damage(_torn_setup, "undecodable"),
-    "encrypted.mp4": Damage(_encrypted, "undecodable"),
+    "encrypted.mp4": Damage(_encrypted, "encrypted"),
     "no_size.avi": Damage(_raw_avi(0, 0), "undecodable"),
     "giant.avi": Damage(_raw_avi(60_000, 60_000), "undecodable"),
     "small_samples.mp4": Damage(_table(b"stsz", lambda i, v: v if i < 2 else 3, 4), "undecodable"),
@@ -315,7 +309,7 @@ DAMAGED: dict[str, Damage] = {
     "hides_all.mp4": Damage(_hides_all, "undecodable"),
     "all_at_once.mp4": Damage(_timed((90, 0)), "timestamps"),
     "a_year_ahead.mp4": Damage(_timed((44, 1), (1, YEAR), (45, 1)), "timestamps"),
-    "negative_steps.mp4": Damage(_timed((90, 2**32 - 1)), "timestamps"),
+    "negative_steps.mp4": Damage(_timed((90, 2**32 - 1), ticks=90_000), "timestamps"),
     "one_negative_step.mp4": Damage(_timed((44, 1), (1, 2**32 - 1), (45, 1)), USABLE),
     "all_at_once.mkv": Damage(_retimed(lambda _: 0), "timestamps"),
     "shuffled.mkv": Damage(
