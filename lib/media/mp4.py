@@ -17,8 +17,11 @@ from reelmill.media.torn import top_boxes
 
 Ints: TypeAlias = NDArray[np.int64]
 
-MAX_INDEX = 64 << 20
-"""Bytes of the largest index that is read: that of four days of video."""
+MAX_INDEX = 16 << 20
+"""Bytes of the largest index that is read: that of a day of video."""
+
+_MAX_BOXES = 1024
+"""In one box; no file has reason to hold more."""
 
 _LONGEST_STEP = 2**31 - 1
 """A longer step between two samples, in ticks, is a negative one that was written as positive."""
@@ -114,12 +117,15 @@ def _children(data: memoryview) -> dict[bytes, list[memoryview]]:
 
 def _boxes(data: memoryview) -> Iterator[tuple[bytes, memoryview]]:
     at = 0
-    while at + 8 <= len(data):
+    for _ in range(_MAX_BOXES):
+        if at + 8 > len(data):
+            return
         length = _u32(data, at)
         if length < 8 or at + length > len(data):
             raise _Doubtful
         yield bytes(data[at + 4 : at + 8]), data[at + 8 : at + length]
         at += length
+    raise _Doubtful
 
 
 def _only(boxes: dict[bytes, list[memoryview]], kind: bytes) -> memoryview:
@@ -144,7 +150,11 @@ def _sizes(box: memoryview) -> Ints:
     if each:
         # So many samples of one size need not be in the file; no encoded video has such.
         raise _Doubtful
-    return _words(box, 12, count)
+    sizes = _words(box, 12, count)
+    if not sizes.all():
+        # Samples without data are no packets.
+        raise _Doubtful
+    return sizes
 
 
 def _run_lengths(box: memoryview, count: int) -> Ints:

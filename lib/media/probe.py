@@ -413,13 +413,9 @@ def _from_index(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
     base = Fraction(stream.time_base)
     # What edit lists, and offsets between decoding and showing, shift all times by.
     shift = entries[0].timestamp - int(found.dts[0])
-    ends = (entries[at] for at in (0, -1))
-    said = [(e.timestamp, e.size, bool(e.is_keyframe), bool(e.is_discard)) for e in ends]
-    ours = [
-        (int(found.dts[at]) + shift, found.size[at], found.keyframe[at], found.hidden[at])
-        for at in (0, -1)
-    ]
-    if said != ours or base != Fraction(1, found.timescale):
+    said = np.array([(e.timestamp, e.size, e.flags & 3) for e in entries], dtype=np.int64)
+    ours = np.stack((found.dts + shift, found.size, found.keyframe + 2 * found.hidden), axis=1)
+    if base != Fraction(1, found.timescale) or not np.array_equal(said, ours):
         return None
     return PacketTable(
         base,
