@@ -210,7 +210,7 @@ def probe(source: Source, *, check: bool = True) -> VideoInfo:
     only the header is read.
 
     Raises :class:`~reelmill.errors.Rejected` with the reason ``empty``, ``not_video``,
-    ``no_video_stream``, ``encrypted``, ``undecodable`` or ``truncated``; ``OSError`` where a path
+    ``no_video_stream``, ``drm``, ``undecodable`` or ``truncated``; ``OSError`` where a path
     cannot be read.
     """
     return examine(source, check=check).info
@@ -626,7 +626,7 @@ def first_frame(container: Any, stream: Any) -> Any | None:
 def _frame_of(packet: Any) -> Any | None:
     """The first frame that comes out of the decoder after ``packet``, if it can read that."""
     if packet.size and packet.has_sidedata("encryption_info"):
-        raise Rejected("encrypted", "the stream is encrypted and can only be read with its key")
+        raise Rejected("drm", "the stream is encrypted and can only be read with its key")
     with suppress(av.FFmpegError):
         return next(iter(packet.decode()), None)
     return None

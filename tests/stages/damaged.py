@@ -299,7 +299,7 @@ DAMAGED: dict[str, Damage] = {
     "wrong_codec.mp4": Damage(_renamed(b"avc1", b"hvc1"), "undecodable"),
     "unknown_codec.mp4": Damage(_renamed(b"avc1", b"zzzz"), "undecodable"),
     "torn_setup.mp4": Damage(_torn_setup, "undecodable"),
-    "encrypted.mp4": Damage(_encrypted, "encrypted"),
+    "encrypted.mp4": Damage(_encrypted, "drm"),
     "no_size.avi": Damage(_raw_avi(0, 0), "undecodable"),
     "giant.avi": Damage(_raw_avi(60_000, 60_000), "undecodable"),
     "small_samples.mp4": Damage(_table(b"stsz", lambda i, v: v if i < 2 else 3, 4), "undecodable"),
