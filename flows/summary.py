@@ -21,7 +21,7 @@ def summary(found: MediaInfo) -> dict[str, str]:
         "colour": _colour(video),
         "frames": _frames(video, timing),
         "keyframes": f"{len(timing.keyframes):,} ({timing.closed_gops:,} of closed GOPs), "
-        f"the longest GOP has {timing.longest_gop:,} frames",
+        f"frames in the longest GOP: {timing.longest_gop:,}",
     }
     if video.has_audio:
         heard = f"{video.audio_codec}, {video.sample_rate} Hz, {video.channel_layout}"

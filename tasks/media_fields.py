@@ -134,7 +134,12 @@ def video_json(info: VideoInfo, timing: Timing | None) -> dict[str, Any]:
     found = info.as_json()
     if timing is not None:
         found |= _counted(info, timing)
-    return {name: value for name, value in found.items() if value is not None}
+    # A stranger's header may state any number, and canonical JSON has none beyond 2**53.
+    return {
+        name: str(value) if isinstance(value, int) and abs(value) >= 2**53 else value
+        for name, value in found.items()
+        if value is not None
+    }
 
 
 def _counted(info: VideoInfo, timing: Timing) -> dict[str, Any]:

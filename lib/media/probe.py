@@ -507,7 +507,7 @@ def _info(
         height=context.height,
         sar=f"{sar.numerator}:{sar.denominator}" if sar else None,
         rotation=frame.rotation if frame is not None else 0,
-        fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
+        fps=_rate(stream),
         base_rate=stream.base_rate or None,
         time_base=Fraction(stream.time_base),
         duration=_stated_duration(container, stream),
@@ -526,6 +526,14 @@ def _info(
         subtitle_streams=len(streams.subtitles),
         chapters=len(container.chapters()),
     )
+
+
+def _rate(stream: Any) -> Fraction:
+    """Frames a second on average; 0 where FFmpeg cannot tell."""
+    rate = Fraction(stream.average_rate or stream.guessed_rate or 0)
+    # For raw DV, FFmpeg takes every tick of the clock for a frame.
+    is_clock = bool(stream.base_rate) and stream.base_rate < rate == 1 / stream.time_base
+    return Fraction(stream.base_rate) if is_clock else rate
 
 
 def _streams(container: Any) -> tuple[StreamInfo, ...]:

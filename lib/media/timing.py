@@ -46,7 +46,7 @@ class Timing:
     ``longest`` are the steps from a frame to the next. ``keyframes`` are the pts of the shown
     keyframes, int64 in units of ``time_base``, in order; of their GOPs, ``closed_gops`` can be cut
     without decoding, and the longest has ``longest_gop`` frames. ``bit_rate`` is what the packets
-    have, in bits a second; None where that is no time at all.
+    have, in bits a second; None where they take no time, or next to none.
     """
 
     time_base: Fraction
@@ -119,7 +119,7 @@ def timing_of(table: PacketTable) -> Timing:
         keyframes=np.sort(table.pts[table.keyframe & ~table.hidden]),
         closed_gops=len(table.cut_points),
         longest_gop=int(np.diff(bounds).max()),
-        bit_rate=round(8 * table.size_bytes / duration) if duration else None,
+        bit_rate=_bit_rate(table.size_bytes, duration),
     )
 
 
@@ -151,6 +151,11 @@ def _check(
     still = int(steps.max()) * table.time_base
     if still > MAX_STILL and 2 * still > duration and float(np.median(steps)) * table.time_base < 1:
         raise _broken(f"one of {count} frames would stand for {float(still):.0f} s")
+
+
+def _bit_rate(size: int, duration: Fraction) -> int | None:
+    rate = round(8 * size / duration) if duration else 0
+    return rate if 0 < rate < 2**53 else None
 
 
 def _broken(message: str) -> Rejected:

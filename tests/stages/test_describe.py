@@ -7,6 +7,7 @@ import json
 import random
 import shutil
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -24,6 +26,7 @@ from reelmill.media.describe import describe
 from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.probe import PacketTable, examine, packet_table, probe
 from reelmill.media.timing import MAX_STILL, is_uneven, timing_of
+from reelmill.tasks.contract import sample_json
 from reelmill.tasks.media_fields import VIDEO_COLUMNS, video_columns, video_json
 
 from .media_samples import KEYINT, NUMBERED, UNEVEN, make_video, real_media, sample, x264
@@ -244,6 +247,14 @@ def test_index_columns_of_a_video() -> None:
     assert header.keys() == set(VIDEO_COLUMNS.names) - {"vfr", "gop", "keyframes"}
     assert (header["frames"], header["bit_rate"]) == (None, None)
     assert "keyframes" not in video_json(found.video, found.timing)
+
+
+def test_numbers_of_strangers_fit_into_json_and_columns() -> None:
+    video = replace(probe(sample("silent.mp4")), start_pts=2**60, bit_rate=2**62)
+    about = json.loads(sample_json(video_json(video, None)))
+    assert (about["start_pts"], about["bit_rate"]) == (str(2**60), str(2**62))
+    assert pa.array([video.bit_rate], VIDEO_COLUMNS.field("bit_rate").type)
+    assert timing_of(_table([0], ticks=2**62)).bit_rate is None
 
 
 def test_keyframes_are_not_listed_where_every_frame_is_one() -> None:

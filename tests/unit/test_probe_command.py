@@ -24,7 +24,7 @@ def test_each_file_is_summed_up() -> None:
     assert "75, 30 a second, constant rate, 15 more are hidden" in first
     assert "h264 (High), 128x96" in first
     assert "variable rate" in second
-    assert "5 (5 of closed GOPs), the longest GOP has 20 frames" in second
+    assert "5 (5 of closed GOPs), frames in the longest GOP: 20" in second
 
 
 def test_json_is_one_line_a_file() -> None:
