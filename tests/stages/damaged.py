@@ -121,6 +121,17 @@ def _timed(*runs: tuple[int, int], ticks: int = 30) -> Callable[[], bytes]:
     return made
 
 
+def _zeroed(name: str, start: float, end: float) -> Callable[[], bytes]:
+    """A sample of which the part from ``start`` to ``end`` (0 to 1) is zero."""
+
+    def made() -> bytes:
+        data = _data(name)
+        a, b = int(len(data) * start), int(len(data) * end)
+        return _patched(data, a, bytes(b - a))
+
+    return made
+
+
 def _table(kind: bytes, change: Callable[[int, int], int], head: int) -> Callable[[], bytes]:
     """The silent sample with changed 32-bit entries (index, value) of a table."""
 
@@ -293,6 +304,11 @@ DAMAGED: dict[str, Damage] = {
     "garbled_index.mp4": Damage(lambda: _filled("fast.mp4", b"moov", 0, 1, 0xFF), "undecodable"),
     "garbled_media.mp4": Damage(lambda: _filled("silent.mp4", b"mdat", 0, 1, 0xFF), "undecodable"),
     "zeroed_middle.mp4": Damage(lambda: _filled("silent.mp4", b"mdat", 0.4, 0.6), USABLE),
+    "zeroed_middle.mkv": Damage(_zeroed("live.mkv", 0.4, 0.6), USABLE),
+    "zeroed_middle.ts": Damage(_zeroed("plain.ts", 0.4, 0.6), USABLE),
+    "zeroed_middle.avi": Damage(_zeroed("plain.avi", 0.4, 0.6), USABLE),
+    "zeroed_middle.flv": Damage(_zeroed("plain.flv", 0.4, 0.6), USABLE),
+    "zeroed_tracks.mkv": Damage(_zeroed("plain.mkv", 0.001, 0.02), "undecodable"),
     "flipped.mp4": Damage(_flipped, USABLE),
     "headless.mp4": Damage(lambda: _headless("headless.mp4"), "undecodable"),
     "headless.mkv": Damage(lambda: _headless("headless.mkv"), "undecodable"),
