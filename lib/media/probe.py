@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import io
 import os
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, TypeAlias
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
 from reelmill.errors import Rejected, one_line
-from reelmill.media import mp4
 from reelmill.media.colour import (
     HDR_TRANSFERS,
     matrix_name,
@@ -27,6 +22,13 @@ from reelmill.media.colour import (
     range_name,
     transfer_name,
 )
+from reelmill.media.packets import PacketRows, indexed_packets, with_frames
+
+# Known here, too, since whoever opens media has use for them.
+from reelmill.media.packets import PacketTable as PacketTable
+from reelmill.media.packets import cut_points as cut_points
+from reelmill.media.packets import demux as demux
+from reelmill.media.packets import read_packets as read_packets
 from reelmill.media.torn import head_of, is_torn, size_of, why_not
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
@@ -46,11 +48,6 @@ _STATES_DURATION = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"}
 
 FIRST_FRAME_PACKETS = 300
 """How many packets may fail before a stream counts as undecodable."""
-
-MAX_PACKETS = 2**24
-"""A stream of more packets is refused: it is none of a video, and its table would not fit."""
-
-_LAST_TICK = 2**63 - 1
 
 _LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}
 """What decoders make of so many channels, where a header says no more of them."""
@@ -143,55 +140,6 @@ class StreamInfo:
 
 
 @dataclass(frozen=True, eq=False)
-class PacketTable:
-    """One stream's packets in decode order, as arrays of one length: int64 ``pts``, ``dts`` and
-    ``duration`` in units of ``time_base``; bool ``keyframe``, and ``hidden`` for packets that are
-    decoded but, by the container's edit list, not shown. ``unstamped`` packets had neither pts nor
-    dts; all together have ``size_bytes``."""
-
-    time_base: Fraction
-    pts: NDArray[np.int64]
-    dts: NDArray[np.int64]
-    duration: NDArray[np.int64]
-    keyframe: NDArray[np.bool_]
-    hidden: NDArray[np.bool_]
-    unstamped: int
-    size_bytes: int
-
-    def __len__(self) -> int:
-        return len(self.pts)
-
-    @cached_property
-    def cut_points(self) -> NDArray[np.int64]:
-        """Where the stream may be cut without decoding: see :func:`cut_points`."""
-        return cut_points(self.pts, self.keyframe)
-
-    @cached_property
-    def shown(self) -> NDArray[np.int64]:
-        """The pts of the shown frames in presentation order, shape ``(frames,)``."""
-        return np.sort(self.pts[~self.hidden])
-
-    @cached_property
-    def end_pts(self) -> int:
-        """Where the last shown frame ends; its own pts where its duration is unknown."""
-        ends = (self.pts + self.duration)[~self.hidden]
-        return int(ends.max()) if len(ends) else 0
-
-
-def cut_points(pts: NDArray[np.int64], keyframe: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Indices, in decode order, of keyframes that part a stream into two independent halves.
-
-    At such an index every earlier packet is shown before the keyframe, and every later one at or
-    after it: the keyframe begins a closed GOP. A keyframe with leading pictures (open GOP) is none.
-    """
-    if not len(pts):
-        return np.empty(0, dtype=np.int64)
-    before = np.concatenate(([np.iinfo(np.int64).min], np.maximum.accumulate(pts)[:-1]))
-    after = np.minimum.accumulate(pts[::-1])[::-1]
-    return np.flatnonzero(keyframe & (before < pts) & (after == pts)).astype(np.int64)
-
-
-@dataclass(frozen=True, eq=False)
 class Examined:
     """All that one look at a file finds. ``table`` is None where packets were not asked for;
     ``by_index`` tells that it was read from the header's index and not from the packets."""
@@ -233,7 +181,7 @@ def _thorough(file: BinaryIO, size: int, check: bool, packets: bool = False) -> 
     with _open(file) as container:
         stream = video_stream(container)
         sound = audio_stream(container, stream)
-        table = _indexed(file, size, stream) if packets else None
+        table = indexed_packets(file, size, stream) if packets else None
         by_index = table is not None
         frame = None
         if check:
@@ -274,7 +222,7 @@ def _quick(file: BinaryIO, size: int, packets: bool = False) -> Examined | None:
         sound = audio_stream(container, stream)
         if not _has_whole_index(stream) or not _holds_index(size, stream, sound):
             return None
-        table = _indexed(file, size, stream) if packets else None
+        table = indexed_packets(file, size, stream) if packets else None
         if packets and table is None:
             return None
         frame = _keyframe(container, stream)
@@ -327,62 +275,10 @@ def packet_table(source: Source) -> PacketTable:
         return read_packets(container, [video_stream(container)])[0]
 
 
-def read_packets(container: Any, streams: list[Any]) -> list[PacketTable]:
-    """One table for each of the container's ``streams``, in one pass from where it stands.
-
-    A missing pts or dts is filled in from the other, or from the packet before. Raises
-    :class:`~reelmill.errors.Rejected` (``undecodable``) where the first stream shows no frame.
-    """
-    rows = {stream.index: _Rows() for stream in streams}
-    for packet in demux(container, streams):
-        if packet.size:
-            rows[packet.stream_index].add(packet)
-    tables = [rows[stream.index].table(Fraction(stream.time_base)) for stream in streams]
-    if tables[0].hidden.all():
-        raise Rejected("undecodable", "the video stream has no frames")
-    return tables
-
-
-class _Rows:
-    """The packets of one stream, as they are read."""
-
-    def __init__(self) -> None:
-        self.times = array("q")
-        self.flags = bytearray()
-        self.unstamped = 0
-        self.size_bytes = 0
-        self._next = 0
-
-    def add(self, packet: Any) -> None:
-        pts, dts, duration = packet.pts, packet.dts, packet.duration or 0
-        if dts is None:
-            self.unstamped += pts is None
-            dts = self._next if pts is None else pts
-        if len(self.flags) == MAX_PACKETS:
-            raise Rejected("undecodable", f"the stream has more than {MAX_PACKETS} packets")
-        self._next = min(dts + max(duration, 1), _LAST_TICK)
-        self.times.extend((dts if pts is None else pts, dts, duration))
-        self.flags.append(packet.is_keyframe | packet.is_discard << 1)
-        self.size_bytes += packet.size
-
-    def table(self, time_base: Fraction) -> PacketTable:
-        pts, dts, duration = np.array(self.times, dtype=np.int64).reshape(-1, 3).T.copy()
-        flags = np.frombuffer(bytes(self.flags), dtype=np.uint8)
-        return PacketTable(
-            time_base,
-            pts,
-            dts,
-            duration,
-            keyframe=(flags & 1).astype(bool),
-            hidden=(flags & 2).astype(bool),
-            unstamped=self.unstamped,
-            size_bytes=self.size_bytes,
-        )
-
-
-def _frame_and_packets(container: Any, stream: Any) -> tuple[Any | None, PacketTable]:
-    """What :func:`first_frame` and :func:`read_packets` find, in one pass."""
-    rows, frame = _Rows(), None
+def _frame_and_packets(container: Any, stream: Any) -> tuple[Any | None, PacketTable | None]:
+    """What :func:`first_frame` and :func:`read_packets` find, in one pass; neither where too many
+    packets do not decode."""
+    rows, frame = PacketRows(), None
     for number, packet in enumerate(demux(container, [stream])):
         if packet.size:
             rows.add(packet)
@@ -390,53 +286,9 @@ def _frame_and_packets(container: Any, stream: Any) -> tuple[Any | None, PacketT
             frame = _frame_of(packet)
             if frame is None and number == FIRST_FRAME_PACKETS:
                 break
-    return frame, rows.table(Fraction(stream.time_base))
-
-
-def _indexed(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
-    """The packets of a stream by the index of an MP4 file; None where it does not tell them all,
-    or FFmpeg makes something else of it. Leaves ``file``, which FFmpeg reads, where it was."""
-    at = file.tell()
-    try:
-        return _from_index(file, size, stream)
-    finally:
-        file.seek(at)
-
-
-def _from_index(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
-    entries = stream.index_entries
-    if not len(entries) or head_of(file)[4:8] != b"ftyp":
-        return None
-    found = mp4.read_samples(file, size, stream.id)
-    if found is None or len(entries) != len(found.pts) or found.hidden.all():
-        return None
-    base = Fraction(stream.time_base)
-    # What edit lists, and offsets between decoding and showing, shift all times by.
-    shift = entries[0].timestamp - int(found.dts[0])
-    said = np.array([(e.timestamp, e.size, e.flags & 3) for e in entries], dtype=np.int64)
-    ours = np.stack((found.dts + shift, found.size, found.keyframe + 2 * found.hidden), axis=1)
-    if base != Fraction(1, found.timescale) or not np.array_equal(said, ours):
-        return None
-    return PacketTable(
-        base,
-        found.pts + shift,
-        found.dts + shift,
-        found.duration,
-        found.keyframe,
-        found.hidden,
-        unstamped=0,
-        size_bytes=int(found.size.sum()),
-    )
-
-
-def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
-    """The packets of ``streams``, and an empty one of each at the end, to flush its decoder.
-
-    Where demuxing fails the data end, for every reader alike: what came before can be used.
-    """
-    # PyAV stumbles (IndexError) behind the last packet if a stream has appeared since it opened.
-    with suppress(av.FFmpegError, IndexError):
-        yield from container.demux(streams)
+    if frame is None:
+        return None, None
+    return frame, with_frames(rows.table(Fraction(stream.time_base)))
 
 
 @contextmanager

@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
-from reelmill.media.probe import PacketTable, ratio
+from reelmill.media.packets import PacketTable
+from reelmill.media.probe import ratio
 
 MAX_RATE: Final = 10_000
 """Frames a second on average beyond which a stream's clock is broken: cameras of the highest speed
