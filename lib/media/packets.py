@@ -83,7 +83,7 @@ def read_packets(container: Any, streams: list[Any]) -> list[PacketTable]:
     for packet in demux(container, streams):
         if packet.size:
             rows[packet.stream_index].add(packet)
-    tables = [rows[stream.index].table(Fraction(stream.time_base)) for stream in streams]
+    tables = [rows.pop(one.index).table(Fraction(one.time_base)) for one in streams]
     return [with_frames(tables[0]), *tables[1:]]
 
 
