@@ -16,6 +16,7 @@ NAMES = (
     "media",
     "cutting",
     "resolution",
+    "probing",
     "ingest",
     "download",
 )
