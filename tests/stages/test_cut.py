@@ -281,7 +281,7 @@ def test_late_seek_is_mended_by_a_second_attempt(
 @pytest.mark.parametrize("mode", ["exact", "auto", "smart", "copy"])
 def test_time_runs_out(mode: str, tmp_path: Path) -> None:
     spans = [(F(0), F(9)), (F(10), F(12))]
-    outcomes = _encode(sample("long.mp4"), spans, tmp_path, mode=mode, timeout_s=0.005)
+    outcomes = _encode(sample("long.mp4"), spans, tmp_path, mode=mode, timeout_s=0)
     assert [o.reason for o in outcomes if isinstance(o, CutFailure)] == ["timeout"] * 2
     assert not list(tmp_path.iterdir())
 
