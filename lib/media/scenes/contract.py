@@ -82,8 +82,13 @@ class Clock:
 
     def frames(self, ticks: int) -> int:
         """A length of time in frames at the nominal rate, as PySceneDetect counts them."""
-        seconds = (ticks * self.time_base.numerator) / self.time_base.denominator
+        seconds = (max(ticks, 0) * self.time_base.numerator) / self.time_base.denominator
         return round(seconds * float(self.rate))
+
+    @property
+    def step(self) -> int:
+        """One nominal frame, in ticks."""
+        return round(1.0 / float(self.rate) / float(self.time_base))
 
 
 @dataclass(frozen=True, eq=False)
