@@ -20,6 +20,7 @@ from reelmill.media.scenes.detectors import (
     HashDetector,
     HistogramDetector,
     ThresholdDetector,
+    chosen,
 )
 from reelmill.media.scenes.find import Finder, find, spans
 from reelmill.media.scenes.scores import score
@@ -37,6 +38,7 @@ __all__ = [
     "HistogramDetector",
     "Scores",
     "ThresholdDetector",
+    "chosen",
     "detect",
     "find",
     "score",

@@ -27,10 +27,10 @@ class _Detector(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     min_scene: Seconds = Field(
-        Decimal("0.6"), description="shortest scene, rounded to nominal frames of the video"
+        default=Decimal("0.6"), description="shortest scene, rounded to nominal frames of the video"
     )
     min_frames: Annotated[int, Field(ge=0, le=10**9)] | None = Field(
-        None, description="shortest scene in nominal frames, in place of min_scene"
+        default=None, description="shortest scene in nominal frames, in place of min_scene"
     )
 
     @property
@@ -47,12 +47,15 @@ class _Detector(BaseModel, ABC):
 
 class _Weighted(_Detector):
     weights: tuple[Number, Number, Number, Number] = Field(
-        (Decimal(1), Decimal(1), Decimal(1), Decimal(0)),
+        default=(Decimal(1), Decimal(1), Decimal(1), Decimal(0)),
         description="of the changes in hue, saturation, brightness and edges",
     )
-    luma_only: bool = Field(False, description="look at brightness alone, whatever the weights")
+    luma_only: bool = Field(
+        default=False, description="look at brightness alone, whatever the weights"
+    )
     kernel_size: Annotated[int, Field(ge=3, le=999)] | None = Field(
-        None, description="odd size in pixels by which edges are thickened; None: by the picture's"
+        default=None,
+        description="odd size in pixels by which edges are thickened; None: by the picture's",
     )
 
     @model_validator(mode="after")
@@ -89,7 +92,8 @@ class ContentDetector(_Weighted):
     kind: Literal["content"] = "content"
     threshold: Annotated[Number, _LEVEL] = Decimal(27)
     filter_mode: Literal["merge", "suppress"] = Field(
-        "merge", description="merge: one cut for several in a shortest scene; suppress: the first"
+        default="merge",
+        description="merge: one cut for several in a shortest scene; suppress: the first",
     )
 
     def start(self, clock: Clock) -> Search:
@@ -102,10 +106,10 @@ class AdaptiveDetector(_Weighted):
     kind: Literal["adaptive"] = "adaptive"
     threshold: Annotated[Number, _LEVEL] = Decimal(3)
     min_content_val: Annotated[Number, _LEVEL] = Field(
-        Decimal(15), description="a cut changes the picture at least as much"
+        default=Decimal(15), description="a cut changes the picture at least as much"
     )
     window_width: Annotated[int, Field(ge=1, le=10_000)] = Field(
-        2, description="frames before and after, whose mean a frame is compared with"
+        default=2, description="frames before and after, whose mean a frame is compared with"
     )
 
     def start(self, clock: Clock) -> Search:
@@ -117,17 +121,20 @@ class ThresholdDetector(_Detector):
 
     kind: Literal["threshold"] = "threshold"
     threshold: Annotated[Number, _LEVEL] = Field(
-        Decimal(12), description="mean of red, green and blue; only its whole part counts"
+        default=Decimal(12), description="mean of red, green and blue; only its whole part counts"
     )
     fade_bias: Annotated[Number, Field(ge=-1, le=1)] = Field(
-        Decimal(0), description="where to cut: -1 as it fades out, 0 halfway, 1 as it fades in"
+        default=Decimal(0),
+        description="where to cut: -1 as it fades out, 0 halfway, 1 as it fades in",
     )
-    add_final_scene: bool = Field(True, description="cut also where the video ends faded out")
+    add_final_scene: bool = Field(
+        default=True, description="cut also where the video ends faded out"
+    )
     method: Literal["floor", "ceiling"] = Field(
-        "floor", description="faded out is what is darker (floor) or brighter (ceiling)"
+        default="floor", description="faded out is what is darker (floor) or brighter (ceiling)"
     )
     min_out: Seconds = Field(
-        Decimal("0.1"), description="shorter fades are none, rounded to nominal frames"
+        default=Decimal("0.1"), description="shorter fades are none, rounded to nominal frames"
     )
 
     @property
@@ -143,9 +150,11 @@ class HashDetector(_Detector):
 
     kind: Literal["hash"] = "hash"
     threshold: Annotated[Number, _SHARE] = Decimal("0.35")
-    size: Annotated[int, Field(ge=1, le=256)] = Field(8, description="bits of a hash, squared")
+    size: Annotated[int, Field(ge=1, le=256)] = Field(
+        default=8, description="bits of a hash, squared"
+    )
     lowpass: Annotated[int, Field(ge=1, le=256)] = Field(
-        2, description="keep this part of the frequencies: 2 for a half, 4 for a quarter"
+        default=2, description="keep this part of the frequencies: 2 for a half, 4 for a quarter"
     )
 
     @property
@@ -194,6 +203,20 @@ AnyDetector = Annotated[
     BeforeValidator(_named, json_schema_input_type=str | dict[str, Any]),
 ]
 """A detector as a recipe writes it: ``content``, or ``{kind: adaptive, threshold: 2.5}``."""
+
+
+def chosen(
+    detectors: Sequence[Detector], kind: str, threshold: Decimal | None, min_scene: Decimal
+) -> tuple[Detector, ...]:
+    """Detectors by the long form, if there are any, or the one of the short form: its kind, its
+    threshold (None: its own) and its shortest scene in seconds.
+
+    Raises ``ValueError`` (pydantic's) where the threshold is out of the detector's bounds.
+    """
+    if detectors:
+        return tuple(detectors)
+    given = {} if threshold is None else {"threshold": threshold}
+    return (KINDS[kind].model_validate({"min_scene": min_scene, **given}),)
 
 
 class _FlashFilter:
@@ -248,7 +271,8 @@ class _FlashFilter:
         return []
 
     def _is_long(self, start: int | None, end: int | None) -> bool:
-        assert start is not None and end is not None
+        assert start is not None
+        assert end is not None
         return self._clock.frames(end - start) >= self._least
 
 

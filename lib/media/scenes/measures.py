@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
@@ -67,6 +66,8 @@ class Edges(Pairwise):
         return (f"delta_edges{size}",)
 
     def look(self, view: View) -> NDArray[np.uint8]:
+        import cv2
+
         value = np.ascontiguousarray(view.hsv[:, :, 2])
         median = float(np.median(value))
         sigma = 1.0 / 3.0
@@ -87,6 +88,8 @@ class Brightness(Pairwise):
     columns = ("average_rgb",)
 
     def look(self, view: View) -> float:
+        import cv2
+
         return float(sum(cv2.sumElems(view.bgr)) / view.bgr.size)
 
     def change(self, before: Any, now: Any) -> Row:
@@ -106,6 +109,8 @@ class Hash(Pairwise):
         return (f"hash_dist [size={self.size} lowpass={self.lowpass}]",)
 
     def look(self, view: View) -> NDArray[np.bool_]:
+        import cv2
+
         grey = cv2.cvtColor(view.bgr, cv2.COLOR_BGR2GRAY)
         side = self.size * self.lowpass
         square = cv2.resize(grey, (side, side), interpolation=cv2.INTER_AREA)
@@ -130,11 +135,15 @@ class Histogram(Pairwise):
         return (f"hist_diff [bins={self.bins}]",)
 
     def look(self, view: View) -> NDArray[np.float32]:
+        import cv2
+
         luma = np.ascontiguousarray(cv2.cvtColor(view.bgr, cv2.COLOR_BGR2YUV)[:, :, 0])
         counts = cv2.calcHist([luma], [0], None, [self.bins], [0, 256])
         return np.asarray(cv2.normalize(counts, counts).flatten(), np.float32)
 
     def change(self, before: Any, now: Any) -> Row:
+        import cv2
+
         if before is None:
             return (1.0,)
         return (float(cv2.compareHist(before, now, cv2.HISTCMP_CORREL)),)
@@ -173,6 +182,8 @@ class PairScorer:
 
 
 def _distance(before: NDArray[np.uint8], now: NDArray[np.uint8]) -> Row:
+    import cv2
+
     # Sums of bytes are whole numbers, which doubles carry exactly.
     pixels = float(now.shape[0] * now.shape[1])
     return tuple(total / pixels for total in cv2.sumElems(cv2.absdiff(before, now)))

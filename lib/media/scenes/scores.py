@@ -15,7 +15,7 @@ import numpy as np
 from reelmill.errors import Rejected
 from reelmill.media.probe import Source, demux, open_media, video_stream
 from reelmill.media.scenes.contract import Clock, Detector, Measure, Row, Scorer, Scores
-from reelmill.media.scenes.measures import Pairwise, PairScorer
+from reelmill.media.scenes.measures import PairScorer, Pairwise
 
 
 class Scoring:
