@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reelmill.media.scenes import (
     AdaptiveDetector,
@@ -47,9 +47,22 @@ class ScoresParams(Params):
         2, description="the part of the frequencies that a hash keeps: 2 for a half"
     )
     bins: Annotated[int, Field(ge=1, le=256)] = Field(128, description="of a histogram")
+    exact: bool = Field(
+        True,
+        description="false: look at keyframes and where cuts seem to be; for content and hash and "
+        "histogram alone",
+    )
     jobs: Annotated[int, Field(ge=1, le=256), Runtime] = Field(
         1, description="threads that decode one video; several are for few and long ones"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ScoresParams:
+        if self.kernel_size is not None and self.kernel_size % 2 == 0:
+            raise ValueError("kernel_size must be odd")
+        if not self.exact and (needing := [one.kind for one in self.served() if not one.skims]):
+            raise ValueError(f"detectors {' and '.join(needing)} need exact: true")
+        return self
 
     def effective(self) -> dict[str, Any]:
         asked = {"content" if kind == "adaptive" else kind for kind in self.detectors}
@@ -103,7 +116,9 @@ class ScoreFrames(SampleStage[ScoresParams]):
         }
 
     def each(self, job: Job[ScoresParams], sample: InputSample) -> Iterator[Output]:
-        scores = score(video_of(sample.fields), job.params.served(), jobs=job.params.jobs)
+        params = job.params
+        video = video_of(sample.fields)
+        scores = score(video, params.served(), jobs=params.jobs, exact=params.exact)
         tick = scores.clock.time_base
         columns = {
             "frames": len(scores),

@@ -66,6 +66,11 @@ class SplitParams(Params):
     detectors: tuple[AnyDetector, ...] = Field(
         (), description="several detectors, or one with more settings, in place of those above"
     )
+    exact_scenes: bool = Field(
+        True,
+        description="false: look at keyframes and where cuts seem to be, for most cuts at a "
+        "fraction of the work",
+    )
     audio: bool = Field(True, description="keep the sound")
     crf: Annotated[int, Field(ge=0, le=51)] = Field(
         18, description="x264's quality for exact cuts; smaller is better and larger files"
@@ -85,7 +90,9 @@ class SplitParams(Params):
             raise ValueError("seconds and stride are for method 'fixed'")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
-        chosen(self.detectors, self.detector, self.threshold, self.min_scene)
+        detectors = chosen(self.detectors, self.detector, self.threshold, self.min_scene)
+        if not self.exact_scenes and not all(one.skims for one in detectors):
+            raise ValueError("detectors adaptive and threshold need exact_scenes: true")
         return self
 
     def effective(self) -> dict[str, Any]:
@@ -94,6 +101,7 @@ class SplitParams(Params):
             meant["stride"] = self.stride or self.seconds
         if self.method != "scenes":
             meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
+            meant |= {"exact_scenes": None}
         elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
         if self.cut == "copy":
@@ -191,7 +199,7 @@ def _spans(
         found = scenes_of(job.reader("scenes"), key)
     elif params.method == "scenes":
         detectors = chosen(params.detectors, params.detector, params.threshold, params.min_scene)
-        found = detect(path, detectors)
+        found = detect(path, detectors, exact=params.exact_scenes)
     elif params.method == "fixed":
         assert params.seconds is not None
         start, end = _shown(path)

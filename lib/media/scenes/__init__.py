@@ -46,13 +46,15 @@ __all__ = [
 ]
 
 
-def detect(source: Source, detectors: Sequence[Detector], *, jobs: int = 1) -> list[Span]:
+def detect(
+    source: Source, detectors: Sequence[Detector], *, jobs: int = 1, exact: bool = True
+) -> list[Span]:
     """The scenes of the best video stream: gap-free ``[start, end)`` spans in seconds on its own
     clock, from its first frame to the end of its last; a single one where nothing is cut.
 
     Every start is the pts of a frame, so spans stay exact at variable frame rates. The cuts are
-    those of the ``scenedetect`` command on its PyAV backend. Raises
-    :class:`~reelmill.errors.Rejected` as :func:`~reelmill.media.probe.probe` does.
+    those of the ``scenedetect`` command on its PyAV backend. ``jobs``, ``exact`` and what is raised
+    are as in :func:`score`.
     """
-    scores = score(source, detectors, jobs=jobs)
+    scores = score(source, detectors, jobs=jobs, exact=exact)
     return spans(scores, find(scores, detectors))

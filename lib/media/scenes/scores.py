@@ -60,18 +60,28 @@ class Piece:
     scoring: Scoring
 
 
-def score(source: Source, detectors: Sequence[Detector], *, jobs: int = 1) -> Scores:
+def score(
+    source: Source, detectors: Sequence[Detector], *, jobs: int = 1, exact: bool = True
+) -> Scores:
     """All that ``detectors`` need to know of the best video stream of ``source``.
 
     With several ``jobs`` a long video is decoded in as many pieces at a time, on threads; the
-    scores are the same. A file object is read by one.
+    scores are the same. A file object is read by one. Unless ``exact``, only some frames are
+    looked at: see :mod:`~reelmill.media.scenes.skim`.
 
-    Raises :class:`~reelmill.errors.Rejected` as :func:`~reelmill.media.probe.probe` does, and
-    ``undecodable`` where no frame can be decoded or converted.
+    Raises ``ValueError`` where ``exact`` is needed: a detector finds its cuts among all frames, or
+    needs scores that are not of two pictures. Raises :class:`~reelmill.errors.Rejected` as
+    :func:`~reelmill.media.probe.probe` does, and ``undecodable`` where no frame can be decoded or
+    converted.
     """
     from reelmill.media.scenes.ranges import in_ranges
+    from reelmill.media.scenes.skim import skim
 
     measures = needed(detectors)
+    if not exact:
+        if needing := [one.kind for one in detectors if not one.skims]:
+            raise ValueError(f"detector {' and '.join(needing)} must look at all frames")
+        return skim(source, measures)
     pieces = in_ranges(source, measures, jobs)
     if pieces is None:
         with open_media(source) as container:
