@@ -26,7 +26,7 @@ from reelmill.report.sheet import (
 )
 
 _CURVE = (88, 166, 255)
-_SHADE = (24, 44, 72)
+_SHADE = (56, 120, 200, 60)
 _LIMIT = (248, 81, 73)
 _BAND = (33, 40, 50)
 
@@ -149,7 +149,9 @@ class _Page:
         pen.text((self.right, at[1]), told, _LIMIT, label, "rs")
         first = top + self.padding + self.px(30)
         last = first + self.chart
-        highest = float(max(curve.values.max(), curve.threshold * 1.25, 1e-9))
+        # What is far above the threshold is cut off, or nothing else could be seen.
+        highest = max(float(curve.values.max()), curve.threshold * 1.25, 1e-9)
+        highest = min(highest, curve.threshold * 5) if curve.threshold > 0 else highest
         self._bands(pen, first, last)
         for tick in _ticks(highest, 4):
             level = last - tick / highest * self.chart
@@ -158,20 +160,23 @@ class _Page:
         for tick in _ticks(self.end - self.start, 10):
             told = _clock(self.start + tick, self.end)
             pen.text((self._x(self.start + tick), last + self.px(9)), told, _MUTED, label, "mt")
+        self._cuts(pen, first, last)
         points = self._points(curve, last, highest)
         pen.polygon([(points[0][0], last), *points, (points[-1][0], last)], _SHADE)
         pen.line(points, _CURVE, self.px(2), "curve")
-        y = last - curve.threshold / highest * self.chart
+        level = last - curve.threshold / highest * self.chart
         dash = self.px(12)
-        for x in range(self.left, self.right, 2 * dash):
-            pen.line((x, y, min(x + dash, self.right), y), _LIMIT, self.px(2))
+        for left in range(self.left, self.right, 2 * dash):
+            right = min(left + dash, self.right)
+            pen.line((left, level, right, level), _LIMIT, self.px(2))
+
+    def _cuts(self, pen: ImageDraw.ImageDraw, first: int, last: int) -> None:
+        side = self.px(7)
         for scene in self.scenes[1:]:
             x = self._x(scene.start)
-            pen.line((x, first, x, last), _ACCENT, self.px(2))
-            side = self.px(7)
-            pen.polygon(
-                [(x - side, first - side), (x + side, first - side), (x, first + side)], _ACCENT
-            )
+            pen.line((x, first, x, last), (*_ACCENT, 110), self.px(2))
+            corners = [(x - side, first - side), (x + side, first - side), (x, first + side)]
+            pen.polygon(corners, _ACCENT)
 
     def _bands(self, pen: ImageDraw.ImageDraw, first: int, last: int) -> None:
         for number, scene in enumerate(self.scenes):
@@ -182,7 +187,8 @@ class _Page:
         """The curve on the page. Where many frames share a column of pixels, the highest stands."""
         columns = np.array([self._x(time) for time in curve.times]).round().astype(int)
         points: dict[int, float] = {}
-        for x, value in zip(columns.tolist(), curve.values.tolist(), strict=True):
+        values = np.minimum(curve.values, highest)
+        for x, value in zip(columns.tolist(), values.tolist(), strict=True):
             points[x] = max(points.get(x, 0.0), value)
         return [(x, last - value / highest * self.chart) for x, value in points.items()]
 
