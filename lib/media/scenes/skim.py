@@ -23,13 +23,13 @@ from reelmill.media.scenes.scores import clock_of, decoded
 LARGE = 0.5
 """A packet of this share of its keyframe's size may begin a scene."""
 
-SPIKE = 2.5
+SPIKE = 2.0
 """So may one that is larger by this factor than any of those just before it."""
 
 NEAR = 8
 """Packets about a large one in which frames are looked at one by one."""
 
-SHORT = 12
+SHORT = 3
 """Frames of a group of pictures that is taken to be cut at its end if it is cut at all."""
 
 
