@@ -582,6 +582,31 @@ def test_what_cannot_be_parted_is_scored_in_one_pass(tmp_path: Path) -> None:
         assert _same(score(file, _ALL, jobs=4), score(short, _ALL))
 
 
+# Few frames.
+
+
+def test_skimming_looks_at_few_frames_and_finds_cuts_that_stand_out() -> None:
+    path = sample("scenes.mkv")
+    skimmed = score(path, CONTENT, exact=False)
+    assert len(skimmed) < len(UNEVEN)
+    assert find(skimmed, CONTENT) == [UNEVEN[cut] for cut in CUTS]
+    assert skimmed.end == score(path, CONTENT).end
+    assert len(score(sample("long.mp4"), CONTENT, exact=False)) < 45
+
+
+@pytest.mark.parametrize("name", ["plain.ts", "hidden.mp4", "open.mp4"])
+def test_where_packets_do_not_tell_all_frames_are_looked_at(name: str) -> None:
+    path = sample(name)
+    assert _same(score(path, CONTENT, exact=False), score(path, CONTENT))
+
+
+def test_what_must_see_all_frames_is_not_skimmed() -> None:
+    with pytest.raises(ValueError, match="adaptive and threshold must look at all frames"):
+        score(sample("plain.mp4"), [AdaptiveDetector(), ThresholdDetector()], exact=False)
+    with pytest.raises(ValueError, match="compare two pictures"):
+        score(sample("plain.mp4"), [_Foreign()], exact=False)
+
+
 # Scores that are kept, and cuts found while others look on.
 
 

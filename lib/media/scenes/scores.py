@@ -81,7 +81,9 @@ def score(
     if not exact:
         if needing := [one.kind for one in detectors if not one.skims]:
             raise ValueError(f"detector {' and '.join(needing)} must look at all frames")
-        return skim(source, measures)
+        skimmed = skim(source, measures)
+        if skimmed is not None:
+            return skimmed
     pieces = in_ranges(source, measures, jobs)
     if pieces is None:
         with open_media(source) as container:
