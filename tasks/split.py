@@ -21,6 +21,7 @@ from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_s
 from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
+from reelmill.media.scenes import AnyDetector, chosen, detect
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
@@ -34,6 +35,7 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
+from reelmill.tasks.scenes import scenes_of
 from reelmill.units import Number, Seconds
 
 _VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
@@ -85,6 +87,14 @@ class SplitParams(Params):
     min_scene: Seconds = Field(
         Decimal("0.6"), description="the detector's shortest scene; shorter ones stay together"
     )
+    detectors: tuple[AnyDetector, ...] = Field(
+        (), description="several detectors, or one with more settings, in place of those above"
+    )
+    exact_scenes: bool = Field(
+        True,
+        description="false: look at keyframes and where cuts seem to be, for most cuts at a "
+        "fraction of the work",
+    )
     video: Video | None = Field(
         None, description="codec, quality, keyframes, size, rate and container of the clips"
     )
@@ -122,6 +132,9 @@ class SplitParams(Params):
             raise ValueError("remainder 'merge' is for clips without gaps: stride is over seconds")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
+        detectors = chosen(self.detectors, self.detector, self.threshold, self.min_scene)
+        if not self.exact_scenes and not all(one.skims for one in detectors):
+            raise ValueError("detectors adaptive and threshold need exact_scenes: true")
         return self
 
     @model_validator(mode="after")
@@ -168,6 +181,9 @@ class SplitParams(Params):
         if self.max_clips is None:
             meant["pick"] = None
         if self.method != "scenes":
+            meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
+            meant |= {"exact_scenes": None}
+        elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
         meant |= self.encoding.meant()
         if self.cut == "copy":
@@ -176,12 +192,18 @@ class SplitParams(Params):
 
 
 class Split(SampleStage[SplitParams]):
-    """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
+    """Clips are keyed by their video's key and their number in it: ``000010005_003``.
+
+    With an input in the role ``scenes``, what stage ``scenes`` made, videos are cut along that and
+    none is searched.
+    """
 
     name = "split"
     version = 3
+    roles = ("source", "scenes")
+    optional = ("scenes",)
     params = SplitParams
-    memory = 1_000_000_000  # most of it the encoders', of which a process has eight at most
+    memory = 1_000_000_000  # most of it the encoders' of one process
     reads = None  # subtitles are in fields of any language
     columns = pa.schema(
         [
@@ -206,20 +228,20 @@ class Split(SampleStage[SplitParams]):
             facts = [video.facts for video, _ in params.encoding.outputs.values()]
             tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
         if params.method == "scenes":
-            tools["scenedetect"] = version("scenedetect-headless")
             tools["opencv"] = version("opencv-python-headless")
         return tools
 
     def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
         with TemporaryDirectory(dir=job.scratch) as folder:
-            yield from _clips(job.params, sample, Path(folder))
+            yield from _clips(job, sample, Path(folder))
 
 
-def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[Output]:
+def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator[Output]:
+    params = job.params
     about = about_of(sample.fields)
     path = folder / "source"
     path.write_bytes(video_of(sample.fields))
-    wished = _spans(params, path, about)
+    wished = _spans(job, sample.key, path, about)
     if not wished:
         raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
     out = folder / "clips"
@@ -249,20 +271,19 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
             yield Reject(key, clip.reason, clip.message, columns)
         else:
             yield _sample(key, sample.key, clip, about, texts)
-            for path in (clip.path, *clip.others.values()):
-                path.unlink()
+            for made in (clip.path, *clip.others.values()):
+                made.unlink()
 
 
-def _spans(params: SplitParams, path: Path, about: Mapping[str, Any]) -> list[spans.Span]:
-    if params.method == "scenes":
-        from reelmill.media.scenes import detect
-
-        found = detect(
-            path,
-            detector=params.detector,
-            threshold=None if params.threshold is None else float(params.threshold),
-            min_scene_seconds=float(params.min_scene),
-        )
+def _spans(
+    job: Job[SplitParams], key: str, path: Path, about: Mapping[str, Any]
+) -> list[spans.Span]:
+    params = job.params
+    if params.method == "scenes" and "scenes" in job.shards:
+        found = scenes_of(job.reader("scenes"), key)
+    elif params.method == "scenes":
+        detectors = chosen(params.detectors, params.detector, params.threshold, params.min_scene)
+        found = detect(path, detectors, exact=params.exact_scenes)
     elif params.method == "fixed":
         found = [_shown(path)]
     else:

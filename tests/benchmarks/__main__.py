@@ -17,6 +17,7 @@ NAMES = (
     "cutting",
     "resolution",
     "probing",
+    "scenes",
     "ingest",
     "download",
 )

@@ -269,7 +269,7 @@ def _peaks(video: Path, mode: Mode, count: int) -> dict[str, float]:
     watcher = threading.Thread(target=watch)
     watcher.start()
     with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made:
-        outcomes = cut_spans(video, spans, Path(made), mode=mode, timeout_s=600)
+        outcomes = cut_spans(video, spans, Path(made), mode=mode, cover=True, timeout_s=600)
         disk = sum(path.stat().st_size for path in Path(made).iterdir()) / 1e6
     over.set()
     watcher.join()

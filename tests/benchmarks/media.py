@@ -1,4 +1,4 @@
-"""Frames, flow and scenes, against bare loops of the same calls.
+"""Frames and flow, against bare loops of the same calls.
 
 All codecs run on one thread on both sides, as the media stages do for equal bytes; figures are per
 second of video.
@@ -16,7 +16,6 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
-import scenedetect
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
@@ -25,7 +24,6 @@ from reelmill.media import decode
 from reelmill.media.flow import encode_kitti
 from reelmill.media.images import decode_gray
 from reelmill.media.probe import probe
-from reelmill.media.scenes import detect
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Params, Sample
 from reelmill.tasks.flow import Flow, FlowParams
@@ -44,10 +42,8 @@ def run() -> None:
     with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as folder:
         for name, path in videos(Path(folder)).items():
             info = probe(path, check=False)
-            whole = float(info.duration)
             sample = InputSample("000000000_000", {"mp4": path.read_bytes()}, {})
             pictures = _pictures(sample)
-            _compare("scenes", name, _scenes(path), whole)
             made = sum(len(pictures_of(one.fields)) for one in pictures)
             _compare("frames", name, _frames(sample, made), made / float(info.fps))
             _compare("flow", name, _flow(pictures), made / float(info.fps))
@@ -57,22 +53,6 @@ def _compare(what: str, name: str, subjects: Subjects, seconds: float) -> None:
     costs = compare(subjects, rounds=ROUNDS, warm=False)
     title = f"{what.capitalize()}, {name} ({seconds:.1f} s)"
     show_costs(title, costs, "s of video", seconds, next(iter(subjects)))
-
-
-def _scenes(path: Path) -> Subjects:
-    detector = scenedetect.ContentDetector
-    return {
-        "ours, detect": lambda _: detect(path),
-        "decoding alone": lambda _: sum(1 for _ in _decoded(path.read_bytes())),
-        "scenedetect on PyAV": lambda _: _scenedetect(path, detector()),
-    }
-
-
-def _scenedetect(path: Path, detector: Any) -> None:
-    video = scenedetect.open_video(str(path), backend="pyav")
-    manager = scenedetect.SceneManager()
-    manager.add_detector(detector)
-    manager.detect_scenes(video)
 
 
 def _frames(sample: InputSample, count: int) -> Subjects:

@@ -156,6 +156,21 @@ def test_sound_is_kept_or_left_out_as_asked(bench: Bench, cut: str) -> None:
             assert probe(clip.fields["mp4"]).has_audio is audio
 
 
+@pytest.mark.parametrize(
+    ("cut", "ways"),
+    [
+        ("auto", ["encoded", "encoded", "copied"]),
+        ("exact", ["encoded"] * 3),
+        ("smart", ["smart", "smart", "copied"]),
+    ],
+)
+def test_the_index_says_how_clips_came_to_be(bench: Bench, cut: str, ways: list[str]) -> None:
+    shard = bench.make("split", bench.videos(sample("silent.mp4")), **fixed("1s", cut=cut))
+    made = sorted(bench.samples(shard).items())
+    assert [clip.columns["cut"] for _, clip in made] == ways
+    assert [json.loads(clip.fields["json"])["cut"] for _, clip in made] == ways
+
+
 def test_given_spans_become_clips_and_rows_without_any_are_rejects(bench: Bench) -> None:
     even, uneven = sample("silent.mp4"), sample("uneven.mkv")
     shard = bench.make(
