@@ -6,7 +6,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any, Protocol, Self, TypeVar, cast
+from typing import Any, Self, cast
 
 import av
 import numpy as np
@@ -89,8 +89,10 @@ def frames(source: Source) -> Generator[av.VideoFrame, None, None]:
     """
     with open_media(source) as container:
         stream = video_stream(container)
+        rate = stream.average_rate
+        step = max(1, round(1 / (rate * stream.time_base))) if rate else 1
         empty = True
-        for frame in in_order(_decoded(container, stream), step_of(stream)):
+        for frame in _in_order(_decoded(container, stream), step):
             empty = False
             yield frame
     if empty:
@@ -169,35 +171,19 @@ def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             return
 
 
-def step_of(stream: Any) -> int:
-    """From one frame of ``stream`` to the next, in ticks of its time base, as far as is known."""
-    rate = stream.average_rate
-    return max(1, round(1 / (rate * stream.time_base))) if rate else 1
-
-
-class Stamped(Protocol):
-    """A decoded frame, on any device: its timestamps in ticks of its stream's time base."""
-
-    pts: int | None
-    dts: int | None
-
-
-F = TypeVar("F", bound=Stamped)
-
-
-def in_order(decoded: Iterator[F], step: int) -> Iterator[F]:
+def _in_order(decoded: Iterator[av.VideoFrame], step: int) -> Iterator[av.VideoFrame]:
     """The same frames, with timestamps that strictly increase; ``step`` ticks where none is known.
 
     Decoders put pictures in order by what the bitstream says, and pass on each packet's own
     timestamp. Where a muxer numbered packets in coding order, the pictures are right and their
     timestamps shuffled, within the reach of a B-frame pyramid: sorting timestamps alone mends it.
     """
-    waiting: deque[F] = deque()
+    waiting: deque[av.VideoFrame] = deque()
     stamps: list[int] = []
     newest: int | None = None
     last: int | None = None
 
-    def stamped() -> F:
+    def stamped() -> av.VideoFrame:
         nonlocal last
         frame, pts = waiting.popleft(), heapq.heappop(stamps)
         if last is not None and pts <= last:

@@ -157,7 +157,7 @@ def test_timestamps_always_increase(
     stamps: list[tuple[int | None, int | None]], expected: list[int] | None
 ) -> None:
     decoded = (SimpleNamespace(pts=pts, dts=dts) for pts, dts in stamps)
-    mended = [frame.pts for frame in decode.in_order(decoded, step=5)]
+    mended = [frame.pts for frame in decode._in_order(decoded, step=5)]
     assert len(mended) == len(stamps)
     assert all(a < b for a, b in pairwise(mended))
     assert expected is None or mended == expected

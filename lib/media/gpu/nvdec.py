@@ -3,7 +3,7 @@
 The packets are those that the CPU's decoder gets, out of the same demuxer and under the same rules
 for untrusted files; PyNvVideoCodec's own opens what a file names, and takes 10 bits for 8. Each
 packet goes to the card with its number for a timestamp, so that a frame that comes back tells which
-packet it was, and timestamps follow from the packets exactly as they do on the CPU.
+packet it was: its time is that packet's, in presentation order, and not what the card made of it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
 from typing import Any
@@ -21,7 +21,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reelmill.errors import ReelmillError
-from reelmill.media.decode import in_order, step_of
 from reelmill.media.gpu.colour import MATRICES, Planes
 from reelmill.media.gpu.devices import CODECS, Capabilities, Stream, capabilities
 from reelmill.media.gpu.modules import first_lines, nvc_module, torch_module
@@ -70,18 +69,12 @@ class Header:
 @dataclass(frozen=True, eq=False)
 class Decoded:
     """Frames in presentation order, as stored (not turned): int64 ``pts`` in units of
-    ``time_base``, and their planes on the card."""
+    ``time_base``, strictly increasing, their planes on the card, and the ``end`` of the last."""
 
     pts: NDArray[np.int64]
     time_base: Fraction
+    end: int
     planes: Planes
-
-
-@dataclass
-class _Frame:
-    pts: int | None
-    dts: int | None
-    tensor: Any = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -89,8 +82,14 @@ class _Sent:
     """A packet that a decoder was given; a hidden one is decoded for others' sake alone."""
 
     pts: int
-    dts: int | None
+    end: int
     hidden: bool
+
+
+@dataclass(frozen=True, eq=False)
+class _Frame:
+    packet: _Sent
+    tensor: Any
 
 
 class Nvdec:
@@ -114,7 +113,7 @@ class Nvdec:
 
     def decode(self, source: Source, batch: int = BATCH) -> Generator[Decoded, None, None]:
         """Batches of at most ``batch`` frames; timestamps are those of
-        :func:`~reelmill.media.decode.frames`.
+        their packets, and of :func:`~reelmill.media.decode.frames`.
 
         Raises :class:`RefusedError` where the CPU's decoder is to be used: before the first batch
         for a kind of stream that the card lacks, or behind any batch for what went wrong with this
@@ -128,7 +127,7 @@ class Nvdec:
                 frames = engine.frames(header, _packets(container, stream))
                 with closing(frames):
                     held: list[_Frame] = []
-                    for frame in in_order(frames, step_of(stream)):
+                    for frame in frames:
                         held.append(frame)
                         if len(held) == batch:
                             yield engine.batch(header, held)
@@ -191,6 +190,7 @@ class _Engine:
 
     def frames(self, header: Header, packets: Iterator[Any]) -> Generator[_Frame, None, None]:
         """The shown frames of ``packets``, in the order that the card shows them."""
+        last: int | None = None
         sent: list[_Sent] = []
         got: set[int] = set()
         try:
@@ -204,8 +204,12 @@ class _Engine:
                         raise RefusedError("NVDEC gave frames that cannot be told apart")
                     got.add(number)
                     one = sent[number]
-                    if not one.hidden:
-                        yield _Frame(one.pts, one.dts, self._copied(header.stream, frame))
+                    if one.hidden:
+                        continue
+                    if last is not None and one.pts <= last:
+                        raise RefusedError("video with times out of order is decoded on the CPU")
+                    last = one.pts
+                    yield _Frame(one, self._copied(header.stream, frame))
         except self._nvc.PyNvVCException as error:
             raise RefusedError(f"NVDEC failed: {first_lines(error, 3)}") from error
         except av.FFmpegError as error:
@@ -223,11 +227,11 @@ class _Engine:
             y, u, v = whole[:, :height], chroma[..., 0], chroma[..., 1]
         if self._stream is not None:
             self._stream.synchronize()
-        pts = np.array([frame.pts for frame in frames], dtype=np.int64)
+        pts = np.array([frame.packet.pts for frame in frames], dtype=np.int64)
         what = header.stream
         left = what.codec in _LEFT_CHROMA
         planes = Planes(y, u, v, header.matrix, header.full, what.bits, left)
-        return Decoded(pts, header.time_base, planes)
+        return Decoded(pts, header.time_base, frames[-1].packet.end, planes)
 
     def _decoder(self, stream: Stream) -> Any:
         """A decoder for ``stream``: the one of its kind, unless that was made for smaller ones."""
@@ -296,9 +300,9 @@ def nvdec() -> Nvdec:
 
 
 def _noted(packet: Any) -> _Sent:
-    if packet.pts is None:
-        raise RefusedError("video without timestamps is decoded on the CPU")
-    return _Sent(packet.pts, packet.dts, packet.is_discard)
+    if packet.pts is None or not packet.duration:
+        raise RefusedError("video without timestamps or durations is decoded on the CPU")
+    return _Sent(packet.pts, packet.pts + packet.duration, packet.is_discard)
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
