@@ -61,7 +61,7 @@ def stage_choices() -> Any:
 
 
 def _can_derive(stage: Stage[Any]) -> bool:
-    return len(stage.roles) == 1 and stage.takes == "samples"
+    return len(set(stage.roles) - set(stage.optional)) == 1 and stage.takes == "samples"
 
 
 class _Form(BaseModel):

@@ -67,7 +67,8 @@ _TOP: Final = ("store", "sources", "datasets")
 
 
 class StageSpec(Protocol):
-    """What a recipe needs to know of a stage. One input role allows the short ``from: clips``."""
+    """What a recipe needs to know of a stage. The short ``from: clips`` fills a stage's only role,
+    or the only one that is not ``optional``."""
 
     @property
     def name(self) -> str: ...
@@ -75,6 +76,8 @@ class StageSpec(Protocol):
     def params(self) -> type[BaseModel]: ...
     @property
     def roles(self) -> tuple[str, ...]: ...
+    @property
+    def optional(self) -> tuple[str, ...]: ...
 
 
 class _Common(BaseModel):
@@ -665,20 +668,23 @@ class _Checker:
         if stage is None:
             return {}
         keys: _Keys = ("datasets", name, "from")
-        reads = f"stage {stage.name} reads {' and '.join(stage.roles) or 'nothing'}"
+        needed = [role for role in stage.roles if role not in stage.optional]
+        reads = f"stage {stage.name} reads {' and '.join(needed) or 'nothing'}"
+        if stage.optional:
+            reads += f", and may read {' and '.join(stage.optional)}"
         given = raw.get("from", {})
-        if isinstance(given, str) and len(stage.roles) == 1:
-            parents: dict[str, Any] = {stage.roles[0]: given}
-            places: dict[str, _Keys] = {stage.roles[0]: keys}
+        if isinstance(given, str) and len(needed) == 1:
+            parents: dict[str, Any] = {needed[0]: given}
+            places: dict[str, _Keys] = {needed[0]: keys}
         elif isinstance(given, dict):
             parents = given
             places = {role: (*keys, role) for role in given}
         else:
-            form = "the name of a dataset or source" if len(stage.roles) == 1 else "role: name"
+            form = "the name of a dataset or source" if len(needed) == 1 else "role: name"
             self._report.add(keys, f"{reads}; write {form}" if stage.roles else reads)
             return {}
         unknown = [role for role in parents if role not in stage.roles]
-        missing = [role for role in stage.roles if role not in parents]
+        missing = [role for role in needed if role not in parents]
         for role in unknown:
             self._report.add(places[role], f"unknown role; {reads}", role, stage.roles)
         if missing and not unknown:

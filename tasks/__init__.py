@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 BUILT_IN = {
     "download": "reelmill.tasks.download:Download",
     "adopt": "reelmill.tasks.adopt:Adopt",
+    "scores": "reelmill.tasks.scores:ScoreFrames",
+    "scenes": "reelmill.tasks.scenes:Scenes",
     "split": "reelmill.tasks.split:Split",
     "dedup": "reelmill.tasks.dedup:Dedup",
     "shuffle": "reelmill.tasks.shuffle:Shuffle",

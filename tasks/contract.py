@@ -152,6 +152,8 @@ class Stage(abc.ABC, Generic[P]):
         version: raised by whoever changes what the stage writes for equal inputs.
         params: the model of its parameters.
         roles: names of its inputs; a recipe's ``from`` fills them.
+        optional: those of its roles, never the first, that a recipe may leave out; a job then has
+            no shard for them.
         scope: ``shard`` if an output shard reads the input shards of the same ID, ``generation``
             if it reads all of them, ``history`` if it reads those of the same ID and besides knows
             all shards of its first role: those of its generation and of the generations before.
@@ -170,6 +172,7 @@ class Stage(abc.ABC, Generic[P]):
     version: ClassVar[int] = 1
     params: ClassVar[type[Params]]
     roles: ClassVar[tuple[str, ...]] = ("source",)
+    optional: ClassVar[tuple[str, ...]] = ()
     scope: ClassVar[Scope] = "shard"
     conserves: ClassVar[bool] = False
     columns: ClassVar[pa.Schema] = pa.schema([])

@@ -18,6 +18,7 @@ from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, Encoding, copy_spans, encode_spans
 from reelmill.media.ffmpeg import encoder_id
 from reelmill.media.probe import packet_table
+from reelmill.media.scenes import AnyDetector, chosen, detect
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
     Job,
@@ -30,6 +31,7 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.media_fields import VIDEO, about_of, caption_field, texts_of, video_of
+from reelmill.tasks.scenes import scenes_of
 from reelmill.units import Number, Seconds
 
 
@@ -61,6 +63,9 @@ class SplitParams(Params):
     min_scene: Seconds = Field(
         Decimal("0.6"), description="the detector's shortest scene; shorter ones stay together"
     )
+    detectors: tuple[AnyDetector, ...] = Field(
+        (), description="several detectors, or one with more settings, in place of those above"
+    )
     audio: bool = Field(True, description="keep the sound")
     crf: Annotated[int, Field(ge=0, le=51)] = Field(
         18, description="x264's quality for exact cuts; smaller is better and larger files"
@@ -80,6 +85,7 @@ class SplitParams(Params):
             raise ValueError("seconds and stride are for method 'fixed'")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
+        chosen(self.detectors, self.detector, self.threshold, self.min_scene)
         return self
 
     def effective(self) -> dict[str, Any]:
@@ -87,6 +93,8 @@ class SplitParams(Params):
         if self.method == "fixed":
             meant["stride"] = self.stride or self.seconds
         if self.method != "scenes":
+            meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
+        elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
         if self.cut == "copy":
             meant |= {"crf": None, "preset": None}
@@ -94,10 +102,16 @@ class SplitParams(Params):
 
 
 class Split(SampleStage[SplitParams]):
-    """Clips are keyed by their video's key and their number in it: ``000010005_003``."""
+    """Clips are keyed by their video's key and their number in it: ``000010005_003``.
+
+    With an input in the role ``scenes``, what stage ``scenes`` made, videos are cut along that and
+    none is searched.
+    """
 
     name = "split"
-    version = 2
+    version = 3
+    roles = ("source", "scenes")
+    optional = ("scenes",)
     params = SplitParams
     memory = 1_000_000_000  # most of it x264's
     reads = (*VIDEO, "json")
@@ -121,20 +135,20 @@ class Split(SampleStage[SplitParams]):
         if params.cut == "exact":
             tools["ffmpeg"] = encoder_id()
         if params.method == "scenes":
-            tools["scenedetect"] = version("scenedetect-headless")
             tools["opencv"] = version("opencv-python-headless")
         return tools
 
     def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
         with TemporaryDirectory(dir=job.scratch) as folder:
-            yield from _clips(job.params, sample, Path(folder))
+            yield from _clips(job, sample, Path(folder))
 
 
-def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[Output]:
+def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator[Output]:
+    params = job.params
     about = about_of(sample.fields)
     path = folder / "source"
     path.write_bytes(video_of(sample.fields))
-    wished = _spans(params, path, about)
+    wished = _spans(job, sample.key, path, about)
     if not wished:
         raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
     out = folder / "clips"
@@ -169,16 +183,15 @@ def _clips(params: SplitParams, sample: InputSample, folder: Path) -> Iterator[O
             clip.path.unlink()
 
 
-def _spans(params: SplitParams, path: Path, about: Mapping[str, Any]) -> list[spans.Span]:
-    if params.method == "scenes":
-        from reelmill.media.scenes import detect
-
-        found = detect(
-            path,
-            detector=params.detector,
-            threshold=None if params.threshold is None else float(params.threshold),
-            min_scene_seconds=float(params.min_scene),
-        )
+def _spans(
+    job: Job[SplitParams], key: str, path: Path, about: Mapping[str, Any]
+) -> list[spans.Span]:
+    params = job.params
+    if params.method == "scenes" and "scenes" in job.shards:
+        found = scenes_of(job.reader("scenes"), key)
+    elif params.method == "scenes":
+        detectors = chosen(params.detectors, params.detector, params.threshold, params.min_scene)
+        found = detect(path, detectors)
     elif params.method == "fixed":
         assert params.seconds is not None
         start, end = _shown(path)

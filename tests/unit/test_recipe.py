@@ -72,6 +72,7 @@ class Stage:
     name: str
     params: type[BaseModel]
     roles: tuple[str, ...] = ("samples",)
+    optional: tuple[str, ...] = ()
 
 
 STAGES: Mapping[str, StageSpec] = {

@@ -1,0 +1,116 @@
+"""Scores: what detectors of scene cuts need to know of each frame, kept for any threshold."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from decimal import Decimal
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+from pydantic import Field
+
+from reelmill.media.scenes import (
+    AdaptiveDetector,
+    ContentDetector,
+    Detector,
+    HashDetector,
+    HistogramDetector,
+    ThresholdDetector,
+    score,
+)
+from reelmill.media.scenes.kept import pack
+from reelmill.shards.reader import Sample as InputSample
+from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage, sample_json
+from reelmill.tasks.media_fields import VIDEO, about_of, texts_of, video_of
+
+FIELD = "scores.parquet"
+"""The field of a sample that holds the scores of its video's frames."""
+
+_Kind = Literal["content", "adaptive", "threshold", "hash", "histogram"]
+
+
+class ScoresParams(Params):
+    """Which detectors the scores are for, and their settings that no threshold makes up for."""
+
+    detectors: tuple[_Kind, ...] = Field(
+        ("content", "threshold", "hash", "histogram"),
+        min_length=1,
+        description="detectors that shall find cuts in the scores; content also serves adaptive",
+    )
+    edges: bool = Field(False, description="score edges too, for weights that count them")
+    kernel_size: Annotated[int, Field(ge=3, le=999)] | None = Field(
+        None, description="odd size in pixels by which edges are thickened; None: by the picture's"
+    )
+    hash_size: Annotated[int, Field(ge=1, le=256)] = Field(8, description="bits of a hash, squared")
+    hash_lowpass: Annotated[int, Field(ge=1, le=256)] = Field(
+        2, description="the part of the frequencies that a hash keeps: 2 for a half"
+    )
+    bins: Annotated[int, Field(ge=1, le=256)] = Field(128, description="of a histogram")
+    jobs: Annotated[int, Field(ge=1, le=256), Runtime] = Field(
+        1, description="threads that decode one video; several are for few and long ones"
+    )
+
+    def effective(self) -> dict[str, Any]:
+        asked = {"content" if kind == "adaptive" else kind for kind in self.detectors}
+        meant: dict[str, Any] = {"detectors": tuple(sorted(asked))}
+        if "content" not in asked:
+            meant["edges"] = None
+        if "content" not in asked or not self.edges:
+            meant["kernel_size"] = None
+        if "hash" not in asked:
+            meant |= {"hash_size": None, "hash_lowpass": None}
+        if "histogram" not in asked:
+            meant["bins"] = None
+        return meant
+
+    def served(self) -> list[Detector]:
+        """One detector for each kind: what they read is scored."""
+        weights = (Decimal(1), Decimal(1), Decimal(1), Decimal(int(self.edges)))
+        kinds: dict[str, Detector] = {
+            "content": ContentDetector(weights=weights, kernel_size=self.kernel_size),
+            "adaptive": AdaptiveDetector(weights=weights, kernel_size=self.kernel_size),
+            "threshold": ThresholdDetector(),
+            "hash": HashDetector(size=self.hash_size, lowpass=self.hash_lowpass),
+            "histogram": HistogramDetector(bins=self.bins),
+        }
+        return [kind for name, kind in kinds.items() if name in self.detectors]
+
+
+class ScoreFrames(SampleStage[ScoresParams]):
+    """A sample of a video's key holds ``scores.parquet``: a row for each frame, with its pts and
+    its scores. Stage ``scenes`` finds cuts in it, and decodes nothing."""
+
+    name = "scores"
+    params = ScoresParams
+    conserves = True
+    memory = 350_000_000
+    reads = (*VIDEO, "json")
+    columns = pa.schema(
+        [
+            pa.field("frames", pa.int64()),
+            pa.field("start", pa.float64()),
+            pa.field("end", pa.float64()),
+            pa.field("fps", pa.float64()),
+        ]
+    )
+
+    def tools(self, params: ScoresParams) -> dict[str, str]:
+        return {
+            "av": version("av"),
+            "opencv": version("opencv-python-headless"),
+            "pyarrow": version("pyarrow"),
+        }
+
+    def each(self, job: Job[ScoresParams], sample: InputSample) -> Iterator[Output]:
+        scores = score(video_of(sample.fields), job.params.served(), jobs=job.params.jobs)
+        tick = scores.clock.time_base
+        columns = {
+            "frames": len(scores),
+            "start": round(float(int(scores.pts.min()) * tick), 6),
+            "end": round(float(scores.end * tick), 6),
+            "fps": round(float(scores.clock.rate), 6),
+        }
+        source = texts_of(about_of(sample.fields), ("url", "caption", "sha256"))
+        about = sample_json({"key": sample.key, **columns, "source": source})
+        yield Sample(sample.key, {FIELD: pack(scores), "json": about}, columns)
