@@ -18,12 +18,14 @@ import numpy as np
 import pytest
 
 from reelmill.errors import MissingDependencyError, Rejected, StageError
-from reelmill.media import decode
-from reelmill.media.gpu import colour, content, devices, modules, sources
+from reelmill.media import decode, scenes
+from reelmill.media.gpu import colour, devices, modules, scoring, sources
 from reelmill.media.gpu.colour import Planes
 from reelmill.media.gpu.devices import Capabilities, Decodes, Stream
 from reelmill.media.gpu.nvdec import Nvdec, RefusedError
 from reelmill.media.gpu.sources import Batch, CpuFrames, CudaFrames, FrameSource, on_device
+from reelmill.media.scenes import scores
+from reelmill.media.scenes.pictures import small_size
 from tests.stages import fake_nvc
 from tests.stages.media_samples import make_video, number_of, real_media
 
@@ -462,60 +464,91 @@ def test_bgr_is_swscales(matrix: int, full: bool) -> None:
 @pytest.mark.parametrize(("height", "width"), SIZES)
 def test_shrunk_pictures_are_opencvs(height: int, width: int) -> None:
     frame = noise(height, width, 1, False)
-    small = content.scored_size(width, height)
+    small = small_size(width, height)
     wanted = frame.to_ndarray(format="bgr24", width=width, height=height)
     wanted = cv2.resize(wanted, small, interpolation=cv2.INTER_LINEAR)
     assert np.array_equal(colour.shrunk_bgr(planes_of(frame), *small)[0].numpy(), wanted)
 
 
-def oracle(frames: Iterator[av.VideoFrame]) -> np.ndarray:
-    """PySceneDetect's own mean differences of hue, saturation and value."""
-    from scenedetect import FrameTimecode, StatsManager
-    from scenedetect.detectors import ContentDetector
-    from scenedetect.scene_manager import compute_downscale_factor
-
-    detector, stats = ContentDetector(), StatsManager()
-    detector.stats_manager = stats
-    detector._detect_edges = lambda lum: lum  # type: ignore[method-assign]  # costs the most
-    names = ["delta_hue", "delta_sat", "delta_lum"]
-    rows = [(0.0, 0.0, 0.0)]
-    for number, frame in enumerate(frames):
-        picture = frame.to_ndarray(format="bgr24", width=frame.width, height=frame.height)
-        factor = compute_downscale_factor(max(frame.width, frame.height))
-        if factor > 1:
-            size = (max(1, round(frame.width / factor)), max(1, round(frame.height / factor)))
-            picture = cv2.resize(picture, size, interpolation=cv2.INTER_LINEAR)
-        position = FrameTimecode(number, 25.0)
-        detector.process_frame(position, picture)
-        if number:
-            rows.append(tuple(stats.get_metrics(position, names)))
-    return np.array(rows)
-
-
-def test_scores_of_noise_are_pyscenedetects() -> None:
+def test_more_than_one_batch_is_compared_as_one() -> None:
     frames = [noise(360, 640, 5, False, seed) for seed in range(5)]
-    small = content.scored_size(640, 360)
+    whole, parts = scoring.Deltas(), scoring.Deltas()
     batches = [planes_of(*frames[:2]), planes_of(*frames[2:])]
-    assert np.array_equal(content.deltas(batches, *small), oracle(iter(frames)))
+    all_at_once = planes_of(*frames)
+    found = [parts.feed(one, scoring.Small(one)) for one in batches]
+    expected = whole.feed(all_at_once, scoring.Small(all_at_once))
+    assert np.array_equal(np.concatenate(found), expected)
+    assert expected[0].tolist() == [0, 0, 0]
+    assert expected[1:].min() > 10
 
 
-def test_scores_of_real_clips_are_pyscenedetects(card: fake_nvc.Card) -> None:
-    paths = clips()
+DETECTORS = (
+    scenes.ContentDetector(weights=(1, 1, 1, 1)),
+    scenes.ThresholdDetector(),
+    scenes.HashDetector(),
+    scenes.HistogramDetector(),
+)
+"""All measures of PySceneDetect's, in their order."""
+
+
+def test_scores_are_the_cpus(tmp_path: Path, card: fake_nvc.Card) -> None:
     nvdec = Nvdec(known(card))
+    uneven = [0, 3, 4, 9, 20, 21, 22, 40, *range(50, 90)]
+    made = make_video(tmp_path / "a.mp4", frames=48, pts=uneven, size=(640, 360))
+    small = [path for path in real_media() if path.name in SMALL]
     taken = 0
-    for path in paths:
+    for path in [made, *small]:
         try:
-            found = content.content(nvdec, path)
+            found = scoring.score(path, scores.needed(DETECTORS), nvdec)
         except RefusedError:
             continue
-        assert found.pts.tolist() == [frame.pts for frame in decode.frames(path)], path.name
-        assert np.array_equal(found.deltas, oracle(decode.frames(path))), path.name
+        expected = scenes.score(path, DETECTORS)
+        assert found.clock == expected.clock
+        assert found.end == expected.end, path.name
+        assert found.pts.tolist() == expected.pts.tolist()
+        # In this order they are kept in files, of which equal ones have equal bytes.
+        assert list(found.columns) == list(expected.columns)
+        for name, column in expected.columns.items():
+            assert np.array_equal(found.columns[name], column), (path.name, name)
         taken += 1
-    assert taken >= 4
+    assert taken == 1 + max(len(small) - 1, 0)
 
 
-def test_scores_of_ten_bits_are_the_cpus(tmp_path: Path, card: fake_nvc.Card) -> None:
+def test_scores_of_ten_bits_are_the_cpus(
+    tmp_path: Path,
+    card: fake_nvc.Card,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     hevc = {"codec": "libx265", "options": {"x265-params": "log-level=0"}}
     path = make_video(tmp_path / "a.mp4", frames=3, pix_fmt="yuv420p10le", **hevc)
-    with pytest.raises(RefusedError, match="scores of hevc of 10 bits"):
-        content.content(Nvdec(known(card)), path)
+    monkeypatch.setattr(scoring, "nvdec", lambda: Nvdec(known(card)))
+    monkeypatch.setattr(sources, "_logged", set())
+    found = scenes.score(path, DETECTORS, device="cuda")
+    assert "scores of hevc of 10 bits, 4:2:0 are computed on the CPU" in caplog.text
+    expected = scenes.score(path, DETECTORS)
+    assert all(np.array_equal(found.columns[name], one) for name, one in expected.columns.items())
+
+
+def test_cuts_on_a_card_are_the_cpus(
+    tmp_path: Path, card: fake_nvc.Card, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def shots(number: int) -> np.ndarray:
+        return np.full((96, 128), 40 + 170 * (number // 20 % 2), np.uint8)
+
+    path = make_video(tmp_path / "a.mp4", frames=80, draw=shots)
+    nvdec = Nvdec(known(card))
+    monkeypatch.setattr(scoring, "nvdec", lambda: nvdec)
+    found = scenes.detect(path, [scenes.ContentDetector()], device="cuda")
+    assert len(found) == 4
+    assert found == scenes.detect(path, [scenes.ContentDetector()])
+    assert nvdec.created == 1
+
+
+def test_a_card_that_is_not_there_is_no_reason_to_use_the_cpu(
+    tmp_path: Path, card: fake_nvc.Card
+) -> None:
+    path = make_video(tmp_path / "a.mp4", frames=3)
+    devices._probed.cache_clear()
+    with pytest.raises(StageError, match="needs an NVIDIA GPU"):
+        scenes.detect(path, [scenes.ContentDetector()], device="cuda")

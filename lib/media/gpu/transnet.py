@@ -8,7 +8,8 @@ the authors publish for PyTorch loads as it is.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,7 @@ STRIDE = 50
 """Frames from one window to the next: the middle of each window counts."""
 
 MARGIN = (WINDOW - STRIDE) // 2
-
-THRESHOLD = 0.5
-"""The score from which on a frame belongs to a transition."""
+LAG = WINDOW - MARGIN - 1
 
 MAX_WEIGHTS_BYTES = 1 << 28
 
@@ -51,13 +50,30 @@ def weights_digest(path: Path) -> str:
     Raises :class:`~reelmill.errors.StageError` where it cannot be read.
     """
     try:
-        with path.open("rb") as file:
-            return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+        about = path.stat()
+        return _digest(path, about.st_ino, about.st_size, about.st_mtime_ns)
     except OSError as error:
         raise StageError(
             f"the weights of TransNetV2 cannot be read at {path}: {error.strerror}; "
             "give their path as weights"
         ) from error
+
+
+@lru_cache(maxsize=8)
+def _digest(path: Path, *_: int) -> str:
+    """The digest of a file, taken once for as long as it stays as it is."""
+    with path.open("rb") as file:
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+
+
+def loaded(weights: Path, device: str) -> TransNetV2:
+    """The network, kept for the videos that follow as long as its weights stay the same."""
+    return _loaded(weights, weights_digest(weights), device)
+
+
+@lru_cache(maxsize=2)
+def _loaded(weights: Path, _digest: str, device: str) -> TransNetV2:
+    return TransNetV2(weights, device)
 
 
 class TransNetV2:
@@ -82,67 +98,68 @@ class TransNetV2:
             ) from error
         self._network = network.to(self._device).eval()
 
-    def scores(self, pictures: Iterable[Any]) -> Iterator[NDArray[np.float32]]:
-        """The score of each frame, 0 to 1, in pieces of ``STRIDE`` frames as they become known.
+    def start(self) -> Windows:
+        """Begin with a video."""
+        return Windows(self)
 
-        ``pictures`` are uint8 RGB batches of shape ``(N, HEIGHT, WIDTH, 3)``, arrays or tensors.
-        The first and the last frame stand for what is before and after the video. A piece lags
-        ``MARGIN + STRIDE`` frames behind what was taken in.
-        """
+    def scores(self, pictures: Iterable[Any]) -> NDArray[np.float32]:
+        """The scores of a whole video, from batches as :meth:`Windows.feed` takes them."""
+        windows = self.start()
+        return np.concatenate([*map(windows.feed, pictures), windows.finish()])
+
+    def tensor(self, pictures: Any) -> Any:
+        """``pictures`` on the network's device. Raises ``ValueError`` where they do not fit it."""
+        tensor = self._torch.as_tensor(pictures, device=self._device)
+        if tensor.dtype != self._torch.uint8 or tensor.shape[1:] != (HEIGHT, WIDTH, 3):
+            raise ValueError(f"TransNetV2 takes uint8 pictures of {WIDTH}x{HEIGHT}, RGB")
+        return tensor
+
+    def middle(self, window: Any) -> NDArray[np.float32]:
+        """The scores of the ``STRIDE`` frames in the middle of a window."""
         with self._torch.inference_mode():
-            for window, count in _windows(self._torch, self._tensors(pictures)):
-                yield self._middle(window)[:count]
-
-    def _tensors(self, pictures: Iterable[Any]) -> Iterator[Any]:
-        for batch in pictures:
-            tensor = self._torch.as_tensor(batch, device=self._device)
-            if tensor.dtype != self._torch.uint8 or tensor.shape[1:] != (HEIGHT, WIDTH, 3):
-                raise ValueError(f"TransNetV2 takes uint8 pictures of {WIDTH}x{HEIGHT}, RGB")
-            yield tensor
-
-    def _middle(self, window: Any) -> NDArray[np.float32]:
-        logits = self._network(window[None])[0, MARGIN : MARGIN + STRIDE]
-        scores: NDArray[np.float32] = self._torch.sigmoid(logits).cpu().numpy()
+            logits = self._network(window[None])[0, MARGIN : MARGIN + STRIDE]
+            scores: NDArray[np.float32] = self._torch.sigmoid(logits).cpu().numpy()
         return scores
 
 
-def _windows(torch: Any, batches: Iterator[Any]) -> Iterator[tuple[Any, int]]:
-    """Windows of ``WINDOW`` frames, each with how many of its middle ones there are in truth."""
-    held: Any = None
-    taken = given = 0
-    for batch in batches:
-        if not len(batch):
-            continue
-        taken += len(batch)
-        held = torch.cat(
-            [batch[:1].expand(MARGIN, -1, -1, -1), batch] if held is None else [held, batch]
-        )
-        while len(held) >= WINDOW:
-            yield held[:WINDOW], STRIDE
-            given += STRIDE
-            held = held[STRIDE:]
-    while given < taken:
-        missing = max(WINDOW - len(held), 0)
-        held = torch.cat([held, held[-1:].expand(missing, -1, -1, -1)])
-        yield held[:WINDOW], min(STRIDE, taken - given)
-        given += STRIDE
-        held = held[STRIDE:]
+class Windows:
+    """One video on its way through the network, in overlapping windows.
 
-
-def transitions(scores: NDArray[np.float32], threshold: float = THRESHOLD) -> list[tuple[int, int]]:
-    """Runs of frames whose score exceeds ``threshold``, as ``[first, last]`` indices."""
-    over = np.concatenate(([False], scores > threshold, [False]))
-    edges = np.flatnonzero(over[1:] != over[:-1])
-    return [(int(first), int(end) - 1) for first, end in edges.reshape(-1, 2)]
-
-
-def cuts(scores: NDArray[np.float32], threshold: float = THRESHOLD) -> list[int]:
-    """Indices of the frames that begin a new shot: the one after each transition.
-
-    A transition at the very beginning or end of the video parts nothing.
+    The first and the last frame stand for what is before and after the video.
     """
-    ends = (last + 1 for _, last in transitions(scores, threshold))
-    return [first for first in ends if first < len(scores)]
+
+    def __init__(self, network: TransNetV2) -> None:
+        self._network = network
+        self._torch = torch_module()
+        self._held: Any = None
+        self._owed = 0
+
+    def feed(self, pictures: Any) -> NDArray[np.float32]:
+        """Take the next frames, uint8 RGB of shape ``(N, HEIGHT, WIDTH, 3)``, an array or a tensor;
+        return the scores, 0 to 1, that are now known, of the oldest frames first. A frame's score
+        waits for up to ``LAG`` further frames."""
+        batch = self._network.tensor(pictures)
+        if len(batch):
+            self._owed += len(batch)
+            before = batch[:1].expand(MARGIN, -1, -1, -1) if self._held is None else self._held
+            self._held = self._torch.cat([before, batch])
+        return self._known(lambda: len(self._held) >= WINDOW)
+
+    def finish(self) -> NDArray[np.float32]:
+        """The scores still owed, when no more frames come."""
+        if self._owed:
+            last = self._held[-1:].expand(WINDOW, -1, -1, -1)
+            self._held = self._torch.cat([self._held, last])
+        return self._known(lambda: self._owed > 0)
+
+    def _known(self, more: Callable[[], bool]) -> NDArray[np.float32]:
+        found = [np.empty(0, np.float32)]
+        while self._held is not None and more():
+            scores = self._network.middle(self._held[:WINDOW])[: self._owed]
+            found.append(scores)
+            self._owed -= len(scores)
+            self._held = self._held[STRIDE:]
+        return np.concatenate(found)
 
 
 def read_weights(path: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -60,18 +60,42 @@ class Piece:
     scoring: Scoring
 
 
-def score(source: Source, detectors: Sequence[Detector], *, jobs: int = 1) -> Scores:
+def score(
+    source: Source,
+    detectors: Sequence[Detector],
+    *,
+    jobs: int = 1,
+    device: Literal["cpu", "cuda"] = "cpu",
+) -> Scores:
     """All that ``detectors`` need to know of the best video stream of ``source``.
 
     With several ``jobs`` a long video is decoded in as many pieces at a time, on threads; the
     scores are the same. A file object is read by one.
 
+    With the device ``cuda`` a card decodes and scores it, unless it cannot: then the CPU does. The
+    scores are the same, but for the last digits of TransNetV2's.
+
     Raises :class:`~reelmill.errors.Rejected` as :func:`~reelmill.media.probe.probe` does, and
-    ``undecodable`` where no frame can be decoded or converted.
+    ``undecodable`` where no frame can be decoded or converted; with ``cuda`` also
+    :class:`~reelmill.errors.StageError` or :class:`~reelmill.errors.MissingDependencyError` where
+    there is no card or a package is missing.
     """
+    measures = needed(detectors)
+    if device == "cpu":
+        return _on_cpu(source, measures, jobs)
+    # Imported here: with NVIDIA's packages, and torch.
+    from reelmill.media.gpu import scoring, sources
+
+    return sources.on_device(
+        device,
+        lambda: scoring.score(source, measures),
+        lambda: _on_cpu(source, measures, jobs),
+    )
+
+
+def _on_cpu(source: Source, measures: Sequence[Measure], jobs: int) -> Scores:
     from reelmill.media.scenes.ranges import in_ranges
 
-    measures = needed(detectors)
     pieces = in_ranges(source, measures, jobs)
     if pieces is None:
         with open_media(source) as container:
