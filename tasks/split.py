@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from importlib.metadata import version
@@ -11,14 +13,24 @@ from tempfile import TemporaryDirectory
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
-from reelmill.media.cut import Clip, CutFailure, Encoding, copy_spans, encode_spans
-from reelmill.media.ffmpeg import encoder_id
-from reelmill.media.probe import packet_table
+from reelmill.media.cut import (
+    Clip,
+    CutFailure,
+    Encoding,
+    Variant,
+    Video,
+    copy_spans,
+    encode_spans,
+)
+from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
+from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
+from reelmill.media.probe import VideoInfo, packet_table
 from reelmill.media.scenes import AnyDetector, chosen, detect
+from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
     Job,
@@ -30,13 +42,15 @@ from reelmill.tasks.contract import (
     SampleStage,
     sample_json,
 )
-from reelmill.tasks.media_fields import VIDEO, about_of, caption_field, texts_of, video_of
+from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
 from reelmill.units import Number, Seconds
 
+_VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
+
 
 class SplitParams(Params):
-    """Where to cut, and how."""
+    """Where to cut, and what clips become."""
 
     method: Literal["scenes", "fixed", "spans"] = Field(
         "scenes", description="at scene cuts, every so many seconds, or at the table's spans"
@@ -47,14 +61,30 @@ class SplitParams(Params):
         "keyframes, so that clips may begin earlier and be much longer than asked",
     )
     seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
-        None, description="length of a clip, for method 'fixed'"
+        None,
+        description="length of a clip, for method 'fixed'; scenes and spans are divided into "
+        "clips of it, if given",
     )
     stride: Annotated[Seconds, Field(gt=0)] | None = Field(
-        None, description="from one clip's start to the next, for method 'fixed'"
+        None, description="from one clip's start to the next; seconds, unless given"
+    )
+    overlap: Annotated[Seconds, Field(gt=0)] | None = Field(
+        None, description="what a clip shares with the next one, instead of stride"
+    )
+    remainder: Literal["keep", "drop", "merge"] = Field(
+        "keep",
+        description="what is left at the end, shorter than seconds: a clip of its own, if "
+        "min_seconds allows; nothing; or part of the clip before it",
     )
     min_seconds: Seconds = Field(Decimal(1), description="shorter clips are dropped")
     max_seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
         None, description="longer clips are divided into equal parts"
+    )
+    max_clips: Annotated[int, Field(ge=1, le=spans.MAX_SPANS)] | None = Field(
+        None, description="most clips of one video"
+    )
+    pick: Literal["first", "spread"] = Field(
+        "first", description="which clips, if there are more: the first ones, or evenly spread ones"
     )
     detector: Literal["content", "adaptive", "threshold", "hash", "histogram"] = Field(
         "content", description="PySceneDetect's detector, for method 'scenes'"
@@ -66,38 +96,96 @@ class SplitParams(Params):
     detectors: tuple[AnyDetector, ...] = Field(
         (), description="several detectors, or one with more settings, in place of those above"
     )
-    audio: bool = Field(True, description="keep the sound")
-    crf: Annotated[int, Field(ge=0, le=51)] = Field(
-        18, description="x264's quality for exact cuts; smaller is better and larger files"
+    video: Video | None = Field(
+        None, description="codec, quality, keyframes, size, rate and container of the clips"
     )
-    preset: Literal[
-        "ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"
-    ] = Field("veryfast", description="x264's effort for exact cuts")
+    audio: SoundChoice = Field(True, description="keep the sound; or its codec, rate, …")
+    subtitles: Literal["drop", "keep", "extract"] = Field(
+        "drop",
+        description="of the video and beside it, cut by time. keep: as tracks of the clip; "
+        "extract: as fields such as en.vtt",
+    )
+    variants: Mapping[VariantName, Variant] = Field(
+        {}, description="more outputs of each clip, by name: fields such as small.mp4"
+    )
+    crf: Annotated[int, Field(ge=0, le=51)] | None = Field(
+        None, description="short for video.crf: smaller is better and larger files"
+    )
+    preset: (
+        Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
+        | None
+    ) = Field(None, description="short for video.preset: the encoder's effort")
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(3600), description="for the cutting of one video"
     )
 
     @model_validator(mode="after")
-    def _fits_together(self) -> SplitParams:
+    def _spans_fit_together(self) -> SplitParams:
         if self.method == "fixed" and self.seconds is None:
             raise ValueError("method 'fixed' needs seconds, the length of a clip")
-        if self.method != "fixed" and (self.seconds or self.stride):
-            raise ValueError("seconds and stride are for method 'fixed'")
+        if self.seconds is None and (self.stride or self.overlap or self.remainder != "keep"):
+            raise ValueError("stride, overlap and remainder need seconds, the length of a clip")
+        if self.stride is not None and self.overlap is not None:
+            raise ValueError("give stride or overlap, not both")
+        if self.seconds is not None and self.overlap is not None and self.overlap >= self.seconds:
+            raise ValueError("overlap must be less than seconds")
+        if self.remainder == "merge" and (self.stride or 0) > (self.seconds or 0):
+            raise ValueError("remainder 'merge' is for clips without gaps: stride is over seconds")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
         chosen(self.detectors, self.detector, self.threshold, self.min_scene)
         return self
 
+    @model_validator(mode="after")
+    def _output_fits_together(self) -> SplitParams:
+        asked = self.video.model_fields_set if self.video else set()
+        for name in ("crf", "preset"):
+            if getattr(self, name) is not None and name in asked:
+                raise ValueError(f"{name} is given twice: it is short for video.{name}")
+        encoding = self.encoding
+        if self.cut == "copy" and (self.video is not None or not encoding.allows_copy):
+            raise ValueError(
+                "cut 'copy' leaves clips as they are: video, variants, subtitles 'keep' and codec, "
+                "rate, channels or extract of audio need cut 'exact'"
+            )
+        return self
+
+    @property
+    def encoding(self) -> Encoding:
+        """What clips become, with what is short for it."""
+        given = {} if self.video is None else self.video.model_dump(exclude_unset=True)
+        short = {n: v for n in ("crf", "preset") if (v := getattr(self, n)) is not None}
+        try:
+            return Encoding(
+                video=Video(**given, **short),
+                audio=audio_of(self.audio),
+                subtitles=self.subtitles == "keep",
+                variants=self.variants,
+            )
+        except ValidationError as error:
+            # One of the models' own lines, of which pydantic would make a paragraph.
+            raise ValueError(str(error.errors()[0]["msg"]).partition(", ")[2]) from None
+
+    @property
+    def step(self) -> Decimal | None:
+        """From one clip's start to the next, in seconds."""
+        if self.seconds is None or self.overlap is None:
+            return self.stride or self.seconds
+        return self.seconds - self.overlap
+
     def effective(self) -> dict[str, Any]:
-        meant: dict[str, Any] = {}
-        if self.method == "fixed":
-            meant["stride"] = self.stride or self.seconds
+        meant: dict[str, Any] = {"stride": self.step, "overlap": None, "crf": None, "preset": None}
+        if self.seconds is None:
+            meant["remainder"] = None
+        if self.max_clips is None:
+            meant["pick"] = None
         if self.method != "scenes":
             meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
         elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
+        meant |= self.encoding.meant()
         if self.cut == "copy":
-            meant |= {"crf": None, "preset": None}
+            meant |= {"video": None, "variants": None}
         return meant
 
 
@@ -113,8 +201,8 @@ class Split(SampleStage[SplitParams]):
     roles = ("source", "scenes")
     optional = ("scenes",)
     params = SplitParams
-    memory = 1_000_000_000  # most of it x264's
-    reads = (*VIDEO, "json")
+    memory = 1_000_000_000  # most of it the encoders', of which a process has eight at most
+    reads = None  # subtitles are in fields of any language
     columns = pa.schema(
         [
             pa.field("source", pa.string()),
@@ -134,6 +222,8 @@ class Split(SampleStage[SplitParams]):
         tools = {"av": version("av")}
         if params.cut == "exact":
             tools["ffmpeg"] = encoder_id()
+            facts = [video.facts for video, _ in params.encoding.outputs.values()]
+            tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
         if params.method == "scenes":
             tools["opencv"] = version("opencv-python-headless")
         return tools
@@ -153,17 +243,13 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
     out = folder / "clips"
     out.mkdir()
+    texts = _texts(path, sample.fields) if params.subtitles == "extract" else {}
     if params.cut == "copy":
         cover = params.method == "spans"
-        cut = copy_spans(path, wished, out, audio=params.audio, cover=cover)
+        cut = copy_spans(path, wished, out, audio=params.encoding.audio.keep, cover=cover)
     else:
         cut = encode_spans(
-            path,
-            wished,
-            out,
-            encoding=Encoding(crf=params.crf, preset=params.preset),
-            audio=params.audio,
-            timeout_s=float(params.timeout),
+            path, wished, out, encoding=params.encoding, timeout_s=float(params.timeout)
         )
     for number, clip in enumerate(cut):
         key = f"{sample.key}_{number:03d}"
@@ -179,8 +265,9 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
             }
             yield Reject(key, clip.reason, clip.message, columns)
         else:
-            yield _sample(key, sample.key, clip, about)
-            clip.path.unlink()
+            yield _sample(key, sample.key, clip, about, texts)
+            for path in (clip.path, *clip.others.values()):
+                path.unlink()
 
 
 def _spans(
@@ -193,10 +280,7 @@ def _spans(
         detectors = chosen(params.detectors, params.detector, params.threshold, params.min_scene)
         found = detect(path, detectors)
     elif params.method == "fixed":
-        assert params.seconds is not None
-        start, end = _shown(path)
-        stride = None if params.stride is None else Fraction(params.stride)
-        found = spans.fixed(start, end, Fraction(params.seconds), stride=stride)
+        found = [_shown(path)]
     else:
         try:
             asked = [(span["start"], span["end"]) for span in about.get("spans", [])]
@@ -205,8 +289,12 @@ def _spans(
             raise Rejected(
                 "bad_spans", "its json has no list of spans with start and end in seconds"
             ) from None
+    if params.seconds is not None and params.step is not None:
+        length, step = Fraction(params.seconds), Fraction(params.step)
+        found = spans.windows(found, length, stride=step, remainder=params.remainder)
     longest = None if params.max_seconds is None else Fraction(params.max_seconds)
-    return spans.bound(found, Fraction(params.min_seconds), longest)
+    bounded = spans.bound(found, Fraction(params.min_seconds), longest)
+    return spans.few(bounded, params.max_clips, params.pick)
 
 
 def _shown(path: Path) -> spans.Span:
@@ -217,7 +305,61 @@ def _shown(path: Path) -> spans.Span:
     return int(table.shown[0]) * table.time_base, table.end_pts * table.time_base
 
 
-def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Sample:
+def _texts(path: Path, fields: Mapping[str, bytes]) -> dict[str, Sequence[Cue]]:
+    """Subtitles by field: those that came with the video, and its own under what names are left."""
+    texts = {name: parse_webvtt(data) for name, data in fields.items() if _VTT.fullmatch(name)}
+    own: dict[str, Sequence[Cue]] = {}
+    for track in tracks_of(path):
+        language = (track.language or "und").lower()
+        names = (f"{language}.vtt", *(f"{language}.{n}.vtt" for n in range(2, spans.MAX_SPANS)))
+        own[next(name for name in names if name not in own)] = track.cues
+    return own | texts
+
+
+def _captions(about: Mapping[str, Any], clip: Clip) -> dict[str, list[dict[str, Any]]]:
+    """Captions with times (``captions`` and ``subtitles`` of the json or of the table's row), those
+    of the clip on its clock. Values that are no such list are left out."""
+    found = {}
+    table = about.get("table")
+    for name in ("captions", "subtitles"):
+        value = about.get(name, table.get(name) if isinstance(table, dict) else None)
+        try:
+            value = json.loads(value) if isinstance(value, str) else value
+            cues = [
+                Cue(spans.seconds(one["start"]), spans.seconds(one["end"]), str(one["text"]))
+                for one in value
+            ]
+        except (TypeError, KeyError, ValueError, OverflowError, RecursionError):
+            continue
+        found[name] = [
+            {
+                "start": round(float(cue.start), 6),
+                "end": round(float(cue.end), 6),
+                "text": cue.text,
+            }
+            for cue in cut_cues(cues, clip.start, clip.end)
+        ]
+    return found
+
+
+def _about_variant(info: VideoInfo) -> dict[str, Any]:
+    return {
+        "frames": info.frames,
+        "fps": round(float(info.fps), 6),
+        "width": info.width,
+        "height": info.height,
+        "codec": info.codec,
+        "has_audio": info.has_audio,
+    }
+
+
+def _sample(
+    key: str,
+    source: str,
+    clip: Clip,
+    about: Mapping[str, Any],
+    texts: Mapping[str, Sequence[Cue]],
+) -> Sample:
     columns = {
         "source": source,
         "start": round(float(clip.start), 6),
@@ -230,7 +372,7 @@ def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Samp
         "codec": clip.codec,
         "has_audio": clip.audio,
     }
-    value = {
+    value: dict[str, Any] = {
         "key": key,
         **columns,
         "source": {"key": source, **texts_of(about, ("url", "caption", "sha256"))},
@@ -238,6 +380,12 @@ def _sample(key: str, source: str, clip: Clip, about: Mapping[str, Any]) -> Samp
             "start": round(float(clip.wished_start), 6),
             "end": round(float(clip.wished_end), 6),
         },
+        **_captions(about, clip),
     }
-    fields: dict[str, bytes | Path] = {"mp4": clip.path, "json": sample_json(value)}
+    if clip.variants:
+        value["variants"] = {name: _about_variant(info) for name, info in clip.variants.items()}
+    fields: dict[str, bytes | Path] = {clip.ending: clip.path, **clip.others}
+    cut = {name: cut_cues(cues, clip.start, clip.end) for name, cues in texts.items()}
+    fields |= {name: webvtt(cues) for name, cues in cut.items() if cues}
+    fields["json"] = sample_json(value)
     return Sample(key, {**fields, **caption_field(about)}, columns)

@@ -74,6 +74,48 @@ def _version(exe: str) -> str:
     return f"ffmpeg {words[2]}"
 
 
+def has_encoder(name: str) -> bool:
+    """Whether ffmpeg's encoder ``name`` works here, by encoding a picture: builds list those of
+    GPUs wherever they run, and GPUs that only decode have none."""
+    return _encodes(ffmpeg_exe(), name)
+
+
+def gpu_encoder_id(name: str) -> str:
+    """GPU and driver, on which the bytes of its encoder ``name`` depend besides ffmpeg's build.
+
+    Raises :class:`~reelmill.errors.StageError` where the encoder does not work here.
+    """
+    if not has_encoder(name):
+        raise StageError(
+            f"{name} does not work on this host (it needs an NVIDIA GPU with NVENC, and its "
+            f"driver): run on one, or use codec {name.removesuffix('_nvenc')}"
+        )
+    return _gpu()
+
+
+@cache
+def _encodes(exe: str, name: str) -> bool:
+    picture = ("-f", "lavfi", "-i", "color=size=256x256:rate=1:duration=1", "-frames:v", "1")
+    command = [exe, "-nostdin", "-v", "quiet", *picture, "-c:v", name, "-f", "null", "-"]
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0
+
+
+@cache
+def _gpu() -> str:
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        found = subprocess.run(
+            query, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown GPU"
+    return found.stdout.split("\n")[0].strip() or "unknown GPU"
+
+
 def run(stream: Any, *, timeout_s: float) -> None:
     """Run a composed ffmpeg-python output ``stream`` to its end, for at most ``timeout_s`` seconds.
 

@@ -4,11 +4,11 @@ twice or lost to rounding."""
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 from math import ceil
 from numbers import Rational
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from reelmill.errors import Rejected
 
@@ -20,6 +20,12 @@ MAX_SPANS = 10_000
 
 Seconds: TypeAlias = Rational | float | str
 """Seconds as a number, or as text: ``"12.5"`` or ``"[HH:]MM:SS[.fff]"``."""
+
+Remainder: TypeAlias = Literal["keep", "drop", "merge"]
+"""What becomes of a last window that is shorter than the others: see :func:`fixed`."""
+
+Pick: TypeAlias = Literal["first", "spread"]
+"""Which spans stay where there are too many: see :func:`few`."""
 
 _CLOCK = re.compile(r"(?:(?:[0-9]+:)?[0-9]+:)?[0-9]+(?:\.[0-9]+)?")
 
@@ -42,22 +48,55 @@ def seconds(value: Seconds) -> Fraction:
 
 
 def fixed(
-    start: Fraction, end: Fraction, length: Fraction, *, stride: Fraction | None = None
+    start: Fraction,
+    end: Fraction,
+    length: Fraction,
+    *,
+    stride: Fraction | None = None,
+    remainder: Remainder = "keep",
 ) -> list[Span]:
     """Windows of ``length`` seconds, one every ``stride`` (default: ``length``), from ``start``.
 
-    The last one reaches ``end`` and may be shorter; :func:`bound` drops it if it is too short.
-    Raises ``ValueError`` where ``length`` or ``stride`` is not positive, and Rejected
-    ``too_many_clips`` for more than ``MAX_SPANS``.
+    The last one reaches ``end`` and may be shorter. Such a ``remainder`` is kept (:func:`bound`
+    drops it if it is too short), dropped, or merged: the window before it then reaches ``end``. A
+    remainder that has no window before it, the whole being shorter than ``length``, is merged with
+    nothing and kept.
+    Raises ``ValueError`` where ``length`` or ``stride`` is not positive, or where gaps between
+    windows would be merged along, and Rejected ``too_many_clips`` for more than ``MAX_SPANS``.
     """
     step = length if stride is None else stride
     if length <= 0 or step <= 0:
         raise ValueError("the length and the stride of spans must be positive")
+    if remainder == "merge" and step > length:
+        raise ValueError("a remainder behind a gap cannot be merged")
     count = max(0, ceil((end - start) / step))
     # A window that begins when another has already reached the end would repeat its tail.
     count = min(count, max(0, ceil((end - start - length) / step)) + 1)
     _refuse(count)
-    return [(at, min(at + length, end)) for at in (start + step * i for i in range(count))]
+    windows = [(at, min(at + length, end)) for at in (start + step * i for i in range(count))]
+    if remainder == "keep" or not windows or windows[-1][1] - windows[-1][0] == length:
+        return windows
+    if remainder == "drop":
+        return windows[:-1]
+    return [*windows[:-2], (windows[-2][0], end)] if len(windows) > 1 else windows
+
+
+def windows(
+    spans: Iterable[Span],
+    length: Fraction,
+    *,
+    stride: Fraction | None = None,
+    remainder: Remainder = "keep",
+) -> list[Span]:
+    """Each of ``spans`` divided as by :func:`fixed`: no window reaches from one into the next.
+
+    Raises as :func:`fixed` does, for the windows of all spans together.
+    """
+    made: list[Span] = []
+    for start, end in spans:
+        made += fixed(start, end, length, stride=stride, remainder=remainder)
+        _refuse(len(made))
+    return made
 
 
 def given(spans: Iterable[tuple[Seconds, Seconds]], start: Fraction, end: Fraction) -> list[Span]:
@@ -102,6 +141,16 @@ def bound(
         _refuse(len(bounded) + parts)
         bounded += [(start + length * i, start + length * (i + 1)) for i in range(parts)]
     return bounded
+
+
+def few(spans: Sequence[Span], most: int | None, pick: Pick = "first") -> list[Span]:
+    """At most ``most`` (at least 1) of ``spans``, in their order: the first ones, or ``spread``
+    evenly, as the middles of ``most`` equal runs of them."""
+    if most is None or len(spans) <= most:
+        return list(spans)
+    if pick == "first":
+        return list(spans[:most])
+    return [spans[(2 * i + 1) * len(spans) // (2 * most)] for i in range(most)]
 
 
 def _refuse(count: int) -> None:

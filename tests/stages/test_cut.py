@@ -6,6 +6,7 @@ import os
 import stat
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -19,8 +20,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reelmill.errors import MissingDependencyError, Rejected, StageError
-from reelmill.media.cut import Clip, CutFailure, Encoding, copy_spans, encode_spans
+from reelmill.media.cut import Clip, CutFailure, Encoding, Video, copy_spans, encode_spans, encoders
 from reelmill.media.cut import encode as module
+from reelmill.media.cut.output import CODECS
 from reelmill.media.ffmpeg import FfmpegError, encoder_id, ffmpeg_exe, run
 from reelmill.media.probe import PacketTable, packet_table, probe
 from reelmill.media.scenes import detect
@@ -257,10 +259,12 @@ def test_time_runs_out(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_unknown_encoder_fails_every_clip_and_leaves_nothing(tmp_path: Path) -> None:
-    outcomes = _encode(
-        sample("silent.mp4"), fixed(F(0), F(3), F(1)), tmp_path, encoding=Encoding("libnone")
-    )
+def test_unknown_encoder_fails_every_clip_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CODECS, "h264", replace(CODECS["h264"], encoder="libnone"))
+    monkeypatch.setitem(encoders._OWN, "libnone", lambda video: {})
+    outcomes = _encode(sample("silent.mp4"), fixed(F(0), F(3), F(1)), tmp_path)
     assert {o.reason for o in outcomes if isinstance(o, CutFailure)} == {"encode_failed"}
     assert not list(tmp_path.iterdir())
 
@@ -405,7 +409,9 @@ def test_real_clips(path: Path, tmp_path: Path) -> None:
     start, end = _whole(table)
     spans = bound(fixed(start, end, F(2)), F(1, 2))
     exact = _clips(
-        _encode(path, spans[:4], tmp_path, encoding=Encoding(crf=30, preset="ultrafast"))
+        _encode(
+            path, spans[:4], tmp_path, encoding=Encoding(video=Video(crf=30, preset="ultrafast"))
+        )
     )
     # The first slice of box.mp4 is damaged, and some of its frames are lost.
     lost = 5 if path.name == "box.mp4" else 0

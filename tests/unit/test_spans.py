@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given as holds_for
 from hypothesis import strategies as st
 
-from reelmill.media.spans import Span, bound, fixed, given, seconds
+from reelmill.media.spans import Pick, Remainder, Span, bound, few, fixed, given, seconds, windows
 
 F = Fraction
 
@@ -87,6 +87,76 @@ def test_strided_windows_stay_inside_and_none_is_part_of_another(
     assert all(start <= a < b <= end for a, b in spans)
     assert all(a[1] < b[1] for a, b in pairwise(spans))
     assert spans[-1][1] == end or spans[-1][0] + stride >= end
+
+
+@pytest.mark.parametrize(
+    ("remainder", "expected"),
+    [("keep", [0, 3, 6, 8]), ("drop", [0, 3, 6]), ("merge", [0, 3, 8])],
+)
+def test_remainders(remainder: Remainder, expected: list[float]) -> None:
+    assert fixed(F(0), F(8), F(3), remainder=remainder) == _spans(*expected)
+    assert fixed(F(0), F(6), F(3), remainder=remainder) == _spans(0, 3, 6)
+    alone = [] if remainder == "drop" else [(0, 2)]
+    assert fixed(F(0), F(2), F(3), remainder=remainder) == alone
+    assert fixed(F(0), F(0), F(3), remainder=remainder) == []
+
+
+def test_a_remainder_behind_a_gap_is_not_merged() -> None:
+    with pytest.raises(ValueError, match="gap"):
+        fixed(F(0), F(9), F(2), stride=F(3), remainder="merge")
+
+
+@holds_for(times, lengths, lengths, lengths, st.sampled_from(["keep", "drop", "merge"]))
+def test_remainders_change_the_end_alone(
+    start: Fraction, whole: Fraction, length: Fraction, share: Fraction, remainder: Remainder
+) -> None:
+    end, stride = start + whole, min(length, share)
+    kept = fixed(start, end, length, stride=stride)
+    made = fixed(start, end, length, stride=stride, remainder=remainder)
+    full = [(a, b) for a, b in kept if b - a == length]
+    assert [a for a, _ in made] == [a for a, _ in kept][: len(made)]
+    if remainder == "drop":
+        assert made == full
+    else:
+        assert (made[0][0], made[-1][1]) == (start, end)
+    if remainder == "merge" and full:
+        assert made[:-1] == full[:-1]
+        assert length <= made[-1][1] - made[-1][0] < length + stride
+
+
+@holds_for(st.lists(times, max_size=6, unique=True), lengths, lengths)
+def test_windows_of_scenes_never_hold_a_cut(
+    edges: list[Fraction], length: Fraction, stride: Fraction
+) -> None:
+    scenes = list(pairwise(sorted(edges)))
+    made = windows(scenes, length, stride=stride)
+    assert all(any(s <= a < b <= e for s, e in scenes) for a, b in made)
+    assert {s for s, _ in scenes} <= {a for a, _ in made}
+    assert all(b - a <= length for a, b in made)
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "pick", "expected"),
+    [
+        (10, None, "first", range(10)),
+        (10, 3, "first", [0, 1, 2]),
+        (10, 3, "spread", [1, 5, 8]),
+        (10, 1, "spread", [5]),
+        (3, 3, "spread", range(3)),
+        (2, 3, "spread", range(2)),
+    ],
+)
+def test_few(count: int, most: int | None, pick: Pick, expected: list[int]) -> None:
+    spans = _spans(*range(count + 1))
+    assert few(spans, most, pick) == [spans[i] for i in expected]
+
+
+@holds_for(st.integers(1, 200), st.integers(1, 200))
+def test_spread_clips_are_in_order_and_as_far_apart_as_may_be(count: int, most: int) -> None:
+    places = [int(a) for a, _ in few(_spans(*range(count + 1)), most, "spread")]
+    assert len(places) == min(count, most)
+    steps = {b - a for a, b in pairwise(places)}
+    assert steps <= {count // len(places), count // len(places) + 1} - {0}
 
 
 def test_given_clips_and_leaves_out() -> None:

@@ -2,7 +2,17 @@
 
 from reelmill.media.cut.copy import copy_spans
 from reelmill.media.cut.encode import encode_spans
-from reelmill.media.cut.graph import Encoding
+from reelmill.media.cut.output import Audio, Encoding, Size, Variant, Video
 from reelmill.media.cut.plan import Clip, CutFailure
 
-__all__ = ["Clip", "CutFailure", "Encoding", "copy_spans", "encode_spans"]
+__all__ = [
+    "Audio",
+    "Clip",
+    "CutFailure",
+    "Encoding",
+    "Size",
+    "Variant",
+    "Video",
+    "copy_spans",
+    "encode_spans",
+]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from math import ceil, floor
@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from reelmill.media.cut.graph import Encoding, compose
+from reelmill.media.cut.graph import compose
+from reelmill.media.cut.output import Encoding
 from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, plans_of, streams_of
+from reelmill.media.cut.rendering import Rendering, Texts
 from reelmill.media.ffmpeg import FfmpegError, run
 from reelmill.media.probe import PacketTable, open_media, read_packets
 from reelmill.media.spans import Span
 
 MAX_GROUP = 8
-"""Most clips that one ffmpeg process encodes from one decode: each holds an encoder's memory."""
+"""Most encoders of one ffmpeg process, which encodes several clips from one decode: each takes
+memory. The variants of a clip are always made together."""
 
 WORTH_A_SEEK = Fraction(2)
 """Seconds of decoding that a process of its own, with its own seek, must save."""
@@ -44,33 +47,36 @@ def encode_spans(
 ) -> list[Clip | CutFailure]:
     """Cut ``spans`` (seconds on the source's clock) to the frame: all with ``start <= pts < end``.
 
-    Frames are encoded anew with their own timing (variable rates stay variable), 8-bit 4:2:0 for
-    every decoder's sake, upright (rotation is applied); an odd last row or column is cropped.
-    Audio is cut by the same times and becomes AAC; a stream without a decoder is left out.
+    Frames are encoded anew as ``encoding`` says: by default with their own timing (variable rates
+    stay variable) and 8-bit 4:2:0 for every decoder's sake; always upright (rotation is applied),
+    an odd last row or column is cropped.
+    Audio is cut by the same times; a stream without a decoder is left out.
     Neighbouring spans share one decode. All codecs run on one thread and bit-exact, so that the
     bytes depend on source, spans and ffmpeg build alone. ``timeout_s`` bounds each process.
 
-    One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}.mp4``. A clip that does not come
-    out whole is tried once more alone. Of a damaged source, a clip has the frames that could be
-    decoded, and says how many.
+    One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}`` with the ending of its
+    container, and its variants and extracted sound have the same name with theirs. A clip that does
+    not come out whole is tried once more alone. Of a damaged source, a clip has the frames that
+    could be decoded, and says how many.
 
     Raises :class:`~reelmill.errors.Rejected` where the source itself cannot be used;
     :class:`~reelmill.errors.StageError` where the disk is full.
     """
     with open_media(source) as container:
-        streams = streams_of(container, audio)
+        streams = streams_of(container, audio and encoding.is_heard)
         tables = read_packets(container, streams)
-        job = _Encode(
-            source,
-            [stream.index for stream in streams],
-            tables[0],
-            tables[1] if len(tables) > 1 else None,
-            encoding,
-            timeout_s,
-        )
+        indices = [stream.index for stream in streams]
+    job = _Encode(
+        source,
+        indices,
+        tables[0],
+        tables[1] if len(tables) > 1 else None,
+        Rendering.of(source, encoding),
+        timeout_s,
+    )
     outcomes: dict[int, Clip | CutFailure] = {}
     plans: list[Plan] = []
-    for plan in plans_of(job.video, spans, out_dir):
+    for plan in plans_of(job.video, spans, out_dir, encoding.video.ending):
         if plan.first == plan.last:
             outcomes[plan.number] = plan.failure("no_frames", "the span holds no frame")
         else:
@@ -93,17 +99,18 @@ class _Encode:
     indices: list[int]
     video: PacketTable
     audio: PacketTable | None
-    encoding: Encoding
+    rendering: Rendering
     timeout_s: float
 
     def groups(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
         """Plans that are worth a common decode, by start."""
+        most = max(1, MAX_GROUP // len(self.rendering.encoding.outputs))
         group: list[Plan] = []
         end = Fraction(0)
         for plan in sorted(plans, key=lambda plan: (plan.first, plan.last)):
             seek = self._seek_point(plan, Fraction(0))
             far = seek is not None and seek - end > WORTH_A_SEEK
-            if group and (far or len(group) == MAX_GROUP):
+            if group and (far or len(group) == most):
                 yield group
                 group = []
             end = max(end, plan.end) if group else plan.end
@@ -117,7 +124,8 @@ class _Encode:
         """Encode ``plans`` (ordered by start) in one process, which begins to decode ``preroll``
         seconds ahead."""
         try:
-            run(self._command(plans, preroll), timeout_s=self.timeout_s)
+            with self.rendering.files(plans) as texts:
+                run(self._command(plans, preroll, texts), timeout_s=self.timeout_s)
         except FfmpegError as error:
             log.warning("%s", error)
             if error.timed_out:
@@ -125,12 +133,14 @@ class _Encode:
             else:
                 why = "encode_failed", "ffmpeg cannot encode the span"
             return {plan.number: plan.failure(*why) for plan in plans}
-        return {plan.number: plan.clip(check=False) for plan in plans}
+        return {plan.number: self.rendering.whole(plan, plan.clip(check=False)) for plan in plans}
 
-    def _command(self, plans: Sequence[Plan], preroll: Fraction) -> Any:
+    def _command(
+        self, plans: Sequence[Plan], preroll: Fraction, texts: Mapping[int, Sequence[Texts]]
+    ) -> Any:
         heard = [plan.number for plan in plans if self._is_heard(plan)]
         seek = self._seek_point(plans[0], max(preroll, AUDIO_PREROLL if heard else Fraction(0)))
-        return compose(self.source, self.indices, plans, heard, self.encoding, seek)
+        return compose(self.source, self.indices, plans, heard, self.rendering, seek, texts)
 
     def _is_heard(self, plan: Plan) -> bool:
         if self.audio is None:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
@@ -12,7 +12,14 @@ from typing import Any
 import numpy as np
 
 from reelmill.errors import Rejected
-from reelmill.media.probe import PacketTable, audio_stream, probe, video_stream
+from reelmill.media.probe import (
+    PacketTable,
+    VideoInfo,
+    audio_stream,
+    packet_table,
+    probe,
+    video_stream,
+)
 from reelmill.media.spans import Span
 
 _MAX_TICKS = 2**62
@@ -20,13 +27,15 @@ _MAX_TICKS = 2**62
 
 @dataclass(frozen=True)
 class Clip:
-    """One clip, as it truly became: an MP4 file whose clock begins at 0.
+    """One clip, as it truly became: a file (``ending``: mp4, mkv or webm) whose clock begins at 0.
 
     ``start`` and ``end`` are seconds on the source's clock: the pts of the first frame, and of the
     first frame behind the clip (or the end of the stream). ``wished_start`` and ``wished_end`` are
     what was asked for. ``start_frame`` counts the source's frames in presentation order, ``frames``
     the clip's own. ``width`` and ``height`` are pixels before ``rotation``, as in
-    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes.
+    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes. ``others`` are the files of its
+    variants and extracted sound by the ends of their names (``small.mp4``, ``wav``), ``variants``
+    what the variants are, by name.
     """
 
     path: Path
@@ -43,6 +52,12 @@ class Clip:
     fps: Fraction
     audio: bool
     size: int
+    others: Mapping[str, Path] = field(default_factory=dict)
+    variants: Mapping[str, VideoInfo] = field(default_factory=dict)
+
+    @property
+    def ending(self) -> str:
+        return self.path.suffix[1:]
 
 
 @dataclass(frozen=True)
@@ -84,18 +99,20 @@ class Plan:
     def end(self) -> Fraction:
         return self.end_pts * self.video.time_base
 
+    def file(self, ending: str) -> Path:
+        """A file of the plan: called as its clip, with an ending of its own."""
+        return self.path.with_suffix(f".{ending}")
+
     def failure(self, reason: str, message: str) -> CutFailure:
-        if self.path.is_file():
-            self.path.unlink()
+        for path in self.path.parent.glob(f"{self.path.stem}.*"):
+            if path.is_file():
+                path.unlink()
         return CutFailure(*self.span, reason, message)
 
     def clip(self, *, check: bool) -> Clip | CutFailure:
         """The clip in the file that was written for the plan."""
-        try:
-            info = probe(self.path, check=check)
-        except (Rejected, FileNotFoundError):
-            info = None
-        if info is None or not info.frames:
+        info = made(self.path, check=check)
+        if info is None:
             return self.failure("undecodable", "no frame of the span can be decoded")
         # Where a damaged source gives its first frames late or not at all, so does the clip.
         start = self.start + info.start_pts * info.time_base
@@ -105,7 +122,7 @@ class Plan:
             start=start,
             end=self.end,
             start_frame=int(np.searchsorted(self.video.shown, pts)),
-            frames=info.frames,
+            frames=info.frames or 0,
             wished_start=self.span[0],
             wished_end=self.span[1],
             codec=info.codec,
@@ -118,6 +135,20 @@ class Plan:
         )
 
 
+def made(path: Path, *, check: bool) -> VideoInfo | None:
+    """What is in a file that was written for a plan; None where no frame is."""
+    try:
+        info = probe(path, check=check)
+        if info.frames is None:
+            # Matroska states no count.
+            table = packet_table(path)
+            first = int(table.shown[0]) if len(table.shown) else 0
+            info = replace(info, frames=len(table.shown), start_pts=first)
+    except (Rejected, FileNotFoundError):
+        return None
+    return info if info.frames else None
+
+
 def streams_of(container: Any, audio: bool) -> list[Any]:
     """The video stream, and the audio that goes with it if that is wanted and there is any."""
     video = video_stream(container)
@@ -125,11 +156,13 @@ def streams_of(container: Any, audio: bool) -> list[Any]:
     return [video] if sound is None else [video, sound]
 
 
-def plans_of(video: PacketTable, spans: Iterable[Span], out_dir: Path) -> Iterator[Plan]:
+def plans_of(
+    video: PacketTable, spans: Iterable[Span], out_dir: Path, ending: str = "mp4"
+) -> Iterator[Plan]:
     for number, span in enumerate(spans):
         edges = [clamp(ceil(edge / video.time_base)) for edge in span]
         first, last = (int(i) for i in np.searchsorted(video.shown, edges))
-        path = out_dir.absolute() / f"{number:06d}.mp4"
+        path = out_dir.absolute() / f"{number:06d}.{ending}"
         yield Plan(number, span, path, video, first, max(first, last))
 
 

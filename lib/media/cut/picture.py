@@ -1,0 +1,80 @@
+"""What the pictures of a source are, by the first that decodes: what an output depends on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+
+from reelmill.media.probe import first_frame
+
+# Numbers of ITU-T H.273.
+_PQ, _HLG = 16, 18
+_BT2020 = 9
+_UNKNOWN = 2
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Upright pictures of ``width`` × ``height`` pixels, each ``sar`` times as wide as it is high.
+
+    ``transfer``, ``primaries`` and ``matrix`` are the numbers of ITU-T H.273; 2 is unknown.
+    """
+
+    width: int
+    height: int
+    sar: Fraction = Fraction(1)
+    pix_fmt: str = "yuv420p"
+    transfer: int = 2
+    primaries: int = 2
+    matrix: int = 2
+
+    @property
+    def is_hdr(self) -> bool:
+        return self.transfer in (_PQ, _HLG)
+
+    @property
+    def is_hlg(self) -> bool:
+        return self.transfer == _HLG
+
+    @property
+    def is_wide_gamut(self) -> bool:
+        """Whether colours are BT.2020's; those of HDR without a tag are."""
+        return self.primaries == _BT2020 or (self.is_hdr and self.primaries == _UNKNOWN)
+
+    @property
+    def has_matrix(self) -> bool:
+        return self.matrix != _UNKNOWN
+
+    @property
+    def is_rgb(self) -> bool:
+        return av.VideoFormat(self.pix_fmt).is_rgb or self.pix_fmt == "pal8"
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """(width, height) in square pixels: the height stays."""
+        return max(1, round(self.width * self.sar)), self.height
+
+
+def picture_of(container: Any, stream: Any) -> Picture:
+    """The pictures of ``stream``; by its header where no frame decodes. Moves the container on."""
+    context = stream.codec_context
+    sar = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1)
+    # Of damaged files; within these bounds no side comes to nothing.
+    if not Fraction(1, 16) <= sar <= 16:
+        sar = Fraction(1)
+    frame = first_frame(container, stream)
+    if frame is None:
+        known = context.pix_fmt or "yuv420p"
+        return Picture(context.width, context.height, sar, known)
+    width, height = frame.width, frame.height
+    if round(frame.rotation / 90) % 2:
+        width, height, sar = height, width, 1 / sar
+    return Picture(
+        *(width, height, sar, frame.format.name),
+        transfer=int(frame.color_trc),
+        primaries=int(frame.color_primaries),
+        matrix=int(frame.colorspace),
+    )
