@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
@@ -47,6 +47,10 @@ class ScoresParams(Params):
         2, description="the part of the frequencies that a hash keeps: 2 for a half"
     )
     bins: Annotated[int, Field(ge=1, le=256)] = Field(128, description="of a histogram")
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="cuda: decoded and scored on an NVIDIA card, several videos at once",
+    )
     jobs: Annotated[int, Field(ge=1, le=256), Runtime] = Field(
         1, description="threads that decode one video; several are for few and long ones"
     )
@@ -62,6 +66,8 @@ class ScoresParams(Params):
             meant |= {"hash_size": None, "hash_lowpass": None}
         if "histogram" not in asked:
             meant["bins"] = None
+        if self.device == "cpu":
+            meant["device"] = None
         return meant
 
     def served(self) -> list[Detector]:
@@ -102,8 +108,20 @@ class ScoreFrames(SampleStage[ScoresParams]):
             "pyarrow": version("pyarrow"),
         }
 
+    def needs(self, params: ScoresParams) -> Mapping[str, float]:
+        return {"GPU": 1} if params.device == "cuda" else {}
+
+    def at_once(self, params: ScoresParams) -> int:
+        if params.device == "cpu":
+            return 1
+        from reelmill.media.gpu.nvdec import nvdec
+
+        return nvdec().engines
+
     def each(self, job: Job[ScoresParams], sample: InputSample) -> Iterator[Output]:
-        scores = score(video_of(sample.fields), job.params.served(), jobs=job.params.jobs)
+        params = job.params
+        video = video_of(sample.fields)
+        scores = score(video, params.served(), jobs=params.jobs, device=params.device)
         tick = scores.clock.time_base
         columns = {
             "frames": len(scores),

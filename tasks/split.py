@@ -29,7 +29,7 @@ from reelmill.media.cut import (
 from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
-from reelmill.media.scenes import AnyDetector, chosen, detect
+from reelmill.media.scenes import AnyDetector, Detector, chosen, detect
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
@@ -44,6 +44,7 @@ from reelmill.tasks.contract import (
 )
 from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
+from reelmill.tasks.site_params import AbsolutePath
 from reelmill.units import Number, Seconds
 
 _VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
@@ -86,8 +87,8 @@ class SplitParams(Params):
     pick: Literal["first", "spread"] = Field(
         "first", description="which clips, if there are more: the first ones, or evenly spread ones"
     )
-    detector: Literal["content", "adaptive", "threshold", "hash", "histogram"] = Field(
-        "content", description="PySceneDetect's detector, for method 'scenes'"
+    detector: Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"] = (
+        Field("content", description="PySceneDetect's, or TransNetV2, for method 'scenes'")
     )
     threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
     min_scene: Seconds = Field(
@@ -95,6 +96,12 @@ class SplitParams(Params):
     )
     detectors: tuple[AnyDetector, ...] = Field(
         (), description="several detectors, or one with more settings, in place of those above"
+    )
+    weights: Annotated[AbsolutePath | None, Runtime] = Field(
+        None, description="file of TransNetV2's weights for PyTorch, at this path on every worker"
+    )
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="cuda: videos are decoded, and scenes found, on an NVIDIA card"
     )
     video: Video | None = Field(
         None, description="codec, quality, keyframes, size, rate and container of the clips"
@@ -133,7 +140,8 @@ class SplitParams(Params):
             raise ValueError("remainder 'merge' is for clips without gaps: stride is over seconds")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
-        chosen(self.detectors, self.detector, self.threshold, self.min_scene)
+        if self.method == "scenes":
+            self.search()
         return self
 
     @model_validator(mode="after")
@@ -166,6 +174,19 @@ class SplitParams(Params):
             # One of the models' own lines, of which pydantic would make a paragraph.
             raise ValueError(str(error.errors()[0]["msg"]).partition(", ")[2]) from None
 
+    def search(self) -> tuple[Detector, ...]:
+        """How scenes are found."""
+        return chosen(self.detectors, self.detector, self.threshold, self.min_scene, self.weights)
+
+    @property
+    def on_card(self) -> bool:
+        """Whether a worker must have an NVIDIA card."""
+        is_decoded = self.method == "scenes" or self.cut == "exact"
+        encoders = [video.facts for video, _ in self.encoding.outputs.values()]
+        return (self.device == "cuda" and is_decoded) or (
+            self.cut == "exact" and any(one.on_gpu for one in encoders)
+        )
+
     @property
     def step(self) -> Decimal | None:
         """From one clip's start to the next, in seconds."""
@@ -183,6 +204,8 @@ class SplitParams(Params):
             meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
         elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
+        if self.device == "cpu" or (self.method != "scenes" and self.cut == "copy"):
+            meant["device"] = None
         meant |= self.encoding.meant()
         if self.cut == "copy":
             meant |= {"video": None, "variants": None}
@@ -226,7 +249,18 @@ class Split(SampleStage[SplitParams]):
             tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
         if params.method == "scenes":
             tools["opencv"] = version("opencv-python-headless")
+        if params.method == "scenes" and any(one.kind == "transnetv2" for one in params.search()):
+            # Imported here: other detectors need no network.
+            from reelmill.media.gpu.modules import torch_version
+            from reelmill.media.gpu.transnet import weights_digest
+
+            assert params.weights is not None
+            tools["transnetv2"] = weights_digest(Path(params.weights))
+            tools["torch"] = torch_version()
         return tools
+
+    def needs(self, params: SplitParams) -> Mapping[str, float]:
+        return {"GPU": 1} if params.on_card else {}
 
     def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
         with TemporaryDirectory(dir=job.scratch) as folder:
@@ -249,7 +283,12 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         cut = copy_spans(path, wished, out, audio=params.encoding.audio.keep, cover=cover)
     else:
         cut = encode_spans(
-            path, wished, out, encoding=params.encoding, timeout_s=float(params.timeout)
+            path,
+            wished,
+            out,
+            encoding=params.encoding,
+            timeout_s=float(params.timeout),
+            device=params.device,
         )
     for number, clip in enumerate(cut):
         key = f"{sample.key}_{number:03d}"
@@ -277,8 +316,7 @@ def _spans(
     if params.method == "scenes" and "scenes" in job.shards:
         found = scenes_of(job.reader("scenes"), key)
     elif params.method == "scenes":
-        detectors = chosen(params.detectors, params.detector, params.threshold, params.min_scene)
-        found = detect(path, detectors)
+        found = detect(path, params.search(), device=params.device)
     elif params.method == "fixed":
         found = [_shown(path)]
     else:

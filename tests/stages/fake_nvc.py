@@ -137,6 +137,7 @@ class Card:
         self.decoders: list[Decoder] = []
         self.spoil: Callable[[], None] = lambda: None
         self.change: Callable[[DecodedFrame], list[DecodedFrame]] = lambda frame: [frame]
+        self.asked = 0
         self.most_at_once = 0
         self.meeting: threading.Barrier | None = None
         self._at_once = 0
@@ -159,6 +160,7 @@ class Card:
         chromaformat: Any = 1,
         bitdepth: int = 8,
     ) -> dict[str, int]:
+        self.asked += 1
         kind = (cudaVideoCodec(codec).name, bitdepth, cudaVideoChromaFormat(chromaformat).name)
         return {
             "codec_id": int(codec),

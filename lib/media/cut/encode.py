@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import ceil, floor
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -44,6 +44,7 @@ def encode_spans(
     encoding: Encoding = Encoding(),  # noqa: B008
     audio: bool = True,
     timeout_s: float,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> list[Clip | CutFailure]:
     """Cut ``spans`` (seconds on the source's clock) to the frame: all with ``start <= pts < end``.
 
@@ -59,9 +60,18 @@ def encode_spans(
     not come out whole is tried once more alone. Of a damaged source, a clip has the frames that
     could be decoded, and says how many.
 
+    With the device ``cuda`` a card decodes what its NVDEC can, and the CPU the rest; ``encoding``
+    says who encodes. Second tries are the CPU's, so that no trouble of a card's is a clip's.
+
     Raises :class:`~reelmill.errors.Rejected` where the source itself cannot be used;
-    :class:`~reelmill.errors.StageError` where the disk is full.
+    :class:`~reelmill.errors.StageError` where the disk is full, and with ``cuda`` as
+    :func:`~reelmill.media.gpu.devices.capabilities` does where there is no card.
     """
+    if device == "cuda":
+        # Imported here: with NVIDIA's packages, and torch.
+        from reelmill.media.gpu.devices import capabilities
+
+        capabilities()
     with open_media(source) as container:
         streams = streams_of(container, audio and encoding.is_heard)
         tables = read_packets(container, streams)
@@ -73,7 +83,9 @@ def encode_spans(
         tables[1] if len(tables) > 1 else None,
         Rendering.of(source, encoding),
         timeout_s,
+        device,
     )
+    again = replace(job, device="cpu")
     outcomes: dict[int, Clip | CutFailure] = {}
     plans: list[Plan] = []
     for plan in plans_of(job.video, spans, out_dir, encoding.video.ending):
@@ -86,7 +98,7 @@ def encode_spans(
         for plan in group:
             outcome = made[plan.number]
             if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
-                outcome = job.encode([plan], RETRY_PREROLL)[plan.number]
+                outcome = again.encode([plan], RETRY_PREROLL)[plan.number]
             outcomes[plan.number] = outcome
     return [outcomes[number] for number in sorted(outcomes)]
 
@@ -101,6 +113,7 @@ class _Encode:
     audio: PacketTable | None
     rendering: Rendering
     timeout_s: float
+    device: Literal["cpu", "cuda"]
 
     def groups(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
         """Plans that are worth a common decode, by start."""
@@ -140,7 +153,9 @@ class _Encode:
     ) -> Any:
         heard = [plan.number for plan in plans if self._is_heard(plan)]
         seek = self._seek_point(plans[0], max(preroll, AUDIO_PREROLL if heard else Fraction(0)))
-        return compose(self.source, self.indices, plans, heard, self.rendering, seek, texts)
+        return compose(
+            self.source, self.indices, plans, heard, self.rendering, seek, texts, self.device
+        )
 
     def _is_heard(self, plan: Plan) -> bool:
         if self.audio is None:

@@ -43,6 +43,7 @@ def compose(
     rendering: Rendering,
     seek: Fraction | None,
     texts: Mapping[int, Sequence[Texts]],
+    device: str = "cpu",
 ) -> Any:
     """One process that writes the clips of ``plans`` (ordered by start) from one decode.
 
@@ -50,7 +51,7 @@ def compose(
     the numbers of the plans that have sound; decoding begins at the keyframe at ``seek`` seconds,
     or at the beginning; ``texts`` are by the numbers of plans, and a table of tones, if one is
     needed, is that of the first plan. The file of an output is called as its plan's, with an ending
-    of its own.
+    of its own. The ``device`` decodes what it can; its frames come to the host to be filtered.
     """
     options: dict[str, Any] = {
         "threads": 1,
@@ -58,6 +59,8 @@ def compose(
         "format_whitelist": FORMATS,
         "protocol_whitelist": "file",
     }
+    if device != "cpu":
+        options["hwaccel"] = device
     if seek is not None:
         options |= {
             "ss": f"{ceil(seek * 1_000_000)}us",

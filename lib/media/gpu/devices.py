@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from reelmill.errors import ReelmillError, StageError, one_line, told
+from reelmill.errors import StageError, one_line, told
 from reelmill.media.gpu.modules import first_lines, nvc_module, nvml_module, torch_module
 from reelmill.units import format_bytes
 
@@ -108,7 +108,7 @@ def _same_kind(one: Decodes, stream: Stream) -> bool:
 
 
 def capabilities(ordinal: int = 0) -> Capabilities:
-    """What the card of this ordinal can do; asked of the driver once in a process, and logged then.
+    """What the card of this ordinal can do; the driver is asked once in a process.
 
     Raises :class:`~reelmill.errors.MissingDependencyError` where a package is missing, and
     :class:`~reelmill.errors.StageError` where there is no such card, or no usable driver.
@@ -129,7 +129,7 @@ def _probed(ordinal: int) -> Capabilities:
     nvc = nvc_module()
     about = torch.cuda.get_device_properties(ordinal)
     kinds = list(_decoders(nvc, ordinal))
-    found = Capabilities(
+    return Capabilities(
         ordinal=ordinal,
         name=one_line(about.name),
         driver=_driver(),
@@ -138,8 +138,6 @@ def _probed(ordinal: int) -> Capabilities:
         decodes=tuple(kind for _, kind in kinds),
         encodes=tuple(codec for codec in ENCODERS if _encodes(nvc, ordinal, codec)),
     )
-    log.info("%s", found)
-    return found
 
 
 def _decoders(nvc: Any, ordinal: int) -> Iterator[tuple[int, Decodes]]:
@@ -198,5 +196,5 @@ def tell() -> str:
     """One line on the first card of this process, or on why there is none."""
     try:
         return str(capabilities())
-    except ReelmillError as error:
-        return str(error)
+    except Exception as error:
+        return told(error)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from reelmill.errors import MissingDependencyError, StageError, told
-
-PIP = "pip install 'reelmill[gpu]'"
 
 
 def torch_module() -> Any:
@@ -20,6 +19,15 @@ def torch_module() -> Any:
     if module.get_num_threads() != 1:
         module.set_num_threads(1)
     return module
+
+
+def torch_version() -> str:
+    """torch's version, without what tells builds for the CPU from those for cards apart; raises as
+    :func:`torch_module` does, and imports nothing."""
+    try:
+        return version("torch").partition("+")[0]
+    except PackageNotFoundError as error:
+        raise _missing("torch", "torch") from error
 
 
 def nvml_module() -> Any:
@@ -49,9 +57,15 @@ def _optional(module: str, package: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        raise MissingDependencyError(
-            f"device cuda needs {package}, which is not installed ({error.name}): {PIP}"
-        ) from error
+        raise _missing(package, error.name) from error
+
+
+def _missing(package: str, module: str | None) -> MissingDependencyError:
+    extra = "torch" if package == "torch" else "gpu"
+    return MissingDependencyError(
+        f"{package} is needed and not installed (no module {module}): "
+        f"pip install 'reelmill[{extra}]'"
+    )
 
 
 def first_lines(error: Exception, count: int = 1) -> str:
