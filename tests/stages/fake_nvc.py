@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import IntEnum
 from types import ModuleType
 from typing import Any
@@ -112,6 +112,8 @@ class Decoder:
         return 1
 
     def _frame(self, frame: av.VideoFrame) -> DecodedFrame:
+        if self._most == (0, 0):
+            self._most = (frame.width, frame.height)
         if frame.width > self._most[0] or frame.height > self._most[1]:
             raise PyNvVCException("cuvidReconfigureDecoder : \nError code : 1")
         planes = []
@@ -126,6 +128,27 @@ class Decoder:
         lines = np.ascontiguousarray(np.concatenate([y, chroma]))
         self._given.append(lines)
         return DecodedFrame(frame.pts, lines)
+
+
+class Demuxer:
+    """PyNvVideoCodec's own, for a bare loop: packets in Annex B, and an empty one at the end."""
+
+    def __init__(self, filename: str) -> None:
+        self._filename = filename
+
+    def GetNvCodecId(self) -> cudaVideoCodec:
+        return cudaVideoCodec.H264
+
+    def __iter__(self) -> Iterator[PacketData]:
+        with av.open(self._filename) as container:
+            stream = container.streams.video[0]
+            annex_b = av.BitStreamFilterContext("h264_mp4toannexb", stream)
+            for packet in container.demux(stream):
+                for one in annex_b.filter(packet) if packet.size else []:
+                    data = PacketData()
+                    data.bsl, data.bsl_data, data.pts = one.size, one.buffer_ptr, one.pts
+                    yield data
+        yield PacketData()
 
 
 class Card:
@@ -151,6 +174,7 @@ class Card:
         made.GetDecoderCaps = self.get_decoder_caps
         made.GetEncoderCaps = self.get_encoder_caps
         made.CreateDecoder = self.create_decoder
+        made.CreateDemuxer = Demuxer
         return made
 
     def get_decoder_caps(

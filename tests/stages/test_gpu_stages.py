@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from tests.stages.media_samples import make_video
 from tests.stages.test_stages import Bench
 
 torch = pytest.importorskip("torch")
+
+ROOT = Path(__file__).parents[2]
 
 HEVC10 = {
     "codec": "libx265",
@@ -204,3 +207,30 @@ def test_scenes_are_cut_where_the_network_says(
     made = bench.make("split", bench.videos(path), **asked)
     clips = sorted(sample.columns["start_frame"] for sample in bench.samples(made).values())
     assert clips == [0, 20, 40, 60]
+
+
+def test_the_benchmark_needs_a_card() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is a card")
+    command = [sys.executable, "-m", "tests.benchmarks", "gpu"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stderr.startswith("this benchmark needs an NVIDIA GPU: ")
+
+
+def test_the_benchmark_runs(
+    card: fake_nvc.Card, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.benchmarks import gpu
+
+    monkeypatch.setattr(gpu, "capabilities", devices.capabilities)
+    monkeypatch.setattr(gpu, "nvdec", nvdec.nvdec)
+    monkeypatch.setattr(gpu, "SECONDS", 1)
+    monkeypatch.setattr(gpu, "SHOT", 1)
+    monkeypatch.setattr(gpu, "SIZE", (320, 180))
+    monkeypatch.setattr(gpu, "_network", lambda _: None)
+    gpu.run()
+    printed = capsys.readouterr().out
+    assert "30 frames, 1 scenes; equal scores on both: True" in printed
+    assert printed.count("\n| decode") == 6
