@@ -45,6 +45,12 @@ class Rendering:
         outputs = self.encoding.outputs.values()
         return self.picture.is_hdr and any(video.to_sdr for video, _ in outputs)
 
+    @property
+    def pixels(self) -> int:
+        """Of a frame in all outputs together: what encoders' memory goes by."""
+        fits = (video.fit(self.picture) for video, _ in self.encoding.outputs.values())
+        return sum(fit.padded[0] * fit.padded[1] for fit in fits)
+
     @contextmanager
     def files(self, plans: Sequence[Plan]) -> Iterator[Mapping[int, Sequence[Texts]]]:
         """Has what ffmpeg reads beside the source in the plans' folder meanwhile: a table of tones,
