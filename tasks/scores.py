@@ -8,7 +8,7 @@ from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from reelmill.media.scenes import (
     AdaptiveDetector,
@@ -51,9 +51,24 @@ class ScoresParams(Params):
         "cpu",
         description="cuda: decoded and scored on an NVIDIA card, several videos at once",
     )
+    exact: bool = Field(
+        True,
+        description="false: look at keyframes and where cuts seem to be; for content and hash and "
+        "histogram alone",
+    )
     jobs: Annotated[int, Field(ge=1, le=256), Runtime] = Field(
         1, description="threads that decode one video; several are for few and long ones"
     )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ScoresParams:
+        if self.kernel_size is not None and self.kernel_size % 2 == 0:
+            raise ValueError("kernel_size must be odd")
+        if not self.exact and (needing := [one.kind for one in self.served() if not one.skims]):
+            raise ValueError(f"detectors {' and '.join(needing)} need exact: true")
+        if not self.exact and self.device == "cuda":
+            raise ValueError("device cuda looks at all frames: it needs exact: true")
+        return self
 
     def effective(self) -> dict[str, Any]:
         asked = {"content" if kind == "adaptive" else kind for kind in self.detectors}
@@ -121,7 +136,9 @@ class ScoreFrames(SampleStage[ScoresParams]):
     def each(self, job: Job[ScoresParams], sample: InputSample) -> Iterator[Output]:
         params = job.params
         video = video_of(sample.fields)
-        scores = score(video, params.served(), jobs=params.jobs, device=params.device)
+        scores = score(
+            video, params.served(), jobs=params.jobs, exact=params.exact, device=params.device
+        )
         tick = scores.clock.time_base
         columns = {
             "frames": len(scores),

@@ -97,6 +97,11 @@ class SplitParams(Params):
     detectors: tuple[AnyDetector, ...] = Field(
         (), description="several detectors, or one with more settings, in place of those above"
     )
+    exact_scenes: bool = Field(
+        True,
+        description="false: look at keyframes and where cuts seem to be, for most cuts at a "
+        "fraction of the work",
+    )
     weights: Annotated[AbsolutePath | None, Runtime] = Field(
         None, description="file of TransNetV2's weights for PyTorch, at this path on every worker"
     )
@@ -141,7 +146,7 @@ class SplitParams(Params):
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
         if self.method == "scenes":
-            self.search()
+            self._scenes_can_be_found()
         return self
 
     @model_validator(mode="after")
@@ -174,6 +179,15 @@ class SplitParams(Params):
             # One of the models' own lines, of which pydantic would make a paragraph.
             raise ValueError(str(error.errors()[0]["msg"]).partition(", ")[2]) from None
 
+    def _scenes_can_be_found(self) -> None:
+        detectors = self.search()
+        if self.exact_scenes:
+            return
+        if needing := [one.kind for one in detectors if not one.skims]:
+            raise ValueError(f"detector {' and '.join(needing)} needs exact_scenes: true")
+        if self.device == "cuda":
+            raise ValueError("device cuda looks at all frames: it needs exact_scenes: true")
+
     def search(self) -> tuple[Detector, ...]:
         """How scenes are found."""
         return chosen(self.detectors, self.detector, self.threshold, self.min_scene, self.weights)
@@ -202,6 +216,7 @@ class SplitParams(Params):
             meant["pick"] = None
         if self.method != "scenes":
             meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
+            meant |= {"exact_scenes": None}
         elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
         if self.device == "cpu" or (self.method != "scenes" and self.cut == "copy"):
@@ -316,7 +331,7 @@ def _spans(
     if params.method == "scenes" and "scenes" in job.shards:
         found = scenes_of(job.reader("scenes"), key)
     elif params.method == "scenes":
-        found = detect(path, params.search(), device=params.device)
+        found = detect(path, params.search(), exact=params.exact_scenes, device=params.device)
     elif params.method == "fixed":
         found = [_shown(path)]
     else:

@@ -258,9 +258,9 @@ def test_settings_mean_what_they_mean_to_the_command(made: Callable[[str], Path]
         ),
         (
             ThresholdDetector(
-                threshold=Decimal("200.7"), fade_bias=Decimal("-0.5"), min_out=Decimal("0.05")
+                threshold=Decimal("200.7"), fade_bias=Decimal(1), min_out=Decimal("0.05")
             ),
-            "detect-threshold -t 200.7 -f -50 --min-out-length 0.05s",
+            "detect-threshold -t 200.7 -f 1 --min-out-length 0.05s",
         ),
         (
             HashDetector(threshold=Decimal("0.2"), size=12, lowpass=3, min_frames=2),

@@ -54,13 +54,15 @@ def detect(
     detectors: Sequence[Detector],
     *,
     jobs: int = 1,
+    exact: bool = True,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> list[Span]:
     """The scenes of the best video stream: gap-free ``[start, end)`` spans in seconds on its own
     clock, from its first frame to the end of its last; a single one where nothing is cut.
 
     Every start is the pts of a frame, so spans stay exact at variable frame rates. The cuts are
-    those of the ``scenedetect`` command on its PyAV backend. Raises as :func:`score` does.
+    those of the ``scenedetect`` command on its PyAV backend. ``jobs``, ``exact``, ``device`` and
+    what is raised are as in :func:`score`.
     """
-    scores = score(source, detectors, jobs=jobs, device=device)
+    scores = score(source, detectors, jobs=jobs, exact=exact, device=device)
     return spans(scores, find(scores, detectors))

@@ -61,7 +61,14 @@ class Search(Protocol):
 
 
 class Detector(Protocol):
-    """How scores become cuts: settings, without a state of their own."""
+    """How scores become cuts: settings, without a state of their own. ``kind`` is what recipes call
+    it; it ``skims`` where cuts can be found among some of the frames, each compared with the one
+    before that was looked at."""
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def skims(self) -> bool: ...
 
     @property
     def measures(self) -> tuple[Measure, ...]:

@@ -11,8 +11,10 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import (
     BaseModel,
     BeforeValidator,
@@ -22,7 +24,7 @@ from pydantic import (
     model_validator,
 )
 
-from reelmill.media.scenes.contract import Clock, Measure, Search
+from reelmill.media.scenes.contract import Clock, Measure, Scores, Search
 from reelmill.media.scenes.measures import Brightness, Content, Edges, Hash, Histogram
 from reelmill.media.scenes.transitions import Transitions
 from reelmill.units import Number, Seconds
@@ -33,6 +35,8 @@ _SHARE = Field(ge=0, le=1)
 
 class _Detector(BaseModel, ABC):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    skims: ClassVar[bool] = True
 
     min_scene: Seconds = Field(
         default=Decimal("0.6"), description="shortest scene, rounded to nominal frames of the video"
@@ -47,6 +51,10 @@ class _Detector(BaseModel, ABC):
 
     @abstractmethod
     def start(self, clock: Clock) -> Search: ...
+
+    @abstractmethod
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        """What it compares, one value for each frame, and the threshold: for people to see."""
 
     def _least(self, clock: Clock) -> int:
         """Nominal frames of the shortest scene."""
@@ -78,10 +86,11 @@ class _Weighted(_Detector):
     def measures(self) -> tuple[Measure, ...]:
         return (Content(), Edges(self.kernel_size)) if self._weigh()[3] > 0 else (Content(),)
 
-    def score(self, row: Mapping[str, float]) -> float:
-        """A frame's ``content_val``: the weighted mean of its changes."""
+    def score(self, row: Mapping[str, Any]) -> Any:
+        """A frame's ``content_val``, the weighted mean of its changes; or those of all frames, from
+        arrays."""
         weights = self._weigh()
-        total = 0.0
+        total: Any = 0.0
         for column, weight in zip(self._columns(), weights, strict=True):
             total += (row[column] if column else 0.0) * weight
         return total / sum(abs(weight) for weight in weights)
@@ -107,10 +116,14 @@ class ContentDetector(_Weighted):
     def start(self, clock: Clock) -> Search:
         return _FlashFilter(self, clock)
 
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        return self.score(scores.columns), float(self.threshold)
+
 
 class AdaptiveDetector(_Weighted):
     """Cuts where the picture changes ``threshold`` times as much as around it."""
 
+    skims = False
     kind: Literal["adaptive"] = "adaptive"
     threshold: Annotated[Number, _LEVEL] = Decimal(3)
     min_content_val: Annotated[Number, _LEVEL] = Field(
@@ -123,10 +136,19 @@ class AdaptiveDetector(_Weighted):
     def start(self, clock: Clock) -> Search:
         return _Rolling(self, clock)
 
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        changes, width = self.score(scores.columns), self.window_width
+        window = np.ones(2 * width + 1) / (2 * width)
+        window[width] = 0
+        around = np.convolve(changes, window, "same") if len(changes) > 2 * width else changes
+        ratios = np.where(changes < float(self.min_content_val), 0, changes)
+        return np.minimum(ratios / np.maximum(around, 1e-5), 255), float(self.threshold)
+
 
 class ThresholdDetector(_Detector):
     """Cuts in the middle of fades: where pictures are darker than ``threshold``, or brighter."""
 
+    skims = False
     kind: Literal["threshold"] = "threshold"
     threshold: Annotated[Number, _LEVEL] = Field(
         default=Decimal(12), description="mean of red, green and blue; only its whole part counts"
@@ -152,6 +174,9 @@ class ThresholdDetector(_Detector):
     def start(self, clock: Clock) -> Search:
         return _Fades(self, clock)
 
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        return scores.columns[Brightness().columns[0]], float(int(self.threshold))
+
 
 class HashDetector(_Detector):
     """Cuts where more than a share of the bits of a perceptual hash change."""
@@ -172,6 +197,9 @@ class HashDetector(_Detector):
     def start(self, clock: Clock) -> Search:
         return _Jumps(self, clock, float(self.threshold))
 
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        return scores.columns[self.measures[0].columns[0]], float(self.threshold)
+
 
 class HistogramDetector(_Detector):
     """Cuts where the histogram of luma changes by more than ``threshold``."""
@@ -188,10 +216,14 @@ class HistogramDetector(_Detector):
         # The less two histograms correlate, the more the picture has changed.
         return _Jumps(self, clock, max(0.0, min(1.0, 1.0 - float(self.threshold))), below=True)
 
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        return 1.0 - scores.columns[self.measures[0].columns[0]], float(self.threshold)
+
 
 class TransNetV2Detector(_Detector):
     """Cuts behind transitions that a network sees, hard and soft ones alike."""
 
+    skims = False
     kind: Literal["transnetv2"] = "transnetv2"
     threshold: Annotated[Number, _SHARE] = Decimal("0.5")
     _weights: str | None = PrivateAttr(None)
@@ -212,6 +244,9 @@ class TransNetV2Detector(_Detector):
 
     def start(self, clock: Clock) -> Search:
         return _Ends(self, clock)
+
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        return scores.columns[Transitions.columns[0]], float(self.threshold)
 
 
 Detector: TypeAlias = (

@@ -65,22 +65,34 @@ def score(
     detectors: Sequence[Detector],
     *,
     jobs: int = 1,
+    exact: bool = True,
     device: Literal["cpu", "cuda"] = "cpu",
 ) -> Scores:
     """All that ``detectors`` need to know of the best video stream of ``source``.
 
     With several ``jobs`` a long video is decoded in as many pieces at a time, on threads; the
-    scores are the same. A file object is read by one.
+    scores are the same. A file object is read by one. Unless ``exact``, only some frames are
+    looked at: see :mod:`~reelmill.media.scenes.skim`.
 
     With the device ``cuda`` a card decodes and scores it, unless it cannot: then the CPU does. The
     scores are the same, but for the last digits of TransNetV2's.
 
-    Raises :class:`~reelmill.errors.Rejected` as :func:`~reelmill.media.probe.probe` does, and
+    Raises ``ValueError`` where ``exact`` is needed: a detector finds its cuts among all frames, or
+    needs scores that are not of two pictures, or a card is to score. Raises
+    :class:`~reelmill.errors.Rejected` as :func:`~reelmill.media.probe.probe` does, and
     ``undecodable`` where no frame can be decoded or converted; with ``cuda`` also
     :class:`~reelmill.errors.StageError` or :class:`~reelmill.errors.MissingDependencyError` where
     there is no card or a package is missing.
     """
     measures = needed(detectors)
+    if not exact:
+        from reelmill.media.scenes.skim import skim
+
+        if device == "cuda":
+            raise ValueError("a card looks at all frames: say device: cpu, or leave scores exact")
+        if needing := [one.kind for one in detectors if not one.skims]:
+            raise ValueError(f"detector {' and '.join(needing)} must look at all frames")
+        return skim(source, measures)
     if device == "cpu":
         return _on_cpu(source, measures, jobs)
     # Imported here: with NVIDIA's packages, and torch.
