@@ -29,7 +29,7 @@ from reelmill.media.cut import (
 from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
-from reelmill.media.scenes import AnyDetector, Detector, chosen, detect
+from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
@@ -44,7 +44,7 @@ from reelmill.tasks.contract import (
 )
 from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
-from reelmill.tasks.site_params import AbsolutePath
+from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds
 
 _VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
@@ -102,9 +102,7 @@ class SplitParams(Params):
         description="false: look at keyframes and where cuts seem to be, for most cuts at a "
         "fraction of the work",
     )
-    weights: Annotated[AbsolutePath | None, Runtime] = Field(
-        None, description="file of TransNetV2's weights for PyTorch, at this path on every worker"
-    )
+    weights: Weights = None
     device: Literal["cpu", "cuda"] = Field(
         "cpu", description="cuda: videos are decoded, and scenes found, on an NVIDIA card"
     )
@@ -181,6 +179,8 @@ class SplitParams(Params):
 
     def _scenes_can_be_found(self) -> None:
         detectors = self.search()
+        if self.asks_network and self.weights is None:
+            raise ValueError("detector transnetv2 needs weights: the path of the network's file")
         if self.exact_scenes:
             return
         if needing := [one.kind for one in detectors if not one.skims]:
@@ -191,6 +191,11 @@ class SplitParams(Params):
     def search(self) -> tuple[Detector, ...]:
         """How scenes are found."""
         return chosen(self.detectors, self.detector, self.threshold, self.min_scene, self.weights)
+
+    @property
+    def asks_network(self) -> bool:
+        """Whether TransNetV2 finds scenes."""
+        return any(isinstance(one, TransNetV2Detector) for one in self.search())
 
     @property
     def on_card(self) -> bool:
@@ -264,14 +269,8 @@ class Split(SampleStage[SplitParams]):
             tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
         if params.method == "scenes":
             tools["opencv"] = version("opencv-python-headless")
-        if params.method == "scenes" and any(one.kind == "transnetv2" for one in params.search()):
-            # Imported here: other detectors need no network.
-            from reelmill.media.gpu.modules import torch_version
-            from reelmill.media.gpu.transnet import weights_digest
-
-            assert params.weights is not None
-            tools["transnetv2"] = weights_digest(Path(params.weights))
-            tools["torch"] = torch_version()
+            if params.asks_network and params.weights is not None:
+                tools |= network_tools(params.weights)
         return tools
 
     def needs(self, params: SplitParams) -> Mapping[str, float]:

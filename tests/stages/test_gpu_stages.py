@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -169,10 +170,12 @@ def test_weights_are_known_by_their_digest(tmp_path: Path) -> None:
 
 
 def test_a_network_without_weights_or_torch_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    split = get_stage("split")
+    split, scores = get_stage("split"), get_stage("scores")
     for asked in ({"detector": "transnetv2"}, {"detectors": ["transnetv2"]}):
         with pytest.raises(ValidationError, match="transnetv2 needs weights"):
             split.params.model_validate(asked)
+    with pytest.raises(ValidationError, match="transnetv2 needs weights"):
+        scores.params.model_validate({"detectors": ["transnetv2"]})
     with pytest.raises(ValidationError, match="weights"):
         split.params.model_validate({"detector": "transnetv2", "weights": "relative.pth"})
     from importlib.metadata import PackageNotFoundError
@@ -207,6 +210,12 @@ def test_scenes_are_cut_where_the_network_says(
     made = bench.make("split", bench.videos(path), **asked)
     clips = sorted(sample.columns["start_frame"] for sample in bench.samples(made).values())
     assert clips == [0, 20, 40, 60]
+    kept = {"detectors": ["transnetv2"], "weights": str(weights)}
+    scored = bench.make("scores", bench.videos(path), **kept)
+    [found] = bench.samples(bench.make("scenes", scored, detector="transnetv2")).values()
+    assert [
+        round(20 * span["start"]) for span in json.loads(found.fields["json"])["spans"]
+    ] == clips
 
 
 def test_the_benchmark_needs_a_card() -> None:

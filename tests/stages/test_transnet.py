@@ -138,7 +138,7 @@ class _Evil:
 def test_weights_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"fc1.bias": _Evil()}, tmp_path / "a.pth")
-    (tmp_path / "b.pth").write_bytes(pickle.dumps(_Evil()))
+    (tmp_path / "b.pth").write_bytes(pickle.dumps(_Evil(), protocol=2))
     for name in ("a.pth", "b.pth"):
         with pytest.raises(StageError, match="cannot be read"):
             transnet.read_weights(tmp_path / name)
@@ -204,14 +204,16 @@ def test_scenes_that_are_too_short_stay_together() -> None:
     assert scenes.find(scored(values), [detector]) == [4 * 5, 4 * 9]
 
 
-def test_the_detector_needs_weights() -> None:
-    with pytest.raises(ValueError, match="needs weights"):
-        scenes.chosen((), "transnetv2", None, Decimal(1))
+def test_scoring_needs_weights_and_searching_does_not() -> None:
     [short] = scenes.chosen((), "transnetv2", Decimal("0.3"), Decimal(1), "/w")
     [long] = scenes.chosen((scenes.TransNetV2Detector(),), "content", None, Decimal(1), "/w")
     assert short.measures == long.measures == (Transitions("/w"),)
     assert short.threshold == Decimal("0.3")
     assert "/w" not in short.model_dump_json()
+    [unbound] = scenes.chosen((), "transnetv2", None, Decimal("0.04"))
+    assert len(scenes.find(scored([0, 0.9, 0, 0]), [unbound])) == 1
+    with pytest.raises(StageError, match="needs weights"):
+        unbound.measures[0].start()
 
 
 def test_frames_are_scored_upright_and_each_once(weights: Path, tmp_path: Path) -> None:

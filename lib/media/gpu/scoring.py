@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from functools import cached_property
 from itertools import chain
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -169,7 +168,7 @@ class _Watched:
     def feed(self, planes: Planes, small: Small) -> NDArray[Any]:
         torch = torch_module()
         if self._windows is None:
-            network = loaded(Path(self._measure.weights), str(planes.y.device.type))
+            network = loaded(self._measure.path, str(planes.y.device.type))
             self._windows = network.start()
         size = (HEIGHT, WIDTH) if self._turns % 2 else (WIDTH, HEIGHT)
         pictures = torch.rot90(rgb_of(planes, *size), self._turns, dims=(1, 2))

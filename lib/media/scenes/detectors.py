@@ -229,17 +229,14 @@ class TransNetV2Detector(_Detector):
     _weights: str | None = PrivateAttr(None)
 
     def bound(self, weights: str | None) -> TransNetV2Detector:
-        """The same with the file of the network's weights, whose path means nothing elsewhere and
-        so is none of a detector's settings. Raises ``ValueError`` where none is given."""
-        if weights is None:
-            raise ValueError("detector transnetv2 needs weights: the path of the network's file")
+        """The same with the file of the network's weights, without which no frame can be scored:
+        its path means nothing elsewhere, and so is none of a detector's settings."""
         copy = self.model_copy()
         copy._weights = weights
         return copy
 
     @property
     def measures(self) -> tuple[Measure, ...]:
-        assert self._weights is not None
         return (Transitions(self._weights),)
 
     def start(self, clock: Clock) -> Search:
@@ -288,10 +285,9 @@ def chosen(
 ) -> tuple[Detector, ...]:
     """Detectors by the long form, if there are any, or the one of the short form: its kind, its
     threshold (None: its own) and its shortest scene in seconds; ``weights`` is the path of those
-    of TransNetV2.
+    of TransNetV2, which only scoring needs.
 
-    Raises ``ValueError`` where the threshold is out of the detector's bounds (pydantic's), or
-    where a detector needs weights and there are none.
+    Raises ``ValueError`` (pydantic's) where the threshold is out of the detector's bounds.
     """
     if not detectors:
         given = {} if threshold is None else {"threshold": threshold}

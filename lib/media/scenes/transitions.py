@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from reelmill.errors import StageError
 from reelmill.media.decode import to_rgb
 from reelmill.media.scenes.contract import Row, Scorer
 
@@ -18,7 +19,7 @@ class Transitions:
     Raises, when it is started, as :class:`~reelmill.media.gpu.transnet.TransNetV2` does.
     """
 
-    weights: str
+    weights: str | None
 
     columns: ClassVar[tuple[str, ...]] = ("transnetv2",)
     lag: ClassVar[int] = 74  # transnet.LAG, which is not to be imported for it
@@ -27,7 +28,14 @@ class Transitions:
         # Imported here: other detectors need no network.
         from reelmill.media.gpu.transnet import loaded
 
-        return _Watched(loaded(Path(self.weights), "cpu").start())
+        return _Watched(loaded(self.path, "cpu").start())
+
+    @property
+    def path(self) -> Path:
+        """Where the weights are. Raises :class:`~reelmill.errors.StageError` if that is unknown."""
+        if self.weights is None:
+            raise StageError("detector transnetv2 needs weights: the path of the network's file")
+        return Path(self.weights)
 
 
 class _Watched:
