@@ -207,14 +207,15 @@ def test_engines_work_at_once_and_no_more_than_there_are(
     assert nvdec.created == fake_nvc.ENGINES
 
 
+@pytest.mark.parametrize("kind", [fake_nvc.PyNvVCException, fake_nvc.PyNvVCExceptionUnsupported])
 def test_an_error_of_the_decoder_is_a_refusal_and_the_next_video_is_decoded(
-    tmp_path: Path, card: fake_nvc.Card
+    tmp_path: Path, card: fake_nvc.Card, kind: type[Exception]
 ) -> None:
     path = make_video(tmp_path / "a.mp4", frames=12)
     nvdec = Nvdec(replace(known(card), engines=1))
 
     def spoil() -> None:
-        raise fake_nvc.PyNvVCException("cuvidDecodePicture : \nError code : 999")
+        raise kind("cuvidDecodePicture : \nError code : 999")
 
     card.spoil = spoil
     with pytest.raises(RefusedError, match=r"NVDEC failed: .*999"):
@@ -399,11 +400,14 @@ def test_a_driver_without_video_is_one_line(
     assert "TROUBLE" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "kind", [fake_nvc.PyNvVCException, fake_nvc.PyNvVCExceptionUnsupported, RuntimeError]
+)
 def test_a_card_that_does_not_answer_is_one_line(
-    probed: fake_nvc.Card, monkeypatch: pytest.MonkeyPatch
+    probed: fake_nvc.Card, monkeypatch: pytest.MonkeyPatch, kind: type[Exception]
 ) -> None:
     def fail(**_: object) -> None:
-        raise fake_nvc.PyNvVCException("ValidateGpuId : \nError code : 801\n")
+        raise kind("ValidateGpuId : \nError code : 801\n")
 
     monkeypatch.setattr(sys.modules["PyNvVideoCodec"], "GetDecoderCaps", fail)
     with pytest.raises(StageError, match="Error code : 801") as caught:

@@ -143,6 +143,8 @@ def _probed(ordinal: int) -> Capabilities:
 def _decoders(nvc: Any, ordinal: int) -> Iterator[tuple[int, Decodes]]:
     """The kinds of streams that are decoded, each with the number of engines that do."""
     chromas = nvc.cudaVideoChromaFormat.__members__
+    # It is a RuntimeError where the driver's library for decoding is missing.
+    errors = (nvc.PyNvVCException, nvc.PyNvVCExceptionUnsupported, RuntimeError)
     for codec, name in CODECS.items():
         for bits in DEPTHS:
             for chroma in CHROMAS:
@@ -153,7 +155,7 @@ def _decoders(nvc: Any, ordinal: int) -> Iterator[tuple[int, Decodes]]:
                         chromaformat=chromas[chroma],
                         bitdepth=bits,
                     )
-                except nvc.PyNvVCException as error:
+                except errors as error:
                     raise StageError(
                         f"GPU {ordinal} does not say what it decodes ({first_lines(error, 3)}); is "
                         "its driver let in with NVIDIA_DRIVER_CAPABILITIES=compute,video,utility?"

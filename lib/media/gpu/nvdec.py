@@ -210,7 +210,7 @@ class _Engine:
                         raise RefusedError("video with times out of order is decoded on the CPU")
                     last = one.pts
                     yield _Frame(one, self._copied(header.stream, frame))
-        except self._nvc.PyNvVCException as error:
+        except (self._nvc.PyNvVCException, self._nvc.PyNvVCExceptionUnsupported) as error:
             raise RefusedError(f"NVDEC failed: {first_lines(error, 3)}") from error
         except av.FFmpegError as error:
             raise RefusedError("packets that cannot be read are left to the CPU") from error
