@@ -15,6 +15,7 @@ NAMES = (
     "workers",
     "media",
     "resolution",
+    "scenes",
     "ingest",
     "download",
 )

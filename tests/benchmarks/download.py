@@ -55,7 +55,7 @@ def run() -> None:
     if program is None or shutil.which("curl") is None:
         print("left out: it takes nginx and curl; on Debian: apt-get install nginx-light curl")
         return
-    python = _peer()
+    python = peer()
     with (
         tempfile.TemporaryDirectory(prefix="reelmill-bench-") as home,
         prefect(home) as environ,
@@ -161,7 +161,8 @@ def _members(folder: Path) -> int:
     return count
 
 
-def _peer() -> Path | None:
+def peer() -> Path | None:
+    """The Python that has video2dataset, if there is one; otherwise how to make it is printed."""
     python = Path(os.environ.get(PEER_PYTHON, ""))
     if python.is_file():
         return python

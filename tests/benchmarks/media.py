@@ -1,4 +1,4 @@
-"""Cutting, frames, flow and scenes, against ffmpeg's command line and bare loops of the same calls.
+"""Cutting, frames and flow, against ffmpeg's command line and bare loops of the same calls.
 
 All codecs run on one thread on both sides, as the media stages do for equal bytes; figures are per
 second of video. The clips follow each other, end to end.
@@ -16,7 +16,6 @@ from typing import Any, cast
 import av
 import cv2
 import numpy as np
-import scenedetect
 import simplejpeg
 from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
@@ -26,7 +25,6 @@ from reelmill.media.cut import CutFailure, copy_spans, encode_spans
 from reelmill.media.flow import encode_kitti
 from reelmill.media.images import decode_gray
 from reelmill.media.probe import probe
-from reelmill.media.scenes import detect
 from reelmill.media.spans import Span
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Params, Sample
@@ -52,12 +50,10 @@ def run() -> None:
             seconds = min(float(info.duration), SECONDS)
             spans = even_spans(seconds)
             length = float(sum(end - start for start, end in spans))
-            whole = float(info.duration)
             sample = InputSample("000000000_000", {"mp4": path.read_bytes()}, {})
             pictures = _pictures(sample)
             _compare("exact cuts", name, _exact(path, spans, info.has_audio), length)
             _compare("copied cuts", name, _copied(path, spans), length)
-            _compare("scenes", name, _scenes(path), whole)
             made = sum(len(pictures_of(one.fields)) for one in pictures)
             _compare("frames", name, _frames(sample, made), made / float(info.fps))
             _compare("flow", name, _flow(pictures), made / float(info.fps))
@@ -125,22 +121,6 @@ def _copied(path: Path, spans: list[Span]) -> Subjects:
         "one ffmpeg -c copy -f segment": segments,
         "an ffmpeg -c copy per clip": one_by_one,
     }
-
-
-def _scenes(path: Path) -> Subjects:
-    detector = scenedetect.ContentDetector
-    return {
-        "ours, detect": lambda _: detect(path),
-        "decoding alone": lambda _: sum(1 for _ in _decoded(path.read_bytes())),
-        "scenedetect on PyAV": lambda _: _scenedetect(path, detector()),
-    }
-
-
-def _scenedetect(path: Path, detector: Any) -> None:
-    video = scenedetect.open_video(str(path), backend="pyav")
-    manager = scenedetect.SceneManager()
-    manager.add_detector(detector)
-    manager.detect_scenes(video)
 
 
 def _frames(sample: InputSample, count: int) -> Subjects:

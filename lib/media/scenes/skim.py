@@ -29,7 +29,7 @@ SPIKE = 2.0
 NEAR = 8
 """Packets about a large one in which frames are looked at one by one."""
 
-SHORT = 3
+SHORT = 12
 """Frames of a group of pictures that is taken to be cut at its end if it is cut at all."""
 
 
