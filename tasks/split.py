@@ -17,15 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
-from reelmill.media.cut import (
-    Clip,
-    CutFailure,
-    Encoding,
-    Variant,
-    Video,
-    copy_spans,
-    encode_spans,
-)
+from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_spans
 from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
@@ -56,10 +48,12 @@ class SplitParams(Params):
     method: Literal["scenes", "fixed", "spans"] = Field(
         "scenes", description="at scene cuts, every so many seconds, or at the table's spans"
     )
-    cut: Literal["exact", "copy"] = Field(
-        "exact",
-        description="exact: to the frame, encoded anew; copy: as it is, fast, but only at "
-        "keyframes, so that clips may begin earlier and be much longer than asked",
+    cut: Literal["auto", "exact", "smart", "copy"] = Field(
+        "auto",
+        description="auto: to the frame, copied where both ends are keyframes, else encoded anew; "
+        "exact: all encoded anew; smart: only what lies before the first and behind the last "
+        "keyframe of an H.264 clip is encoded; copy: as it is, fast, but only at keyframes, so "
+        "that clips may begin earlier and be much longer than asked",
     )
     seconds: Annotated[Seconds, Field(gt=0)] | None = Field(
         None,
@@ -200,10 +194,10 @@ class SplitParams(Params):
     @property
     def on_card(self) -> bool:
         """Whether a worker must have an NVIDIA card."""
-        is_decoded = self.method == "scenes" or self.cut == "exact"
+        is_decoded = self.method == "scenes" or self.cut != "copy"
         encoders = [video.facts for video, _ in self.encoding.outputs.values()]
         return (self.device == "cuda" and is_decoded) or (
-            self.cut == "exact" and any(one.on_gpu for one in encoders)
+            self.cut != "copy" and any(one.on_gpu for one in encoders)
         )
 
     @property
@@ -258,12 +252,13 @@ class Split(SampleStage[SplitParams]):
             pa.field("height", pa.int32()),
             pa.field("codec", pa.string()),
             pa.field("has_audio", pa.bool_()),
+            pa.field("cut", pa.string()),
         ]
     )
 
     def tools(self, params: SplitParams) -> dict[str, str]:
         tools = {"av": version("av")}
-        if params.cut == "exact":
+        if params.cut != "copy":
             tools["ffmpeg"] = encoder_id()
             facts = [video.facts for video, _ in params.encoding.outputs.values()]
             tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
@@ -292,18 +287,16 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
     out = folder / "clips"
     out.mkdir()
     texts = _texts(path, sample.fields) if params.subtitles == "extract" else {}
-    if params.cut == "copy":
-        cover = params.method == "spans"
-        cut = copy_spans(path, wished, out, audio=params.encoding.audio.keep, cover=cover)
-    else:
-        cut = encode_spans(
-            path,
-            wished,
-            out,
-            encoding=params.encoding,
-            timeout_s=float(params.timeout),
-            device=params.device,
-        )
+    cut = cut_spans(
+        path,
+        wished,
+        out,
+        mode=params.cut,
+        encoding=params.encoding,
+        cover=params.method == "spans",
+        timeout_s=float(params.timeout),
+        device=params.device,
+    )
     for number, clip in enumerate(cut):
         key = f"{sample.key}_{number:03d}"
         if isinstance(clip, CutFailure) and clip.reason == "timeout":
@@ -423,6 +416,7 @@ def _sample(
         "height": clip.height,
         "codec": clip.codec,
         "has_audio": clip.audio,
+        "cut": clip.how,
     }
     value: dict[str, Any] = {
         "key": key,

@@ -11,8 +11,10 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
-from typing import Any
+from itertools import islice
+from typing import IO, Any
 
 import ffmpeg
 
@@ -119,56 +121,129 @@ def _gpu() -> str:
 def run(stream: Any, *, timeout_s: float) -> None:
     """Run a composed ffmpeg-python output ``stream`` to its end, for at most ``timeout_s`` seconds.
 
-    The process has no shell, no standard input and a process group of its own, which is killed
-    whole on time-out or on any exception here. Raises :class:`FfmpegError`, or
-    :class:`~reelmill.errors.StageError` where the disk is full: no fault of the media.
+    Raises :class:`FfmpegError`, or :class:`~reelmill.errors.StageError` as :func:`run_each` does.
     """
-    args = ffmpeg.compile(stream, cmd=ffmpeg_exe())
+    for _, error in run_each([stream], timeout_s=timeout_s):
+        if error is not None:
+            raise error
+
+
+def run_each(
+    streams: Sequence[Any],
+    *,
+    timeout_s: float,
+    jobs: int = 1,
+    progress: Callable[[int], object] | None = None,
+) -> Iterator[tuple[int, FfmpegError | None]]:
+    """Run composed ffmpeg-python output ``streams``, ``jobs`` at a time, within ``timeout_s``
+    seconds together: the place in ``streams`` of each as it ends, and why it failed, if it did.
+
+    The processes have no shell, no standard input and process groups of their own, which are killed
+    whole on time-out, on any exception here, and when the caller stops early. ``progress`` is told
+    how many more video frames were encoded, by all of them.
+
+    Raises :class:`~reelmill.errors.StageError` where the disk is full or a process was killed: no
+    fault of the media.
+    """
     deadline = time.monotonic() + timeout_s
-    process = subprocess.Popen(
-        args,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    tail = bytearray()
-    try:
-        _drain(process, tail, deadline)
-        status = process.wait(max(0.0, deadline - time.monotonic()))
-    except subprocess.TimeoutExpired:
-        raise FfmpegError(
-            f"ffmpeg was stopped after {timeout_s:g} seconds", timed_out=True
-        ) from None
-    finally:
-        if process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if process.stderr is not None:
-            process.stderr.close()
-    if os.strerror(errno.ENOSPC).encode() in tail:
-        raise StageError("ffmpeg found no space left for its output: free the disk it writes to")
-    # A crash may be the media's fault; being killed, or short of memory or files, is not.
-    if -status in _KILLED or any(os.strerror(number).encode() in tail for number in _SHORT_OF):
-        raise StageError(f"ffmpeg was killed or found no resources (status {status})")
-    if status:
-        raise FfmpegError(f"ffmpeg failed with status {status}: {_last_line(tail, args)}")
-
-
-def _drain(process: subprocess.Popen[bytes], tail: bytearray, deadline: float) -> None:
-    """Keep the end of the process's log in ``tail`` until it closes; raise at the deadline."""
-    assert process.stderr is not None
+    late = FfmpegError(f"ffmpeg was stopped after {timeout_s:g} seconds", timed_out=True)
+    waiting = iter(enumerate(streams))
     with selectors.DefaultSelector() as selector:
-        selector.register(process.stderr, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            if selector.select(left):
-                chunk = os.read(process.stderr.fileno(), TAIL_BYTES)
-                if not chunk:
+        running: set[_Process] = set()
+        try:
+            while True:
+                for place, stream in islice(waiting, max(0, jobs - len(running))):
+                    running.add(_Process(place, stream, selector, progress))
+                if not running:
                     return
-                tail += chunk
-                del tail[:-TAIL_BYTES]
-    raise subprocess.TimeoutExpired("ffmpeg", 0)
+                left = max(0.0, deadline - time.monotonic())
+                for key, _ in selector.select(left):
+                    key.data.read(key.fileobj)
+                for process in [one for one in running if not one.pipes]:
+                    running.remove(process)
+                    yield process.place, process.end(deadline, late)
+                if time.monotonic() >= deadline:
+                    break
+        finally:
+            for process in running:
+                process.kill()
+    # No more is begun once the time is over.
+    for place in (*sorted(process.place for process in running), *(place for place, _ in waiting)):
+        yield place, late
+
+
+class _Process:
+    """One ffmpeg process, until its ``pipes`` are closed: it keeps the end of the log."""
+
+    def __init__(
+        self,
+        place: int,
+        stream: Any,
+        selector: selectors.BaseSelector,
+        progress: Callable[[int], object] | None,
+    ) -> None:
+        self.place = place
+        self._args = ffmpeg.compile(stream, cmd=ffmpeg_exe())
+        if progress is not None:
+            # One line for each frame of each output; `-progress` knows of the first output alone.
+            self._args[1:1] = ["-vstats_file", "/dev/stdout"]
+        self._progress = progress
+        self._selector = selector
+        self._tail = bytearray()
+        self._popen = subprocess.Popen(
+            self._args,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE if progress is not None else subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        self.pipes = {pipe for pipe in (self._popen.stdout, self._popen.stderr) if pipe is not None}
+        for pipe in self.pipes:
+            selector.register(pipe, selectors.EVENT_READ, self)
+
+    def read(self, pipe: IO[bytes]) -> None:
+        """Take what waits in ``pipe``; forget the pipe at its end."""
+        chunk = os.read(pipe.fileno(), TAIL_BYTES)
+        if not chunk:
+            self._selector.unregister(pipe)
+            self.pipes.remove(pipe)
+            pipe.close()
+        elif pipe is self._popen.stderr:
+            self._tail += chunk
+            del self._tail[:-TAIL_BYTES]
+        elif self._progress is not None:
+            self._progress(chunk.count(b"\n"))
+
+    def end(self, deadline: float, late: FfmpegError) -> FfmpegError | None:
+        """Wait for the process, whose pipes are closed; why it failed, if it did."""
+        try:
+            status = self._popen.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            return late
+        finally:
+            self.kill()
+        tail = self._tail
+        if os.strerror(errno.ENOSPC).encode() in tail:
+            raise StageError(
+                "ffmpeg found no space left for its output: free the disk it writes to"
+            )
+        # A crash may be the media's fault; being killed, or short of memory or files, is not.
+        if -status in _KILLED or any(os.strerror(number).encode() in tail for number in _SHORT_OF):
+            raise StageError(f"ffmpeg was killed or found no resources (status {status})")
+        if status:
+            return FfmpegError(
+                f"ffmpeg failed with status {status}: {_last_line(tail, self._args)}"
+            )
+        return None
+
+    def kill(self) -> None:
+        """Kill the process group if it still runs, and close what is open."""
+        if self._popen.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._popen.pid, signal.SIGKILL)
+        self._popen.wait()
+        for pipe in self.pipes:
+            pipe.close()
 
 
 def _last_line(tail: bytearray, args: list[str]) -> str:

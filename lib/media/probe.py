@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -253,18 +254,19 @@ def read_packets(container: Any, streams: list[Any]) -> list[PacketTable]:
     A missing pts or dts is filled in from the other, or from the packet before. Raises
     :class:`~reelmill.errors.Rejected` (``undecodable``) where the first stream shows no frame.
     """
-    rows: dict[int, list[tuple[int, int, int, bool, bool]]] = {s.index: [] for s in streams}
+    # Of hours of video there are a million packets: five machine words each, no objects.
+    rows: dict[int, array[int]] = {s.index: array("q") for s in streams}
     for packet in demux(container, streams):
         if packet.size:
             found = rows[packet.stream_index]
-            after = found[-1][1] + max(found[-1][2], 1) if found else 0
+            after = found[-4] + max(found[-3], 1) if found else 0
             dts = packet.dts if packet.dts is not None else packet.pts
             dts = after if dts is None else dts
             pts = dts if packet.pts is None else packet.pts
-            found.append((pts, dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
+            found.extend((pts, dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
     tables = []
     for stream in streams:
-        columns = np.array(rows[stream.index], dtype=np.int64).reshape(-1, 5).T.copy()
+        columns = np.array(rows.pop(stream.index), dtype=np.int64).reshape(-1, 5).T.copy()
         times, flags = columns[:3], columns[3:].astype(bool)
         tables.append(PacketTable(Fraction(stream.time_base), *times, *flags))
     if tables[0].hidden.all():

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from reelmill.errors import ReelmillError
-from reelmill.media.cut import encode_spans
+from reelmill.media.cut import cut_spans
 from reelmill.media.gpu.devices import capabilities
 from reelmill.media.gpu.modules import nvc_module, torch_module
 from reelmill.media.gpu.nvdec import Nvdec, nvdec
@@ -73,7 +73,7 @@ def _report(path: Path, folder: Path, decoders: Nvdec) -> None:
     def split(number: int, device: Any) -> None:
         out = Path(tempfile.mkdtemp(dir=folder))
         found = detect(path, detectors, device=device)
-        encode_spans(path, found, out, timeout_s=600, device=device)
+        cut_spans(path, found, out, mode="exact", timeout_s=600, device=device)
 
     both = max(engines, cores)
     ways: dict[str, tuple[int, Callable[[int], object]]] = {

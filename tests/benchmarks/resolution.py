@@ -19,7 +19,7 @@ from pathlib import Path
 
 import av
 
-from reelmill.media.cut import Audio, Clip, Encoding, Size, Video, encode_spans
+from reelmill.media.cut import Audio, Clip, Encoding, Size, Video, cut_spans
 from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.probe import packet_table, probe
 from tests.benchmarks.clips import ffmpeg, videos
@@ -29,9 +29,9 @@ from tests.benchmarks.harness import Cost, Costs, measure, show, show_costs
 ROUNDS = 3
 HEIGHT = 360
 FPS = 15
-ACCESSES = 60
+ACCESSES = 30
 ENCODER = ("-c:v", "libx264", "-crf", "23", "-preset", "medium", "-pix_fmt", "yuv420p", "-an")
-OURS, BARE, THEIRS = "ours, encode_spans", "bare ffmpeg command", "video2dataset's subsamplers"
+OURS, BARE, THEIRS = "ours, cut_spans", "bare ffmpeg command", "video2dataset's subsamplers"
 TRAINING = {
     "x264's own choice": Video(),
     "gop: 12": Video(gop=12),
@@ -78,8 +78,13 @@ def _ours(path: Path, fps: int | None) -> Work:
 
 
 def _whole(path: Path, folder: Path, encoding: Encoding) -> Clip:
-    (clip,) = encode_spans(
-        path, [(Fraction(-1), Fraction(10**6))], folder, encoding=encoding, timeout_s=600
+    (clip,) = cut_spans(
+        path,
+        [(Fraction(-1), Fraction(10**6))],
+        folder,
+        mode="exact",
+        encoding=encoding,
+        timeout_s=600,
     )
     assert isinstance(clip, Clip)
     return clip

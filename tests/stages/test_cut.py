@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -20,22 +20,36 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reelmill.errors import MissingDependencyError, Rejected, StageError
-from reelmill.media.cut import Clip, CutFailure, Encoding, Video, copy_spans, encode_spans, encoders
+from reelmill.media.cut import Clip, CutFailure, Encoding, Video, cut_spans, encoders
 from reelmill.media.cut import encode as module
 from reelmill.media.cut.output import CODECS
-from reelmill.media.ffmpeg import FfmpegError, encoder_id, ffmpeg_exe, run
+from reelmill.media.ffmpeg import FfmpegError, encoder_id, ffmpeg_exe, run, run_each
 from reelmill.media.probe import PacketTable, packet_table, probe
 from reelmill.media.scenes import detect
 from reelmill.media.spans import Span, bound, fixed
 
-from .media_samples import KEYINT, NUMBERED, decoded, numbers, real_media, sample, sha256
+from .media_samples import (
+    HEIGHT,
+    KEYINT,
+    NUMBERED,
+    WIDTH,
+    decoded,
+    numbers,
+    real_media,
+    sample,
+    sha256,
+)
 
 F = Fraction
 LIMIT = 60.0
 
 
 def _encode(source: Path, spans: list[Span], out: Path, **options: Any) -> list[Clip | CutFailure]:
-    return encode_spans(source, spans, out, timeout_s=LIMIT, **options)
+    return cut_spans(source, spans, out, **{"mode": "exact", "timeout_s": LIMIT, **options})
+
+
+def _copy(source: Path, spans: list[Span], out: Path, **options: Any) -> list[Clip | CutFailure]:
+    return cut_spans(source, spans, out, **{"mode": "copy", "timeout_s": LIMIT, **options})
 
 
 def _clips(outcomes: list[Clip | CutFailure]) -> list[Clip]:
@@ -144,7 +158,7 @@ def test_sound_stays_with_the_picture(tmp_path: Path) -> None:
     for clip in _clips(_encode(source, spans, tmp_path)):
         assert clip.audio
         assert abs(_onset(clip.path) - (1.5 - float(clip.start))) < 0.03
-    for clip in _clips(copy_spans(source, [(F(0), F(2)), (F(4, 3), F(3))], tmp_path)):
+    for clip in _clips(_copy(source, [(F(0), F(2)), (F(4, 3), F(3))], tmp_path)):
         assert clip.audio
         assert abs(_onset(clip.path) - (1.5 - float(clip.start))) < 0.03
 
@@ -163,7 +177,7 @@ def test_audio_may_be_left_out(tmp_path: Path) -> None:
     assert [c.audio for c in quiet] == [False]
 
 
-@pytest.mark.parametrize("cut", [copy_spans, _encode])
+@pytest.mark.parametrize("cut", [_copy, _encode])
 @pytest.mark.parametrize("name", ["plain.mp4", "uneven.mkv", "plain.ts"])
 def test_the_same_bytes_every_time(
     name: str, cut: Callable[..., list[Clip | CutFailure]], tmp_path: Path
@@ -192,11 +206,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The command lines that are run."""
     lines: list[list[str]] = []
 
-    def recorded(stream: Any, *, timeout_s: float) -> None:
-        lines.append(ffmpeg.get_args(stream))
-        run(stream, timeout_s=timeout_s)
+    def recorded(streams: list[Any], **options: Any) -> Iterator[tuple[int, FfmpegError | None]]:
+        lines.extend(ffmpeg.get_args(stream) for stream in streams)
+        return run_each(streams, **options)
 
-    monkeypatch.setattr(module, "run", recorded)
+    monkeypatch.setattr(module, "run_each", recorded)
     return lines
 
 
@@ -205,12 +219,19 @@ def _outputs(line: list[str]) -> list[str]:
 
 
 def test_neighbours_share_a_decode_and_gaps_are_not_decoded(
-    runs: list[list[str]], tmp_path: Path
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(module, "MAX_GROUP", 8)
+    monkeypatch.setattr(module, "WORTH_A_SEEK", 60 * WIDTH * HEIGHT)
+    monkeypatch.setattr(module, "WORTH_A_PACKET", 0)
     near = fixed(F(0), F(2), F(1, 5))
     spans = [(F(25, 2), F(13)), *near, (F(13), F(14))]
     clips = _clips(_encode(sample("long.mp4"), spans, tmp_path))
-    assert [len(_outputs(line)) for line in runs] == [8, 2, 2]
+    assert [len(_outputs(line)) for line in runs] == [
+        7,
+        3,
+        2,
+    ]  # the second begins just behind a keyframe
     assert ["-ss" in line for line in runs] == [False, True, True]
     assert [numbers(c.path)[0] for c in (clips[0], clips[1], clips[-1])] == [375, 0, 390]
 
@@ -243,19 +264,22 @@ def test_one_clip_that_fails_takes_no_other_along(runs: list[list[str]], tmp_pat
 def test_late_seek_is_mended_by_a_second_attempt(
     runs: list[list[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    honest = module._Encode._seek_point
+    honest = module._Encode._keyframe
 
-    def misled(self: Any, plan: Any, preroll: Fraction) -> Fraction | None:
-        return honest(self, plan, preroll) if preroll else plan.start + F(7, 10)
+    def misled(self: Any, plan: Any, preroll: Fraction) -> int:
+        late: int = plan.start_pts + KEYINT * int(plan.video.duration[0])
+        return honest(self, plan, preroll) if preroll else late
 
-    monkeypatch.setattr(module._Encode, "_seek_point", misled)
+    monkeypatch.setattr(module._Encode, "_keyframe", misled)
     clip = _clips(_encode(sample("long.mp4"), [(F(10), F(12))], tmp_path))[0]
     assert (numbers(clip.path), len(runs)) == (list(range(300, 360)), 2)
 
 
-def test_time_runs_out(tmp_path: Path) -> None:
-    outcomes = encode_spans(sample("long.mp4"), [(F(0), F(9))], tmp_path, timeout_s=0.01)
-    assert [o.reason for o in outcomes if isinstance(o, CutFailure)] == ["timeout"]
+@pytest.mark.parametrize("mode", ["exact", "auto", "smart", "copy"])
+def test_time_runs_out(mode: str, tmp_path: Path) -> None:
+    spans = [(F(0), F(9)), (F(10), F(12))]
+    outcomes = _encode(sample("long.mp4"), spans, tmp_path, mode=mode, timeout_s=0.005)
+    assert [o.reason for o in outcomes if isinstance(o, CutFailure)] == ["timeout"] * 2
     assert not list(tmp_path.iterdir())
 
 
@@ -290,7 +314,7 @@ def test_damage_costs_only_the_clips_it_is_in(tmp_path: Path) -> None:
             assert outcome.reason == "undecodable"
 
 
-@pytest.mark.parametrize("cut", [copy_spans, _encode])
+@pytest.mark.parametrize("cut", [_copy, _encode])
 def test_spans_without_frames(cut: Callable[..., Any], tmp_path: Path) -> None:
     spans = [(F(50), F(60)), (F(-9), F(0)), (F(1), F(1)), (F(101, 100), F(102, 100))]
     outcomes = cut(sample("plain.mp4"), [*spans, (F(-9), F(10**30))], tmp_path)
@@ -299,7 +323,7 @@ def test_spans_without_frames(cut: Callable[..., Any], tmp_path: Path) -> None:
     assert cut(sample("plain.mp4"), [], tmp_path) == []
 
 
-@pytest.mark.parametrize("cut", [copy_spans, _encode])
+@pytest.mark.parametrize("cut", [_copy, _encode])
 @pytest.mark.parametrize("name", ["audio.m4a", "cover.m4a"])
 def test_source_that_is_no_video_is_rejected(
     name: str, cut: Callable[..., Any], tmp_path: Path
@@ -324,7 +348,7 @@ def test_copied_frames_are_the_source_bit_for_bit(name: str, tmp_path: Path) -> 
     edges = [max(pts * table.time_base, start) for pts in points if pts < table.end_pts]
     # Half a frame late: an edge must move back to the cut point before it.
     edges = [edges[0], *(edge + F(1, 60) for edge in edges[1:])]
-    clips = _clips(copy_spans(source, list(zip(edges, [*edges[1:], end], strict=True)), tmp_path))
+    clips = _clips(_copy(source, list(zip(edges, [*edges[1:], end], strict=True)), tmp_path))
     frames = decoded(source)
     at = 0
     for clip in clips:
@@ -345,11 +369,11 @@ def test_copied_frames_are_the_source_bit_for_bit(name: str, tmp_path: Path) -> 
 
 def test_copied_spans_snap_back_and_never_overlap(tmp_path: Path) -> None:
     assert KEYINT == 20
-    clips = _clips(copy_spans(sample("plain.mp4"), fixed(F(0), F(3), F(1)), tmp_path))
+    clips = _clips(_copy(sample("plain.mp4"), fixed(F(0), F(3), F(1)), tmp_path))
     assert [(c.start, c.end) for c in clips] == [(0, F(2, 3)), (F(2, 3), 2), (2, 3)]
     assert [c.frames for c in clips] == [20, 40, 30]
     spans = [(F(7, 10), F(13, 10)), (F(1, 2), F(1)), (F(0), F(1)), (F(11, 4), F(3))]
-    outcomes = copy_spans(sample("plain.mp4"), spans, tmp_path)
+    outcomes = _copy(sample("plain.mp4"), spans, tmp_path)
     assert isinstance(outcomes[0], CutFailure)
     assert outcomes[0].reason == "no_keyframe"
     # Spans that overlap share packets.
@@ -358,20 +382,20 @@ def test_copied_spans_snap_back_and_never_overlap(tmp_path: Path) -> None:
 
 
 def test_open_gops_are_not_cut(tmp_path: Path) -> None:
-    outcomes = copy_spans(sample("open.mp4"), [(F(0), F(1)), (F(1), F(2)), (F(0), F(3))], tmp_path)
+    outcomes = _copy(sample("open.mp4"), [(F(0), F(1)), (F(1), F(2)), (F(0), F(3))], tmp_path)
     reasons = [o.reason for o in outcomes if isinstance(o, CutFailure)]
     assert reasons == ["no_keyframe", "no_keyframe"]
     assert numbers(_clips(outcomes[2:])[0].path) == list(range(90))
 
 
 def test_copy_keeps_the_rotation(tmp_path: Path) -> None:
-    clip = _clips(copy_spans(sample("rotated.mp4"), [(F(0), F(1))], tmp_path))[0]
+    clip = _clips(_copy(sample("rotated.mp4"), [(F(0), F(1))], tmp_path))[0]
     assert (clip.width, clip.height, clip.rotation) == (128, 96, 90)
     assert probe(clip.path).rotation == 90
 
 
 def test_what_mp4_cannot_hold_says_so(tmp_path: Path) -> None:
-    outcomes = copy_spans(sample("vp8.webm"), fixed(F(0), F(3), F(1)), tmp_path)
+    outcomes = _copy(sample("vp8.webm"), fixed(F(0), F(3), F(1)), tmp_path)
     assert {(o.reason, o.message) for o in outcomes if isinstance(o, CutFailure)} == {
         ("container", "MP4 cannot hold this vp8 with opus: use `cut: exact`")
     }
@@ -384,7 +408,7 @@ def test_disk_that_cannot_be_written_is_no_fault_of_the_sample(
 ) -> None:
     (tmp_path / "000001.mp4").mkdir()
     with pytest.raises(OSError, match="Is a directory"):
-        copy_spans(sample("plain.mp4"), fixed(F(0), F(3), F(1)), tmp_path)
+        _copy(sample("plain.mp4"), fixed(F(0), F(3), F(1)), tmp_path)
     full = "echo 'Error writing trailer: No space left on device' >&2; exit 228"
     monkeypatch.setenv("REELMILL_FFMPEG", str(_program(tmp_path / "ffmpeg", full)))
     with pytest.raises(StageError, match="no space"):
@@ -395,7 +419,7 @@ def test_copy_of_a_source_cut_short_ends_where_the_data_end(tmp_path: Path) -> N
     source = tmp_path / "short.mkv"
     data = sample("plain.mkv").read_bytes()
     source.write_bytes(data[: len(data) // 2])
-    clips = _clips(copy_spans(source, [(F(0), F(3))], tmp_path))
+    clips = _clips(_copy(source, [(F(0), F(3))], tmp_path))
     assert numbers(clips[0].path) == numbers(source)
     assert 40 < clips[0].frames == len(numbers(source)) < 50
 
@@ -420,7 +444,7 @@ def test_real_clips(path: Path, tmp_path: Path) -> None:
         assert len(inside) - lost <= clip.frames <= len(inside)
         assert a <= clip.start < clip.end
         assert clip.audio == probe(path).has_audio
-    copies = copy_spans(path, spans, tmp_path)
+    copies = _copy(path, spans, tmp_path)
     frames = decoded(path) if lost == 0 and len(table) < 300 else []
     for outcome in copies:
         if isinstance(outcome, CutFailure):

@@ -13,7 +13,7 @@ import pytest
 from pydantic import ValidationError
 
 from reelmill.errors import MissingDependencyError, StageError
-from reelmill.media.cut import CutFailure, encode_spans
+from reelmill.media.cut import CutFailure, cut_spans
 from reelmill.media.gpu import devices, nvdec, scoring, transnet
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import key_params
@@ -106,7 +106,7 @@ def test_a_cut_on_a_card_is_not_begun_without_one(
     devices._probed.cache_clear()
     path = make_video(tmp_path / "a.mp4", frames=10)
     with pytest.raises(StageError, match="needs an NVIDIA GPU"):
-        encode_spans(path, [(0, 1)], tmp_path, timeout_s=60, device="cuda")
+        cut_spans(path, [(0, 1)], tmp_path, mode="exact", timeout_s=60, device="cuda")
 
 
 def test_trouble_of_a_card_is_not_a_clips(
@@ -116,7 +116,8 @@ def test_trouble_of_a_card_is_not_a_clips(
     folders = [tmp_path / "cpu", tmp_path / "cuda"]
     for folder, device in zip(folders, ("cpu", "cuda"), strict=True):
         folder.mkdir()
-        made = encode_spans(path, [(0, 1), (1, 2)], folder, timeout_s=60, device=device)
+        asked = {"mode": "exact", "timeout_s": 60, "device": device}
+        made = cut_spans(path, [(0, 1), (1, 2)], folder, **asked)
         assert not any(isinstance(one, CutFailure) for one in made)
     first, second = ([one.read_bytes() for one in sorted(f.iterdir())] for f in folders)
     assert first == second

@@ -7,6 +7,7 @@ import math
 import subprocess
 import wave
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -29,14 +30,14 @@ from reelmill.media.cut import (
     Size,
     Variant,
     Video,
+    cut_spans,
     encode,
-    encode_spans,
     graph,
 )
 from reelmill.media.cut.output import CODECS
 from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import Resize, resized
-from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run
+from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run_each
 from reelmill.media.probe import packet_table, probe
 from reelmill.media.spans import Span
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
@@ -63,7 +64,7 @@ CHOICES = (
 
 def _cut(source: Path, out: Path, spans: list[Span] = FIRST, **encoding: Any) -> list[Clip]:
     out.mkdir(exist_ok=True)
-    made = encode_spans(source, spans, out, encoding=Encoding(**encoding), timeout_s=60)
+    made = cut_spans(source, spans, out, mode="exact", encoding=Encoding(**encoding), timeout_s=60)
     clips = [clip for clip in made if isinstance(clip, Clip)]
     assert len(clips) == len(made), made
     return clips
@@ -152,20 +153,26 @@ def test_a_bit_rate_is_kept_to(codec: Any, tmp_path: Path) -> None:
     assert sizes[0] * 1.5 < sizes[1]
 
 
-@pytest.mark.parametrize("name", ["h264_10bits.mp4", "silent.mp4"])
+@pytest.mark.parametrize("pix_fmt", ["yuv420p10le", "yuv444p", "yuvj420p"])
 def test_pictures_do_not_depend_on_the_instructions_of_the_cpu(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pix_fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "source.mkv"
-    pix_fmt = "yuv420p10le" if name.startswith("h264_10") else "yuv444p"
-    make_video(source, 8, pix_fmt=pix_fmt, size=(130, 98))
-    made = []
+    source = make_video(tmp_path / "source.mkv", 8, pix_fmt=pix_fmt, size=(130, 98))
+    video, made = Video(size=Size(size=(86, 50)), fps=20, deinterlace=True), set()
     for flags in ((), ("-cpuflags", "0")):
-        monkeypatch.setattr(graph, "_CPU_FLAGS", flags)
-        out = tmp_path / str(len(made))
-        video = Video(size=Size(size=(86, 50)))
-        made.append(sha256(_cut(source, out, video=video)[0].path))
-    assert made[0] == made[1]
+        monkeypatch.setattr(graph, "_cpu_flags", lambda *_, flags=flags: flags)
+        made.add(sha256(_cut(source, tmp_path / str(len(made)), video=video)[0].path))
+    assert len(made) == 1
+
+
+def test_instructions_are_held_back_where_bytes_depend_on_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(graph, "_CPU_FLAGS", ("-cpuflags", "sse2"))
+    picture = Picture(64, 64)
+    assert graph._cpu_flags(picture, False) == ()
+    assert graph._cpu_flags(picture, True) == ("-cpuflags", "sse2")
+    assert graph._cpu_flags(replace(picture, codec="mpeg4"), False) == ("-cpuflags", "sse2")
 
 
 # Sizes
@@ -465,7 +472,7 @@ def test_tones_do_not_depend_on_the_instructions_of_the_cpu(
 ) -> None:
     source, made = _hdr(tmp_path / "hdr.mp4", "smpte2084"), []
     for flags in ((), ("-cpuflags", "0"), graph._CPU_FLAGS):
-        monkeypatch.setattr(graph, "_CPU_FLAGS", flags)
+        monkeypatch.setattr(graph, "_cpu_flags", lambda *_, flags=flags: flags)
         clip = _cut(source, tmp_path / f"made{len(made)}", video=Video(size=Size(max_side=220)))[0]
         made.append(sha256(clip.path))
     assert len(set(made)) == 1
@@ -682,11 +689,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The command lines that are run."""
     lines: list[list[str]] = []
 
-    def recorded(stream: Any, *, timeout_s: float) -> None:
-        lines.append(ffmpeg.get_args(stream))
-        run(stream, timeout_s=timeout_s)
+    def recorded(streams: list[Any], **options: Any) -> Any:
+        lines.extend(ffmpeg.get_args(stream) for stream in streams)
+        return run_each(streams, **options)
 
-    monkeypatch.setattr(encode, "run", recorded)
+    monkeypatch.setattr(encode, "run_each", recorded)
     return lines  # type: ignore[return-value]
 
 
@@ -883,24 +890,49 @@ def test_equal_meanings_are_equal_keys(
 
 
 @pytest.mark.parametrize(
-    ("encoding", "picture", "copies"),
+    ("encoding", "copies"),
     [
-        ({}, Picture(64, 64), True),
-        ({}, Picture(64, 64, transfer=16), False),
-        ({"video": Video(pix_fmt="yuv420p10")}, Picture(64, 64, pix_fmt="yuv420p10le"), True),
-        ({"video": Video(codec="hevc")}, Picture(64, 64), False),
-        ({"video": Video(crf=30)}, Picture(64, 64), True),
-        ({"video": Video(gop=12)}, Picture(64, 64), False),
-        ({"video": Video(container="mkv")}, Picture(64, 64), False),
-        ({"audio": Audio(keep=False)}, Picture(64, 64), True),
-        ({"variants": {"a": Variant()}}, Picture(64, 64), False),
-        ({"subtitles": True}, Picture(64, 64), False),
+        ({}, True),
+        ({"video": Video(codec="h264", crf=30, preset="slow")}, True),
+        ({"audio": Audio(keep=False)}, True),
+        ({"video": Video(codec="hevc")}, False),
+        ({"video": Video(pix_fmt="yuv444p")}, False),
+        ({"video": Video(gop=12)}, False),
+        ({"video": Video(bit_rate="1M")}, False),
+        ({"video": Video(container="mkv")}, False),
+        ({"video": Video(size=Size(max_side=64))}, False),
+        ({"audio": Audio(codec="aac", rate=16000)}, False),
+        ({"audio": Audio(extract="wav")}, False),
+        ({"variants": {"a": Variant()}}, False),
+        ({"subtitles": True}, False),
     ],
 )
-def test_packets_may_stand_where_they_are_what_is_asked_for(
-    encoding: dict[str, Any], picture: Picture, copies: bool
+def test_packets_stand_only_where_they_are_what_is_asked_for(
+    encoding: dict[str, Any], copies: bool, tmp_path: Path
 ) -> None:
-    assert Encoding(**encoding).copies("h264", picture) is copies
+    # A whole video: both its ends are cut points.
+    for mode in ("auto", "smart"):
+        (clip,) = cut_spans(
+            sample("plain.mp4"),
+            [(F(0), F(9))],
+            tmp_path,
+            mode=mode,
+            encoding=Encoding(**encoding),
+            timeout_s=60,
+        )
+        assert isinstance(clip, Clip)
+        assert (clip.how != "encoded") is copies
+
+
+def test_hdr_that_becomes_sdr_is_never_copied(tmp_path: Path) -> None:
+    source = tmp_path / "hdr.mp4"
+    tags = "colorprim=bt2020:transfer=smpte2084:colormatrix=bt2020nc"
+    make_video(source, 10, options={"x264-params": tags})
+    for mode in ("auto", "smart"):
+        (clip,) = cut_spans(source, [(F(0), F(9))], tmp_path, mode=mode, timeout_s=60)
+        assert isinstance(clip, Clip)
+        assert clip.how == "encoded"
+        assert _frame(clip.path).color_trc == 1
 
 
 # Encoders of the GPU

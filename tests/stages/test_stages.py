@@ -348,7 +348,7 @@ def test_a_killed_encoder_is_no_fault_of_the_video(
     )
     program.chmod(0o755)
     monkeypatch.setenv("REELMILL_FFMPEG", str(program))
-    order = bench.order("split", videos, **fixed("2s"))
+    order = bench.order("split", videos, **fixed("2s", cut="exact"))
     if fault == "ours":
         with pytest.raises(StageError, match="ffmpeg was killed"):
             execute(order.model_dump_json())

@@ -3,29 +3,36 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
 from math import ceil, floor
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from reelmill.media.cut.graph import compose
-from reelmill.media.cut.output import Encoding
-from reelmill.media.cut.plan import Clip, CutFailure, Plan, clamp, plans_of, streams_of
+from reelmill.media.cut.graph import Device, compose
+from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, clamp
 from reelmill.media.cut.rendering import Rendering, Texts
-from reelmill.media.ffmpeg import FfmpegError, run
-from reelmill.media.probe import PacketTable, open_media, read_packets
-from reelmill.media.spans import Span
+from reelmill.media.ffmpeg import FfmpegError, run_each
 
-MAX_GROUP = 8
-"""Most encoders of one ffmpeg process, which encodes several clips from one decode: each takes
-memory. The variants of a clip are always made together."""
+MAX_GROUP = 32
+"""Most clips that one ffmpeg process encodes from one decode."""
 
-WORTH_A_SEEK = Fraction(2)
-"""Seconds of decoding that a process of its own, with its own seek, must save."""
+MAX_GROUP_PIXELS = 2**23
+"""Most pixels of a frame of each clip of a process, together: a process keeps the encoders of all
+its clips to its end, and x264 takes some 80 bytes for a pixel. Two clips there are in any case."""
+
+WORTH_A_SEEK = 2**24
+"""Pixels whose decoding a process of its own must save: to start one, open the source and seek in
+it took as long as 15 frames of 1280x720 (45 ms of CPU)."""
+
+WORTH_A_PACKET = 32
+"""And so many for each packet of the source, whose container may have an index to read (0.1 s of
+CPU for an MP4 file of two hours)."""
 
 AUDIO_PREROLL = Fraction(1, 10)
 """Seconds decoded ahead of clips with audio: lossy audio needs a few packets to come right."""
@@ -36,35 +43,26 @@ RETRY_PREROLL = Fraction(10)
 log = logging.getLogger(__name__)
 
 
-def encode_spans(
-    source: Path,
-    spans: Iterable[Span],
-    out_dir: Path,
+def encode_plans(
+    index: Index,
+    plans: Iterable[Plan],
+    rendering: Rendering,
     *,
-    encoding: Encoding = Encoding(),  # noqa: B008
-    audio: bool = True,
-    timeout_s: float,
-    device: Literal["cpu", "cuda"] = "cpu",
-) -> list[Clip | CutFailure]:
-    """Cut ``spans`` (seconds on the source's clock) to the frame: all with ``start <= pts < end``.
+    jobs: int,
+    timeout: Callable[[], float],
+    progress: Callable[[int], object] | None,
+    device: Device = "cpu",
+) -> dict[int, Clip | CutFailure]:
+    """What comes of ``plans`` by encoding them, ``jobs`` processes at a time.
 
-    Frames are encoded anew as ``encoding`` says: by default with their own timing (variable rates
-    stay variable) and 8-bit 4:2:0 for every decoder's sake; always upright (rotation is applied),
-    an odd last row or column is cropped.
-    Audio is cut by the same times; a stream without a decoder is left out.
-    Neighbouring spans share one decode. All codecs run on one thread and bit-exact, so that the
-    bytes depend on source, spans and ffmpeg build alone. ``timeout_s`` bounds each process.
+    Plans that lie near each other share a decode; which do depends on the source and the plans
+    alone, never on ``jobs``. ``timeout`` tells how many seconds are left. A clip that does not come
+    out whole is tried once more, alone. ``progress`` is told of frames that are done.
 
-    One outcome per span, in order; clip ``i`` is ``out_dir/{i:06d}`` with the ending of its
-    container, and its variants and extracted sound have the same name with theirs. A clip that does
-    not come out whole is tried once more alone. Of a damaged source, a clip has the frames that
-    could be decoded, and says how many.
+    The ``device`` decodes what it can, and the CPU the rest. Second tries are the CPU's, so that no
+    trouble of a card's is a clip's.
 
-    With the device ``cuda`` a card decodes what its NVDEC can, and the CPU the rest; ``encoding``
-    says who encodes. Second tries are the CPU's, so that no trouble of a card's is a clip's.
-
-    Raises :class:`~reelmill.errors.Rejected` where the source itself cannot be used;
-    :class:`~reelmill.errors.StageError` where the disk is full, and with ``cuda`` as
+    Raises :class:`~reelmill.errors.StageError` where the disk is full, and with ``cuda`` as
     :func:`~reelmill.media.gpu.devices.capabilities` does where there is no card.
     """
     if device == "cuda":
@@ -72,102 +70,130 @@ def encode_spans(
         from reelmill.media.gpu.devices import capabilities
 
         capabilities()
-    with open_media(source) as container:
-        streams = streams_of(container, audio and encoding.is_heard)
-        tables = read_packets(container, streams)
-        indices = [stream.index for stream in streams]
-    job = _Encode(
-        source,
-        indices,
-        tables[0],
-        tables[1] if len(tables) > 1 else None,
-        Rendering.of(source, encoding),
-        timeout_s,
-        device,
-    )
-    again = replace(job, device="cpu")
-    outcomes: dict[int, Clip | CutFailure] = {}
-    plans: list[Plan] = []
-    for plan in plans_of(job.video, spans, out_dir, encoding.video.ending):
-        if plan.first == plan.last:
-            outcomes[plan.number] = plan.failure("no_frames", "the span holds no frame")
-        else:
-            plans.append(plan)
-    for group in job.groups(plans):
-        made = job.encode(group)
-        for plan in group:
-            outcome = made[plan.number]
-            if isinstance(outcome, CutFailure) or outcome.start_frame != plan.first:
-                outcome = again.encode([plan], RETRY_PREROLL)[plan.number]
-            outcomes[plan.number] = outcome
-    return [outcomes[number] for number in sorted(outcomes)]
+    work = _Encode(index, rendering, jobs, timeout, progress, device)
+    plans = sorted(plans, key=lambda plan: (plan.first, plan.last))
+    made = work.encode(list(work.groups(plans)), Fraction(0))
+    again = [[plan] for plan in plans if _is_broken(plan, made[plan.number])]
+    on_cpu = replace(work, device="cpu")
+    return made | (on_cpu.encode(again, RETRY_PREROLL) if again else {})
+
+
+def _is_broken(plan: Plan, made: Clip | CutFailure) -> bool:
+    if isinstance(made, CutFailure):
+        return made.reason != "timeout"
+    return made.start_frame != plan.first
 
 
 @dataclass(frozen=True)
 class _Encode:
-    """Encoding of clips out of one source, whose streams have the container's ``indices``."""
+    """Encoding of clips out of one source."""
 
-    source: Path
-    indices: list[int]
-    video: PacketTable
-    audio: PacketTable | None
+    index: Index
     rendering: Rendering
-    timeout_s: float
-    device: Literal["cpu", "cuda"]
+    jobs: int
+    timeout: Callable[[], float]
+    progress: Callable[[int], object] | None
+    device: Device
 
-    def groups(self, plans: Iterable[Plan]) -> Iterator[list[Plan]]:
-        """Plans that are worth a common decode, by start."""
-        most = max(1, MAX_GROUP // len(self.rendering.encoding.outputs))
-        group: list[Plan] = []
-        end = Fraction(0)
-        for plan in sorted(plans, key=lambda plan: (plan.first, plan.last)):
-            seek = self._seek_point(plan, Fraction(0))
-            far = seek is not None and seek - end > WORTH_A_SEEK
-            if group and (far or len(group) == most):
-                yield group
-                group = []
-            end = max(end, plan.end) if group else plan.end
-            group.append(plan)
-        if group:
-            yield group
+    def groups(self, plans: Sequence[Plan]) -> Iterator[list[Plan]]:
+        """Plans (ordered by start) that are worth a common decode."""
+        most = MAX_GROUP_PIXELS // self.rendering.pixels
+        most = max(2, min(MAX_GROUP, most))
+        begin = 0
+        while begin < len(plans):
+            stop = self._near(plans, begin, min(begin + most, len(plans)))
+            if stop - begin == most and stop < len(plans):
+                # Full: the next group should begin where it has the least to decode ahead.
+                stop = min(
+                    range(stop, begin + most // 2, -1), key=lambda at: self._ahead(plans[at])
+                )
+            yield list(plans[begin:stop])
+            begin = stop
+
+    def _near(self, plans: Sequence[Plan], begin: int, stop: int) -> int:
+        """The first plan behind ``begin``, at most ``stop``, that needs a process of its own: to
+        save decoding, or to have frames of its own size."""
+        end = plans[begin].last
+        worth = WORTH_A_SEEK + WORTH_A_PACKET * sum(map(len, self.index.tables))
+        for at in range(begin + 1, stop):
+            if self.index.part(plans[at]) != self.index.part(plans[begin]):
+                return at
+            frames = plans[at].first - self._ahead(plans[at]) - end
+            if frames * self.index.width * self.index.height > worth:
+                return at
+            end = max(end, plans[at].last)
+        return stop
+
+    def _ahead(self, plan: Plan) -> int:
+        """How many frames there are from the keyframe at or before a plan to its first."""
+        keyframe = self._keyframe(plan, Fraction(0))
+        return plan.first - int(np.searchsorted(self.index.video.shown, keyframe))
 
     def encode(
-        self, plans: Sequence[Plan], preroll: Fraction = Fraction(0)
+        self, groups: Sequence[Sequence[Plan]], preroll: Fraction
     ) -> dict[int, Clip | CutFailure]:
-        """Encode ``plans`` (ordered by start) in one process, which begins to decode ``preroll``
-        seconds ahead."""
-        try:
-            with self.rendering.files(plans) as texts:
-                run(self._command(plans, preroll, texts), timeout_s=self.timeout_s)
-        except FfmpegError as error:
-            log.warning("%s", error)
-            if error.timed_out:
-                why = "timeout", f"encoding took more than {self.timeout_s:g} seconds"
-            else:
-                why = "encode_failed", "ffmpeg cannot encode the span"
-            return {plan.number: plan.failure(*why) for plan in plans}
-        return {plan.number: self.rendering.whole(plan, plan.clip(check=False)) for plan in plans}
+        """Encode each group (ordered by start) in a process of its own, which begins to decode
+        ``preroll`` seconds ahead."""
+        made: dict[int, Clip | CutFailure] = {}
+        with ExitStack() as files:
+            texts = [files.enter_context(self.rendering.files(group)) for group in groups]
+            commands = [
+                self._command(group, preroll, said)
+                for group, said in zip(groups, texts, strict=True)
+            ]
+            done = run_each(
+                commands, timeout_s=self.timeout(), jobs=self.jobs, progress=self.progress
+            )
+            for place, error in done:
+                for plan in groups[place]:
+                    if error is None:
+                        clip = plan.clip("encoded", check=False)
+                        made[plan.number] = self.rendering.whole(plan, clip)
+                    else:
+                        made[plan.number] = _failure(plan, error)
+                if error is not None:
+                    log.warning("%s", error)
+        return made
 
     def _command(
         self, plans: Sequence[Plan], preroll: Fraction, texts: Mapping[int, Sequence[Texts]]
     ) -> Any:
+        index = self.index
         heard = [plan.number for plan in plans if self._is_heard(plan)]
-        seek = self._seek_point(plans[0], max(preroll, AUDIO_PREROLL if heard else Fraction(0)))
+        ahead = max(preroll, AUDIO_PREROLL if heard else Fraction(0))
+        keyframe = self._keyframe(plans[0], ahead)
+        is_first = keyframe <= self._keyframes[0]
+        seek = None if is_first else keyframe * index.video.time_base
         return compose(
-            self.source, self.indices, plans, heard, self.rendering, seek, texts, self.device
+            index.source, index.indices, plans, heard, self.rendering, seek, texts, self.device
         )
 
     def _is_heard(self, plan: Plan) -> bool:
-        if self.audio is None:
+        audio = self.index.audio
+        if audio is None:
             return False
-        start, end = (edge / self.audio.time_base for edge in (plan.start, plan.end))
-        begins, ends = self.audio.pts, self.audio.pts + self.audio.duration
+        start, end = (edge / audio.time_base for edge in (plan.start, plan.end))
+        begins, ends = audio.pts, audio.pts + audio.duration
         return bool(np.any((begins < clamp(ceil(end))) & (ends > clamp(floor(start)))))
 
-    def _seek_point(self, plan: Plan, preroll: Fraction) -> Fraction | None:
-        """Seconds of the last keyframe at or before ``plan``, ``preroll`` seconds ahead; None
-        where that is the first."""
-        keyframes = np.sort(self.video.pts[self.video.keyframe])
-        pts = floor((plan.start - preroll) / self.video.time_base)
-        place = int(np.searchsorted(keyframes, pts, side="right")) - 1
-        return int(keyframes[place]) * self.video.time_base if place > 0 else None
+    def _keyframe(self, plan: Plan, preroll: Fraction) -> int:
+        """The pts of the last keyframe at or before ``plan``, ``preroll`` seconds ahead but behind
+        the last change of parameters: ffmpeg gives all frames the size of the first that it
+        decodes. That of the first keyframe where there is none before."""
+        pts = floor((plan.start - preroll) / self.index.video.time_base)
+        if part := self.index.part(plan):
+            pts = max(pts, int(self.index.changes[part - 1]))
+        place = int(np.searchsorted(self._keyframes, pts, side="right")) - 1
+        return int(self._keyframes[max(place, 0)])
+
+    @cached_property
+    def _keyframes(self) -> NDArray[np.int64]:
+        video = self.index.video
+        found = np.sort(video.pts[video.keyframe])
+        return found if len(found) else video.shown[:1]
+
+
+def _failure(plan: Plan, error: FfmpegError) -> CutFailure:
+    if error.timed_out:
+        return plan.failure(*LATE)
+    return plan.failure("encode_failed", "ffmpeg cannot encode the span")

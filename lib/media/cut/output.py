@@ -272,9 +272,18 @@ class Video(_Model):
         return CODECS[self.codec or "h264"]
 
     @property
+    def format(self) -> str:
+        """FFmpeg's name of the codec, whoever encodes."""
+        return (self.codec or "h264").removesuffix("_nvenc")
+
+    @property
     def bits(self) -> int:
         """Of a sample of the output."""
         return 10 if (self.pix_fmt or "").endswith("10") else 8
+
+    @property
+    def ffmpeg_pix_fmt(self) -> str:
+        return (self.pix_fmt or "yuv420p").replace("p10", "p10le")
 
     @property
     def ending(self) -> str:
@@ -435,9 +444,9 @@ class Encoding(_Model):
 
     @property
     def allows_copy(self) -> bool:
-        """Whether packets of a source may stand as they are, if :meth:`copies` says so of it."""
+        """Whether packets of a source that is of the same kind may stand as they are."""
         video, audio = self.video, self.audio
-        asked = (video.gop, video.bframes, video.size, video.fps)
+        asked = (video.bit_rate, video.gop, video.bframes, video.size, video.fps)
         heard = (audio.codec, audio.rate, audio.channels, audio.extract, audio.bit_rate)
         return (
             all(one is None for one in (*asked, *heard))
@@ -445,24 +454,16 @@ class Encoding(_Model):
             and not (video.square or video.deinterlace or self.subtitles or self.variants)
         )
 
-    def copies(self, codec: str, picture: Picture) -> bool:
-        """Whether the packets of a source of FFmpeg's ``codec`` are already what is asked for."""
+    @property
+    def allows_joining(self) -> bool:
+        """Whether parts of a clip may be encoded by x264 in the format of a source of H.264."""
         video = self.video
-        return (
-            self.allows_copy
-            and video.codec in (None, codec)
-            and (video.pix_fmt is None or video.pix_fmt == picture.pix_fmt.removesuffix("le"))
-            and not (picture.is_hdr and video.to_sdr)
-        )
+        return self.allows_copy and video.facts.encoder == "libx264" and video.pix_fmt is None
 
-    def meant(self, *, copying: bool = False) -> dict[str, Any]:
-        """What goes into an action key. Where clips may be copied, what was left open stays so."""
-        video = self.video.meant()
-        if copying:
-            own = {"codec": self.video.codec, "pix_fmt": self.video.pix_fmt}
-            video = video.model_copy(update=own)
+    def meant(self) -> dict[str, Any]:
+        """What goes into an action key."""
         return {
-            "video": video,
+            "video": self.video.meant(),
             "audio": self.audio.meant(cast(Container, self.video.ending)),
             "variants": {name: variant.meant() for name, variant in self.variants.items()} or None,
         }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import av
 
-from reelmill.media.probe import first_frame
+from reelmill.media.probe import demux, first_frame
 
 # Numbers of ITU-T H.273.
 _PQ, _HLG = 16, 18
@@ -21,6 +22,7 @@ class Picture:
     """Upright pictures of ``width`` × ``height`` pixels, each ``sar`` times as wide as it is high.
 
     ``transfer``, ``primaries`` and ``matrix`` are the numbers of ITU-T H.273; 2 is unknown.
+    ``codec`` is FFmpeg's name.
     """
 
     width: int
@@ -30,6 +32,7 @@ class Picture:
     transfer: int = 2
     primaries: int = 2
     matrix: int = 2
+    codec: str = "h264"
 
     @property
     def is_hdr(self) -> bool:
@@ -61,14 +64,15 @@ class Picture:
 def picture_of(container: Any, stream: Any) -> Picture:
     """The pictures of ``stream``; by its header where no frame decodes. Moves the container on."""
     context = stream.codec_context
+    codec = context.codec.canonical_name
     sar = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1)
     # Of damaged files; within these bounds no side comes to nothing.
     if not Fraction(1, 16) <= sar <= 16:
         sar = Fraction(1)
-    frame = first_frame(container, stream)
+    frame = _frame_alone(container, stream) or first_frame(container, stream)
     if frame is None:
         known = context.pix_fmt or "yuv420p"
-        return Picture(context.width, context.height, sar, known)
+        return Picture(context.width, context.height, sar, known, codec=codec)
     width, height = frame.width, frame.height
     if round(frame.rotation / 90) % 2:
         width, height, sar = height, width, 1 / sar
@@ -77,4 +81,17 @@ def picture_of(container: Any, stream: Any) -> Picture:
         transfer=int(frame.color_trc),
         primaries=int(frame.color_primaries),
         matrix=int(frame.colorspace),
+        codec=codec,
     )
+
+
+def _frame_alone(container: Any, stream: Any) -> Any | None:
+    """The frame of the first packet, without those that a decoder waits for to get the order right;
+    None if it needs others."""
+    context = stream.codec_context
+    with suppress(av.FFmpegError):
+        for packet in demux(container, [stream]):
+            frames = packet.decode() or context.decode(None)
+            context.flush_buffers()
+            return frames[0] if frames else None
+    return None

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
+from reelmill.media.cut import nal
 from reelmill.media.probe import (
     PacketTable,
     VideoInfo,
     audio_stream,
+    open_media,
     packet_table,
     probe,
+    read_packets,
     video_stream,
 )
 from reelmill.media.spans import Span
+
+How: TypeAlias = Literal["copied", "encoded", "smart"]
+
+LATE = ("timeout", "the time for cutting the video was over")
+"""The reason and the message of clips that were not made in time."""
 
 _MAX_TICKS = 2**62
 
@@ -33,7 +43,8 @@ class Clip:
     first frame behind the clip (or the end of the stream). ``wished_start`` and ``wished_end`` are
     what was asked for. ``start_frame`` counts the source's frames in presentation order, ``frames``
     the clip's own. ``width`` and ``height`` are pixels before ``rotation``, as in
-    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes. ``others`` are the files of its
+    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes. ``how`` tells whether its
+    pictures were ``copied`` or ``encoded``, or both (``smart``). ``others`` are the files of its
     variants and extracted sound by the ends of their names (``small.mp4``, ``wav``), ``variants``
     what the variants are, by name.
     """
@@ -52,6 +63,7 @@ class Clip:
     fps: Fraction
     audio: bool
     size: int
+    how: How
     others: Mapping[str, Path] = field(default_factory=dict)
     variants: Mapping[str, VideoInfo] = field(default_factory=dict)
 
@@ -109,8 +121,8 @@ class Plan:
                 path.unlink()
         return CutFailure(*self.span, reason, message)
 
-    def clip(self, *, check: bool) -> Clip | CutFailure:
-        """The clip in the file that was written for the plan."""
+    def clip(self, how: How, *, check: bool) -> Clip | CutFailure:
+        """The clip in the file that was written for the plan, in the way that ``how`` names."""
         info = made(self.path, check=check)
         if info is None:
             return self.failure("undecodable", "no frame of the span can be decoded")
@@ -132,6 +144,7 @@ class Plan:
             fps=info.fps,
             audio=info.has_audio,
             size=info.size_bytes,
+            how=how,
         )
 
 
@@ -147,6 +160,101 @@ def made(path: Path, *, check: bool) -> VideoInfo | None:
     except (Rejected, FileNotFoundError):
         return None
     return info if info.frames else None
+
+
+@dataclass(frozen=True)
+class Index:
+    """What a source holds, read once for every way to cut it: the tables of the packets of its
+    video stream and, if any is wanted, its audio stream, which are the container's ``indices``;
+    frames of ``width`` by ``height`` pixels. ``changes`` are the pts from which on a decoder of
+    H.264 or HEVC needs other parameters than the header's, or than before: streams joined end to
+    end may have several sizes."""
+
+    source: Path
+    indices: Sequence[int]
+    tables: Sequence[PacketTable]
+    width: int
+    height: int
+    changes: NDArray[np.int64]
+
+    @property
+    def video(self) -> PacketTable:
+        return self.tables[0]
+
+    @property
+    def audio(self) -> PacketTable | None:
+        return self.tables[1] if len(self.tables) > 1 else None
+
+    def part(self, plan: Plan) -> int:
+        """How many changes of parameters there are up to a plan's first frame."""
+        return int(np.searchsorted(self.changes, plan.start_pts, side="right"))
+
+    def has_changed(self, plan: Plan) -> bool:
+        """Whether one header cannot serve all of a plan's frames."""
+        return bool(np.any(self.changes < plan.end_pts))
+
+    @contextmanager
+    def open(self) -> Iterator[tuple[Any, list[Any]]]:
+        """The source's container, and its streams in the order of the tables."""
+        with open_media(self.source) as container:
+            yield container, streams_of(container, len(self.tables) > 1)
+
+
+def read_index(source: Path, audio: bool) -> Index:
+    """Read the whole source, and decode nothing.
+
+    Raises :class:`~reelmill.errors.Rejected` where it cannot be used.
+    """
+    with open_media(source) as container:
+        streams = streams_of(container, audio)
+        watch = _Watch(container, streams[0])
+        tables = read_packets(watch, streams)
+        context = streams[0].codec_context
+        return Index(
+            source,
+            [stream.index for stream in streams],
+            tables,
+            context.width,
+            context.height,
+            np.sort(tables[0].pts[watch.changes]),
+        )
+
+
+class _Watch:
+    """A container whose packets are looked at as they are read: which of the video ``stream``'s,
+    by their numbers, bring other parameters than those in force."""
+
+    def __init__(self, container: Any, stream: Any) -> None:
+        self._container, self._stream = container, stream
+        context = stream.codec_context
+        self._codec = context.codec.canonical_name
+        self._header = bytes(context.extradata or b"")
+        self.changes: list[int] = []
+
+    def demux(self, streams: list[Any]) -> Iterator[Any]:
+        in_force: object = ()
+        number = 0
+        for packet in self._container.demux(streams):
+            if packet.size and packet.stream_index == self._stream.index:
+                if packet.is_keyframe or packet.has_sidedata("new_extradata"):
+                    found = self._others(packet)
+                    if found is not None and found != in_force:
+                        self.changes.append(number)
+                        in_force = found
+                number += 1
+            yield packet
+
+    def _others(self, packet: Any) -> object:
+        """The parameters that come with a packet and are not the header's; None for none."""
+        if packet.has_sidedata("new_extradata"):
+            sent = bytes(packet.get_sidedata("new_extradata"))
+            return () if sent == self._header else sent
+        if not self._header or self._codec not in ("h264", "hevc"):
+            return None
+        with suppress(ValueError):
+            sets = list(nal.sequence_sets(bytes(packet), self._header, self._codec))
+            return tuple(unit for unit in sets if unit not in self._header) if sets else None
+        return None
 
 
 def streams_of(container: Any, audio: bool) -> list[Any]:

@@ -1,0 +1,40 @@
+"""Which clips can be copied and still be exact, and whether a copy may stand for an encode."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reelmill.media.cut.copy import Copy, Track, audio_tracks
+from reelmill.media.cut.output import Encoding
+from reelmill.media.cut.plan import Index, Plan
+from reelmill.media.probe import first_frame
+
+
+def exact_copy(index: Index, plan: Plan) -> Copy | None:
+    """The copy of exactly a plan's frames; None where one of its ends is no cut point."""
+    video = plan.video
+    points = video.cut_points
+    begin = points[video.pts[points] == plan.start_pts]
+    stop = points[video.pts[points] == plan.end_pts]
+    if plan.last == len(video.shown):
+        stop = np.array([len(video)])
+    if not len(begin) or not len(stop) or video.hidden[begin[0] : stop[0]].any():
+        return None
+    track = Track(video, int(begin[0]), int(stop[0]), plan.start_pts)
+    return Copy(plan, [track, *audio_tracks(index, plan)])
+
+
+def is_alike(index: Index, encoding: Encoding) -> bool:
+    """Whether the source is what ``encoding`` would make of it, so that its copies and encodes can
+    stand side by side: of the same codecs and pixel format, upright and even-sized."""
+    with index.open() as (container, streams):
+        codec = streams[0].codec_context.codec.canonical_name
+        sounds = [one.codec_context.codec.canonical_name for one in streams[1:]]
+        if codec != encoding.video.format or sounds not in ([], ["aac"]):
+            return False
+        frame = first_frame(container, streams[0])
+        return (
+            frame is not None
+            and (frame.format.name, frame.rotation) == (encoding.video.ffmpeg_pix_fmt, 0)
+            and frame.width % 2 == frame.height % 2 == 0
+        )
