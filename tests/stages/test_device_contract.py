@@ -282,6 +282,16 @@ def test_streams_that_the_card_lacks_are_refused_before_they_are_decoded(
     assert card.decoders == []
 
 
+def test_interlaced_video_is_refused(tmp_path: Path, card: fake_nvc.Card) -> None:
+    path = tmp_path / "a.mp4"
+    source = ("-f", "lavfi", "-i", "testsrc2=size=128x96:duration=0.2")
+    encoder = ("-c:v", "libx264", "-flags", "+ildct+ilme", "-pix_fmt", "yuv420p")
+    subprocess.run([ffmpeg_exe(), "-v", "quiet", *source, *encoder, str(path)], check=True)
+    assert next(decode.frames(path)).interlaced_frame
+    with pytest.raises(RefusedError, match="interlaced"):
+        list(Nvdec(known(card)).decode(path))
+
+
 def test_ten_bits_are_decoded_where_the_card_can(tmp_path: Path, card: fake_nvc.Card) -> None:
     hevc = {"codec": "libx265", "options": {"x265-params": "log-level=0"}}
     path = make_video(tmp_path / "a.mp4", frames=5, pix_fmt="yuv420p10le", **hevc)

@@ -43,6 +43,7 @@ _LEFT_CHROMA = frozenset({"h264", "hevc", "mpeg2video"})
 """Codecs whose chroma lies on the left one of two pixels where the stream does not say otherwise;
 of the others swscale takes it to lie between them. PyAV does not tell what a stream says."""
 
+_PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, as codecs have it that know no fields, and …_PROGRESSIVE
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
 
 
@@ -320,6 +321,9 @@ def _packets(container: Any, stream: Any) -> Iterator[Any]:
 def _header(stream: Any) -> Header:
     context = stream.codec_context
     form = context.format
+    if context.field_order not in _PROGRESSIVE:
+        # PyNvVideoCodec has the card deinterlace it, which libavcodec leaves to a filter.
+        raise RefusedError("interlaced video is decoded on the CPU")
     planar = form is not None and not form.is_rgb and len(form.components) >= 3
     if not planar:
         raise RefusedError(f"{context.pix_fmt} is decoded on the CPU")
