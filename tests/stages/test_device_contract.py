@@ -292,6 +292,25 @@ def test_interlaced_video_is_refused(tmp_path: Path, card: fake_nvc.Card) -> Non
         list(Nvdec(known(card)).decode(path))
 
 
+def test_video_that_begins_in_the_middle_is_refused(tmp_path: Path, card: fake_nvc.Card) -> None:
+    options = {"x264-params": "open-gop=1:keyint=12:bframes=3:b-adapt=0:scenecut=0"}
+    whole = make_video(tmp_path / "a.ts", frames=40, options=options)
+    later = tmp_path / "b.ts"
+    with av.open(str(whole)) as read, av.open(str(later), "w") as written:
+        stream = read.streams.video[0]
+        copied = written.add_stream_from_template(stream)
+        packets = [packet for packet in read.demux(stream) if packet.size]
+        second = [number for number, packet in enumerate(packets) if packet.is_keyframe][1]
+        assert packets[second + 1].pts < packets[second].pts
+        for packet in packets[second:]:
+            packet.stream = copied
+            written.mux(packet)
+    nvdec = Nvdec(known(card))
+    with pytest.raises(RefusedError, match="begin anew"):
+        list(nvdec.decode(later))
+    assert sum(len(one.pts) for one in nvdec.decode(whole)) == 40
+
+
 def test_ten_bits_are_decoded_where_the_card_can(tmp_path: Path, card: fake_nvc.Card) -> None:
     hevc = {"codec": "libx265", "options": {"x265-params": "log-level=0"}}
     path = make_video(tmp_path / "a.mp4", frames=5, pix_fmt="yuv420p10le", **hevc)

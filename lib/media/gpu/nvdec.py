@@ -84,6 +84,7 @@ class _Sent:
 
     pts: int
     end: int
+    keyframe: bool
     hidden: bool
 
 
@@ -199,6 +200,9 @@ class _Engine:
             for packet in packets:
                 if packet is not None:
                     sent.append(_noted(packet))
+                    if not sent[0].keyframe or sent[-1].pts < sent[0].pts:
+                        # Decoders differ in which of the first frames they can do nothing with.
+                        raise RefusedError("video that does not begin anew is decoded on the CPU")
                 for frame in decoder.Decode(self._packet(packet, len(sent) - 1)):
                     number = frame.getPTS()
                     if number in got or not 0 <= number < len(sent):
@@ -303,7 +307,10 @@ def nvdec() -> Nvdec:
 def _noted(packet: Any) -> _Sent:
     if packet.pts is None or not packet.duration:
         raise RefusedError("video without timestamps or durations is decoded on the CPU")
-    return _Sent(packet.pts, packet.pts + packet.duration, packet.is_discard)
+    if packet.is_corrupt:
+        raise RefusedError("video with packets that are known to be damaged is decoded on the CPU")
+    end = packet.pts + packet.duration
+    return _Sent(packet.pts, end, packet.is_keyframe, packet.is_discard)
 
 
 def _packets(container: Any, stream: Any) -> Iterator[Any]:
