@@ -114,8 +114,8 @@ class Nvdec:
         self._changed = threading.Condition()
 
     def decode(self, source: Source, batch: int = BATCH) -> Generator[Decoded, None, None]:
-        """Batches of at most ``batch`` frames; timestamps are those of
-        their packets, and of :func:`~reelmill.media.decode.frames`.
+        """Batches of at most ``batch`` frames, with the times of their packets, which are those of
+        :func:`~reelmill.media.decode.frames`.
 
         Raises :class:`RefusedError` where the CPU's decoder is to be used: before the first batch
         for a kind of stream that the card lacks, or behind any batch for what went wrong with this
@@ -136,6 +136,11 @@ class Nvdec:
                             held = []
                     if held:
                         yield engine.batch(header, held)
+
+    def count_created(self) -> None:
+        """One more decoder has been set up."""
+        with self._changed:
+            self.created += 1
 
     def header(self, source: Source) -> Header:
         """What ``source`` says of its best video stream; raises as :meth:`decode` does before its
@@ -256,7 +261,7 @@ class _Engine:
             )
             kept = _Kept(decoder, most, size)
             self._decoders[stream.codec, stream.bits] = kept
-            self._owner.created += 1
+            self._owner.count_created()
         elif kept.size != size:
             kept.decoder.setReconfigParams(*size)
             kept.size = size
