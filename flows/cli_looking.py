@@ -361,6 +361,52 @@ def _show_scenes(found: list[dict[str, Any]]) -> None:
     out.print(table)
 
 
+@app.command(rich_help_panel=LOOKING)
+def probe(
+    files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Videos on this machine.")],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one line of JSON for each file, for scripts.")
+    ] = False,
+) -> None:
+    """Say what is in video files, or what is wrong with them: streams, colours, rate, keyframes.
+
+    Ends with code 1 if any of them cannot be used.
+    """
+    import json
+
+    from reelmill.errors import Rejected
+    from reelmill.flows.summary import summary
+    from reelmill.media.describe import describe
+
+    damaged = 0
+    for file in files:
+        try:
+            found = describe(file)
+        except (Rejected, OSError) as trouble:
+            damaged += 1
+            reason, message = _trouble(trouble)
+            told: dict[str, object] = {"file": file, "reason": reason, "message": message}
+            lines = [f"{file}: {reason}: {message}"]
+        else:
+            told = {"file": file, **found.as_json()}
+            rows = summary(found)
+            lines = [file, *(f"  {name:<10} {text}" for name, text in rows.items())]
+        if as_json:
+            print(json.dumps(told))  # noqa: T201
+        for line in [] if as_json else lines:
+            out.print(one_line(line), markup=False)
+    if damaged:
+        raise ReelmillError(f"{damaged} of {len(files)} files cannot be used")
+
+
+def _trouble(trouble: Exception) -> tuple[str, str]:
+    from reelmill.errors import Rejected
+
+    if isinstance(trouble, Rejected):
+        return trouble.reason, trouble.message
+    return "unreadable", getattr(trouble, "strerror", None) or str(trouble)
+
+
 def _removed(version: Version) -> str:
     from collections import Counter
 

@@ -194,7 +194,14 @@ async def _on_this_machine(
                 f"profile {profile.kind}: the workers on this machine cannot be started: "
                 f"{told(error)}"
             ) from error
-        yield Found(lambda seconds: _client(cluster, seconds))
+
+        async def tend() -> None:
+            # Dask gives a worker up that takes too long to start again after it died.
+            if len(cluster.workers) < len(workers):
+                logger.warning("a worker did not come back, another one is started")
+                cluster.scale(len(workers))
+
+        yield Found(lambda seconds: _client(cluster, seconds), tend=tend)
 
 
 def _gpus(numbers: Sequence[int] | None) -> list[str]:

@@ -18,7 +18,9 @@ from pydantic import Field, model_validator
 from reelmill.errors import Rejected, ShardError
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
 from reelmill.fetch.transfer import may_pass
-from reelmill.media.probe import VideoInfo, probe
+from reelmill.media.describe import look
+from reelmill.media.probe import VideoInfo
+from reelmill.media.timing import Timing
 from reelmill.shards import tar
 from reelmill.shards.foreign import Group, Part, read_groups
 from reelmill.shards.writer import Data
@@ -32,7 +34,7 @@ from reelmill.tasks.contract import (
     Stage,
     carried_columns,
 )
-from reelmill.tasks.media_fields import VIDEO, VIDEO_COLUMNS, video_columns, video_field
+from reelmill.tasks.media_fields import VIDEO, VIDEO_COLUMNS, Look, video_columns, video_field
 from reelmill.units import Bytes, Seconds
 
 FieldName = Annotated[str, Field(pattern=r"^[a-z0-9_-]+(\.[a-z0-9_-]+)*$", max_length=80)]
@@ -56,6 +58,11 @@ class AdoptParams(Params):
     )
     video: FieldName | None = Field(
         None, description="the field that must hold a video; its size, rate and length are indexed"
+    )
+    probe: Look = Field(
+        "packets",
+        description="packets: know every frame's time, so that rate, keyframes and broken clocks "
+        "are found; header: only what that and the first frame tell",
     )
     max_bytes: Bytes = Field(64 << 30, description="the largest tar that is taken, unpacked")
     allow_private: bool = Field(
@@ -81,6 +88,9 @@ class AdoptParams(Params):
             raise ValueError(f"rename has {unknown[0]}, which is not one of fields")
         return self
 
+    def effective(self) -> dict[str, Any]:
+        return {"probe": None} if self.video is None else {}
+
 
 class Adopt(Stage[AdoptParams]):
     """A sample is keyed by its row's key and its place in the tar: ``000010005_000012``.
@@ -90,6 +100,7 @@ class Adopt(Stage[AdoptParams]):
     """
 
     name = "adopt"
+    version = 2
     params = AdoptParams
     takes = "rows"
     memory = 300_000_000
@@ -192,8 +203,8 @@ def _output(
         fields = _read(file, _chosen(params, key, group), folder)
         if params.video is not None:
             name = params.rename.get(params.video, params.video)
-            info = _probed(fields, name)
-            columns |= video_columns(info)
+            info, timing = _probed(params, fields, name)
+            columns |= video_columns(info, timing)
             fields[_video_name(name, info, fields)] = fields.pop(name)
     except Rejected as rejected:
         return Reject(key, rejected.reason, rejected.message, columns)
@@ -239,11 +250,14 @@ def _read(file: BinaryIO, parts: Mapping[str, Part], folder: Path) -> dict[str, 
     return fields
 
 
-def _probed(fields: Mapping[str, Data], name: str) -> VideoInfo:
+def _probed(
+    params: AdoptParams, fields: Mapping[str, Data], name: str
+) -> tuple[VideoInfo, Timing | None]:
     if name not in fields:
         raise Rejected("no_video", f"it has no field {name}")
     data = fields[name]
-    return probe(data if isinstance(data, Path) else bytes(data))
+    source = data if isinstance(data, Path) else bytes(data)
+    return look(source, packets=params.probe == "packets")
 
 
 def _video_name(name: str, info: VideoInfo, fields: Mapping[str, Data]) -> str:

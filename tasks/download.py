@@ -19,9 +19,11 @@ from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, Outcome, 
 from reelmill.fetch.rules import Extractor, rules_of
 from reelmill.fetch.transfer import PROXY_PATTERN, Provenance, may_pass
 from reelmill.fetch.turns import in_turn
+from reelmill.media.describe import look
 from reelmill.media.peek import Limits
-from reelmill.media.probe import VideoInfo, probe
+from reelmill.media.probe import VideoInfo
 from reelmill.media.sound import SoundInfo, probe_sound
+from reelmill.media.timing import Timing
 from reelmill.tasks.contract import (
     Job,
     Output,
@@ -35,11 +37,13 @@ from reelmill.tasks.contract import (
 )
 from reelmill.tasks.media_fields import (
     VIDEO_COLUMNS,
+    Look,
     caption_field,
     sound_columns,
     sound_field,
     video_columns,
     video_field,
+    video_json,
 )
 from reelmill.tasks.site_params import SiteParams
 from reelmill.units import Bytes, Number, Seconds
@@ -78,6 +82,11 @@ class DownloadParams(Params):
     max_bytes: Bytes = Field(4 << 30, description="the largest file that is taken")
     limits: Limits = Field(
         Limits(), description="which videos are taken, by length, size of the picture and codec"
+    )
+    probe: Look = Field(
+        "packets",
+        description="packets: know every frame's time, so that rate, keyframes and broken clocks "
+        "are found; header: only what that and the first frame tell",
     )
     allow_private: bool = Field(
         False, description="let addresses point to this machine and private networks"
@@ -135,7 +144,7 @@ class Download(Stage[DownloadParams]):
     """Every row is fetched, hashed and probed; one that is no video is a reject with its reason."""
 
     name = "download"
-    version = 2
+    version = 3
     params = DownloadParams
     conserves = True
     takes = "rows"
@@ -211,8 +220,7 @@ def _origin(provenance: Provenance) -> dict[str, Any]:
 
 
 def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, Any]) -> Sample:
-    info = _probed(params, file)
-    found = {name: value for name, value in info.as_json().items() if value is not None}
+    info, timing = _probed(params, file)
     told: dict[str, Any] = {
         name: _plain(value) for name, value in row.items() if value not in (None, [])
     }
@@ -226,15 +234,16 @@ def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, A
         "table": told,
         "sha256": file.sha256,
         "bytes": file.size,
-        "video" if isinstance(info, VideoInfo) else "sound": found,
     }
     columns = {**row, "sha256": file.sha256, "bytes": file.size}
     if isinstance(info, VideoInfo):
         field = video_field(info.container, info.codec)
-        columns |= video_columns(info)
+        columns |= video_columns(info, timing)
+        about["video"] = video_json(info, timing)
     else:
         field = sound_field(info.container)
         columns |= sound_columns(info)
+        about["sound"] = info.as_json()
     fields = {
         **file.extras,
         field: file.path or file.read(),
@@ -244,18 +253,18 @@ def _sample(params: DownloadParams, key: str, file: Fetched, row: Mapping[str, A
     return Sample(key, fields, columns)
 
 
-def _probed(params: DownloadParams, file: Fetched) -> VideoInfo | SoundInfo:
+def _probed(params: DownloadParams, file: Fetched) -> tuple[VideoInfo | SoundInfo, Timing | None]:
     data = file.path or file.read()
     if inspector := params.limits.inspector():
         with file.open() as opened:
             inspector.judge(opened, file.size)
     try:
-        info = probe(data)
+        info, timing = look(data, packets=params.probe == "packets")
         params.limits.check(info)
-        return info
+        return info, timing
     except Rejected as rejected:
         if params.sites.audio == "only" and rejected.reason == "no_video_stream":
-            return probe_sound(data)
+            return probe_sound(data), None
         raise
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 
@@ -15,6 +15,7 @@ from reelmill.errors import Rejected
 if TYPE_CHECKING:
     from reelmill.media.probe import VideoInfo
     from reelmill.media.sound import SoundInfo
+    from reelmill.media.timing import Timing
 
 _BY_FORMAT = {
     "mov": "mp4",
@@ -43,18 +44,44 @@ _SOUND_BY_FORMAT = {
     "wav": "wav",
 }
 
+Look = Literal["packets", "header"]
+"""How far a video is looked into: all of its packets, or its header and first frame only."""
+
 VIDEO_COLUMNS = pa.schema(
     [
         pa.field("container", pa.string()),
         pa.field("codec", pa.string()),
+        pa.field("profile", pa.string()),
+        pa.field("pix_fmt", pa.string()),
+        pa.field("color_range", pa.string()),
+        pa.field("color_space", pa.string()),
+        pa.field("color_primaries", pa.string()),
+        pa.field("color_transfer", pa.string()),
         pa.field("width", pa.int32()),
         pa.field("height", pa.int32()),
+        pa.field("sar", pa.string()),
+        pa.field("rotation", pa.int16()),
         pa.field("fps", pa.float64()),
+        pa.field("vfr", pa.bool_()),
         pa.field("duration", pa.float64()),
+        pa.field("frames", pa.int64()),
+        pa.field("bit_rate", pa.int64()),
+        pa.field("gop", pa.int64()),
+        pa.field("keyframes", pa.list_(pa.float64())),
         pa.field("has_audio", pa.bool_()),
+        pa.field("audio_codec", pa.string()),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("channels", pa.int32()),
+        pa.field("channel_layout", pa.string()),
+        pa.field("subtitles", pa.int32()),
     ]
 )
-"""Index columns of what a video is: pixels, frames per second, seconds."""
+"""Index columns of what a video is: pixels, frames per second, bits per second, hertz; ``gop`` is
+the longest in frames; times are in seconds. What is not known is null. Keyframes are in seconds and
+not in ticks, since that is what spans and other columns are in, and filters need no time base."""
+
+MAX_KEYFRAMES = 2**16
+"""A longer list of keyframes is left out of the index."""
 
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
 
@@ -67,16 +94,60 @@ def video_field(container: str, codec: str) -> str:
     return next((_BY_FORMAT[name] for name in formats if name in _BY_FORMAT), "video")
 
 
-def video_columns(info: VideoInfo) -> dict[str, Any]:
-    """The values of ``VIDEO_COLUMNS`` for a video."""
-    return {
+def video_columns(info: VideoInfo, timing: Timing | None) -> dict[str, Any]:
+    """The values of ``VIDEO_COLUMNS`` for a video; ``timing`` is None where packets were not read.
+
+    Keyframes are left out where every frame is one (``gop`` is 1 then), or there are too many."""
+    columns: dict[str, Any] = {
         "container": info.container,
         "codec": info.codec,
+        "profile": info.profile,
+        "pix_fmt": info.pix_fmt,
+        "color_range": info.color_range,
+        "color_space": info.color_space,
+        "color_primaries": info.color_primaries,
+        "color_transfer": info.color_transfer,
         "width": info.width,
         "height": info.height,
+        "sar": info.sar,
+        "rotation": info.rotation,
         "fps": float(info.fps),
         "duration": float(info.duration),
+        "frames": info.frames,
+        "bit_rate": info.bit_rate,
         "has_audio": info.has_audio,
+        "audio_codec": info.audio_codec,
+        "sample_rate": info.sample_rate,
+        "channels": info.channels,
+        "channel_layout": info.channel_layout,
+        "subtitles": info.subtitle_streams,
+    }
+    if timing is not None:
+        columns |= _counted(info, timing) | {"gop": timing.longest_gop}
+        if not timing.is_all_intra and len(timing.keyframes) <= MAX_KEYFRAMES:
+            columns["keyframes"] = timing.keyframe_seconds
+    return columns
+
+
+def video_json(info: VideoInfo, timing: Timing | None) -> dict[str, Any]:
+    """What a sample's ``json`` says of a video: all that is known but the times of keyframes."""
+    found = info.as_json()
+    if timing is not None:
+        found |= _counted(info, timing)
+    # A stranger's header may state any number, and canonical JSON has none beyond 2**53.
+    return {
+        name: str(value) if isinstance(value, int) and abs(value) >= 2**53 else value
+        for name, value in found.items()
+        if value is not None
+    }
+
+
+def _counted(info: VideoInfo, timing: Timing) -> dict[str, Any]:
+    """What packets tell better than the header."""
+    return {
+        "vfr": timing.is_vfr,
+        "frames": timing.frames,
+        "bit_rate": info.bit_rate or timing.bit_rate,
     }
 
 
@@ -105,6 +176,10 @@ def sound_columns(info: SoundInfo) -> dict[str, Any]:
         "codec": info.codec,
         "duration": float(info.duration),
         "has_audio": True,
+        "audio_codec": info.codec,
+        "sample_rate": info.sample_rate,
+        "channels": info.channels,
+        "channel_layout": info.channel_layout,
     }
 
 

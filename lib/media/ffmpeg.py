@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from itertools import islice
 from typing import IO, Any
@@ -129,7 +129,7 @@ def run(stream: Any, *, timeout_s: float) -> None:
 
 
 def run_each(
-    streams: Sequence[Any],
+    streams: Iterable[Any],
     *,
     timeout_s: float,
     jobs: int = 1,

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import io
 import os
-import re
-from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, TypeAlias
 
 import av
-import numpy as np
-from numpy.typing import NDArray
 
-from reelmill.errors import Rejected
+from reelmill.errors import Rejected, one_line
+from reelmill.media.colour import (
+    HDR_TRANSFERS,
+    matrix_name,
+    primaries_name,
+    range_name,
+    transfer_name,
+)
+from reelmill.media.packets import PacketRows, indexed_packets, with_frames
+
+# Known here, too, since whoever opens media has use for them.
+from reelmill.media.packets import PacketTable as PacketTable
+from reelmill.media.packets import cut_points as cut_points
+from reelmill.media.packets import demux as demux
+from reelmill.media.packets import read_packets as read_packets
+from reelmill.media.torn import head_of, is_torn, size_of, why_not
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 """A path (never a URL), the bytes themselves, or a seekable binary file."""
@@ -39,116 +49,105 @@ _STATES_DURATION = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"}
 FIRST_FRAME_PACKETS = 300
 """How many packets may fail before a stream counts as undecodable."""
 
+_LAYOUTS = {"1 channels": "mono", "2 channels": "stereo"}
+"""What decoders make of so many channels, where a header says no more of them."""
+
 _LEAN = {"codec_whitelist": "none", "probesize": "32"}
 """Options with which FFmpeg opens a file by its header alone."""
-
-_MAX_BOXES = 2**17
-"""Of a file of a million empty boxes, no more are looked at."""
-
-_CONTAINERS = (
-    ("MP4", re.compile(rb".{4}(ftyp|moov|mdat|moof|free|skip|wide|sidx|styp)", re.DOTALL)),
-    ("AVI", re.compile(rb"RIFF.{4}AVI ", re.DOTALL)),
-    ("Matroska", re.compile(rb"\x1a\x45\xdf\xa3")),
-    ("FLV", re.compile(rb"FLV\x01")),
-    ("Ogg", re.compile(rb"OggS")),
-    ("ASF", re.compile(rb"\x30\x26\xb2\x75\x8e\x66\xcf\x11")),
-)
-_OTHERS = (
-    (b"\xff\xd8\xff", "a JPEG image"),
-    (b"\x89png", "a PNG image"),
-    (b"%pdf", "a PDF document"),
-    (b"pk\x03\x04", "a ZIP archive"),
-    (b"\x1f\x8b", "gzip data"),
-    (b"#extm3u", "a playlist"),
-    (b"<mpd", "a DASH manifest"),
-    (b"<?xml", "an XML document"),
-    (b"{", "JSON"),
-)
 
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What a container says of its best video stream, and of the audio that goes with it.
+    """What a file says of its best video stream, and of the audio that goes with it.
 
     ``width`` and ``height`` are in pixels as stored, before ``rotation``: degrees counter-clockwise
     by which a player turns the picture, read from the first frame (0 where that was not decoded).
-    ``fps`` is the average rate in frames a second, ``duration`` is in seconds, ``start_pts`` in
-    units of ``time_base``. ``frames`` is None where the container gives no count.
+    ``sar`` is the shape of a pixel, such as ``4:3``; ``color_…`` are FFmpeg's names; both are None
+    where untagged. ``fps`` is the average rate in frames a second, ``base_rate`` FFmpeg's guess at
+    the lowest one in which all times are whole (its ``r_frame_rate``). ``duration`` is in seconds,
+    ``start_pts`` in units of ``time_base``, bit rates in bits a second. ``frames`` is None where
+    the container gives no count, ``bit_rate`` where it gives none of the video alone.
     """
 
     container: str
     codec: str
     profile: str | None
     pix_fmt: str | None
+    color_range: str | None
+    color_space: str | None
+    color_primaries: str | None
+    color_transfer: str | None
     width: int
     height: int
+    sar: str | None
     rotation: int
     fps: Fraction
+    base_rate: Fraction | None
     time_base: Fraction
     duration: Fraction
     frames: int | None
     start_pts: int
     size_bytes: int
+    bit_rate: int | None
+    container_bit_rate: int | None
     has_audio: bool
     audio_codec: str | None
     sample_rate: int | None
     channels: int | None
+    channel_layout: str | None
+    audio_bit_rate: int | None
+    audio_streams: int
+    subtitle_streams: int
+    chapters: int
+
+    @property
+    def is_hdr(self) -> bool:
+        """Whether its transfer function is one of high dynamic range."""
+        return self.color_transfer in HDR_TRANSFERS
 
     def as_json(self) -> dict[str, object]:
         """Plain JSON values: ``fps`` and ``duration`` as numbers fit for filters and sorting,
-        the exact ``frame_rate`` and ``time_base`` as ``"30000/1001"``."""
+        the exact ``frame_rate``, ``base_rate`` and ``time_base`` as ``"30000/1001"``."""
         return vars(self) | {
             "fps": round(float(self.fps), 6),
-            "frame_rate": f"{self.fps.numerator}/{self.fps.denominator}",
-            "time_base": f"{self.time_base.numerator}/{self.time_base.denominator}",
+            "frame_rate": ratio(self.fps),
+            "base_rate": self.base_rate and ratio(self.base_rate),
+            "time_base": ratio(self.time_base),
             "duration": round(float(self.duration), 6),
         }
 
 
+def ratio(value: Fraction) -> str:
+    """A fraction as FFmpeg writes it: ``30000/1001``, and ``30/1``."""
+    return f"{value.numerator}/{value.denominator}"
+
+
+@dataclass(frozen=True)
+class StreamInfo:
+    """What the header says of one stream. ``codec`` is None where FFmpeg has no decoder for it,
+    ``language`` where it is not told; ``is_cover`` is a picture of what is heard or seen."""
+
+    index: int
+    kind: str
+    codec: str | None
+    language: str | None
+    is_default: bool
+    is_cover: bool
+
+    def as_json(self) -> dict[str, object]:
+        """Plain JSON values."""
+        return dict(vars(self))
+
+
 @dataclass(frozen=True, eq=False)
-class PacketTable:
-    """One stream's packets in decode order, as arrays of one length: int64 ``pts``, ``dts`` and
-    ``duration`` in units of ``time_base``; bool ``keyframe``, and ``hidden`` for packets that are
-    decoded but, by the container's edit list, not shown."""
+class Examined:
+    """All that one look at a file finds. ``table`` is None where packets were not asked for;
+    ``by_index`` tells that it was read from the header's index and not from the packets."""
 
-    time_base: Fraction
-    pts: NDArray[np.int64]
-    dts: NDArray[np.int64]
-    duration: NDArray[np.int64]
-    keyframe: NDArray[np.bool_]
-    hidden: NDArray[np.bool_]
-
-    def __len__(self) -> int:
-        return len(self.pts)
-
-    @cached_property
-    def cut_points(self) -> NDArray[np.int64]:
-        """Where the stream may be cut without decoding: see :func:`cut_points`."""
-        return cut_points(self.pts, self.keyframe)
-
-    @cached_property
-    def shown(self) -> NDArray[np.int64]:
-        """The pts of the shown frames in presentation order, shape ``(frames,)``."""
-        return np.sort(self.pts[~self.hidden])
-
-    @cached_property
-    def end_pts(self) -> int:
-        """Where the last shown frame ends; its own pts where its duration is unknown."""
-        ends = (self.pts + self.duration)[~self.hidden]
-        return int(ends.max()) if len(ends) else 0
-
-
-def cut_points(pts: NDArray[np.int64], keyframe: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """Indices, in decode order, of keyframes that part a stream into two independent halves.
-
-    At such an index every earlier packet is shown before the keyframe, and every later one at or
-    after it: the keyframe begins a closed GOP. A keyframe with leading pictures (open GOP) is none.
-    """
-    if not len(pts):
-        return np.empty(0, dtype=np.int64)
-    before = np.concatenate(([np.iinfo(np.int64).min], np.maximum.accumulate(pts)[:-1]))
-    after = np.minimum.accumulate(pts[::-1])[::-1]
-    return np.flatnonzero(keyframe & (before < pts) & (after == pts)).astype(np.int64)
+    info: VideoInfo
+    streams: tuple[StreamInfo, ...]
+    table: PacketTable | None
+    by_index: bool = False
 
 
 def probe(source: Source, *, check: bool = True) -> VideoInfo:
@@ -159,41 +158,62 @@ def probe(source: Source, *, check: bool = True) -> VideoInfo:
     only the header is read.
 
     Raises :class:`~reelmill.errors.Rejected` with the reason ``empty``, ``not_video``,
-    ``no_video_stream``, ``undecodable`` or ``truncated``; ``OSError`` where a path cannot be read.
+    ``no_video_stream``, ``drm``, ``undecodable`` or ``truncated``; ``OSError`` where a path
+    cannot be read.
+    """
+    return examine(source, check=check).info
+
+
+def examine(source: Source, *, check: bool = True, packets: bool = False) -> Examined:
+    """What :func:`probe` says, which streams there are, and with ``packets`` those of the video.
+
+    Packets are read from the index of an MP4 file where that tells all, else from the whole file,
+    in the same pass that decodes the first frame. Raises as :func:`probe` does.
     """
     with _binary(source) as file:
-        size = _size(file)
-        if check and _is_torn(file, size):
+        size = size_of(file)
+        if check and is_torn(file, size):
             raise Rejected("truncated", "the file ends before its own structure does")
-        return (check and _quick(file, size)) or _thorough(file, size, check)
+        return (check and _quick(file, size, packets)) or _thorough(file, size, check, packets)
 
 
-def _thorough(file: BinaryIO, size: int, check: bool) -> VideoInfo:
+def _thorough(file: BinaryIO, size: int, check: bool, packets: bool = False) -> Examined:
     with _open(file) as container:
         stream = video_stream(container)
         sound = audio_stream(container, stream)
-        rotation = 0
+        table = indexed_packets(file, size, stream) if packets else None
+        by_index = table is not None
+        frame = None
         if check:
             if not _holds_index(size, stream, sound):
                 raise Rejected("truncated", "the file ends before its last sample")
-            rotation = _first_frame(container, stream).rotation
+            if packets and table is None:
+                frame, table = _frame_and_packets(container, stream)
+            else:
+                frame = first_frame(container, stream)
+            if frame is None:
+                raise Rejected(
+                    "undecodable", "no frame can be decoded from the beginning of the video"
+                )
             if _tail_is_missing(container, stream):
                 raise Rejected("truncated", "the file ends before the duration it states")
-        info = _info(container, stream, sound, rotation, size)
-    if not info.duration:
+        info = _info(container, stream, sound, frame, size)
+        streams = _streams(container)
+    if table is None and (packets or not info.duration):
         table = packet_table(file)
+    if table is not None and not info.duration:
         length = (table.end_pts - int(table.shown[0])) * table.time_base
         info = replace(info, duration=length)
-    return info
+    return Examined(info, streams, table if packets else None, by_index)
 
 
-def _quick(file: BinaryIO, size: int) -> VideoInfo | None:
+def _quick(file: BinaryIO, size: int, packets: bool = False) -> Examined | None:
     """The same as :func:`_thorough` with its checks, for an MP4 file whose header tells all; None
     where that cannot be relied on, or something is wrong.
 
     FFmpeg opens a file by decoding the beginning of each stream, which takes longer than all else.
     """
-    if _head(file)[4:8] != b"ftyp":
+    if head_of(file)[4:8] != b"ftyp":
         return None
     with suppress(Rejected), _open(file, _LEAN) as container:
         if not _is_plain(container):
@@ -202,9 +222,16 @@ def _quick(file: BinaryIO, size: int) -> VideoInfo | None:
         sound = audio_stream(container, stream)
         if not _has_whole_index(stream) or not _holds_index(size, stream, sound):
             return None
+        table = indexed_packets(file, size, stream) if packets else None
+        if packets and table is None:
+            return None
         frame = _keyframe(container, stream)
         if frame is not None:
-            return _info(container, stream, sound, frame.rotation, size)
+            if sound is not None and sound.channels > 2:
+                # Which speakers they are for is known once the decoder has read its setup.
+                sound.codec_context.open()
+            info = _info(container, stream, sound, frame, size)
+            return Examined(info, _streams(container), table, packets)
     return None
 
 
@@ -236,7 +263,7 @@ def read_header(source: Source) -> VideoInfo:
         if len(moving) > 1:
             raise Rejected("no_video_stream", "the file holds several videos")
         stream = video_stream(container)
-        return _info(container, stream, audio_stream(container, stream), 0, _size(file))
+        return _info(container, stream, audio_stream(container, stream), None, size_of(file))
 
 
 def packet_table(source: Source) -> PacketTable:
@@ -248,40 +275,20 @@ def packet_table(source: Source) -> PacketTable:
         return read_packets(container, [video_stream(container)])[0]
 
 
-def read_packets(container: Any, streams: list[Any]) -> list[PacketTable]:
-    """One table for each of the container's ``streams``, in one pass from where it stands.
-
-    A missing pts or dts is filled in from the other, or from the packet before. Raises
-    :class:`~reelmill.errors.Rejected` (``undecodable``) where the first stream shows no frame.
-    """
-    # Of hours of video there are a million packets: five machine words each, no objects.
-    rows: dict[int, array[int]] = {s.index: array("q") for s in streams}
-    for packet in demux(container, streams):
+def _frame_and_packets(container: Any, stream: Any) -> tuple[Any | None, PacketTable | None]:
+    """What :func:`first_frame` and :func:`read_packets` find, in one pass; neither where too many
+    packets do not decode."""
+    rows, frame = PacketRows(), None
+    for number, packet in enumerate(demux(container, [stream])):
         if packet.size:
-            found = rows[packet.stream_index]
-            after = found[-4] + max(found[-3], 1) if found else 0
-            dts = packet.dts if packet.dts is not None else packet.pts
-            dts = after if dts is None else dts
-            pts = dts if packet.pts is None else packet.pts
-            found.extend((pts, dts, packet.duration or 0, packet.is_keyframe, packet.is_discard))
-    tables = []
-    for stream in streams:
-        columns = np.array(rows.pop(stream.index), dtype=np.int64).reshape(-1, 5).T.copy()
-        times, flags = columns[:3], columns[3:].astype(bool)
-        tables.append(PacketTable(Fraction(stream.time_base), *times, *flags))
-    if tables[0].hidden.all():
-        raise Rejected("undecodable", "the video stream has no frames")
-    return tables
-
-
-def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
-    """The packets of ``streams``, and an empty one of each at the end, to flush its decoder.
-
-    Where demuxing fails the data end, for every reader alike: what came before can be used.
-    """
-    # PyAV stumbles (IndexError) behind the last packet if a stream has appeared since it opened.
-    with suppress(av.FFmpegError, IndexError):
-        yield from container.demux(streams)
+            rows.add(packet)
+        if frame is None:
+            frame = _frame_of(packet)
+            if frame is None and number == FIRST_FRAME_PACKETS:
+                break
+    if frame is None:
+        return None, None
+    return frame, with_frames(rows.table(Fraction(stream.time_base)))
 
 
 @contextmanager
@@ -299,8 +306,11 @@ def video_stream(container: Any) -> Any:
     """The container's best video stream, set to decode on one thread; cover art does not count.
 
     Raises :class:`~reelmill.errors.Rejected`: ``no_video_stream``, or ``undecodable`` where no
-    decoder is built in for its codec or its frames have no size or one beyond ``MAX_PIXELS``.
+    decoder is built in for its codec, its frames have no size or one beyond ``MAX_PIXELS``, or the
+    header could not be read for any stream.
     """
+    if not len(container.streams):
+        raise Rejected("undecodable", "the file's header names no stream")
     best = container.streams.best("video")
     candidates = [best, *container.streams.video] if best is not None else []
     stream = next((s for s in candidates if not _is_cover(s)), None)
@@ -311,7 +321,7 @@ def video_stream(container: Any) -> Any:
     if context is None:
         raise Rejected("undecodable", "there is no decoder for the video's codec")
     if not context.width or not context.height:
-        raise Rejected("undecodable", "the video does not tell the size of its frames")
+        raise Rejected("undecodable", "the video does not state a size that frames can have")
     if context.width * context.height > MAX_PIXELS:
         raise Rejected("undecodable", f"frames of {context.width}x{context.height} are too large")
     context.options = {"max_pixels": str(MAX_PIXELS)}
@@ -329,26 +339,66 @@ def _is_cover(stream: Any) -> bool:
     return bool(stream.disposition & av.stream.Disposition.attached_pic)
 
 
-def _info(container: Any, stream: Any, sound: Any | None, rotation: int, size: int) -> VideoInfo:
+def _info(
+    container: Any, stream: Any, sound: Any | None, frame: Any | None, size: int
+) -> VideoInfo:
     context = stream.codec_context
+    heard = sound.codec_context if sound else None
+    streams = container.streams
+    sar = stream.sample_aspect_ratio or context.sample_aspect_ratio
     return VideoInfo(
         container=container.format.name,
         codec=context.codec.canonical_name,
         profile=stream.profile,
         pix_fmt=context.pix_fmt,
+        color_range=range_name(context.color_range),
+        color_space=matrix_name(context.colorspace),
+        color_primaries=primaries_name(context.color_primaries),
+        color_transfer=transfer_name(context.color_trc),
         width=context.width,
         height=context.height,
-        rotation=rotation,
-        fps=Fraction(stream.average_rate or stream.guessed_rate or 0),
+        sar=f"{sar.numerator}:{sar.denominator}" if sar else None,
+        rotation=frame.rotation if frame is not None else 0,
+        fps=_rate(stream),
+        base_rate=stream.base_rate or None,
         time_base=Fraction(stream.time_base),
         duration=_stated_duration(container, stream),
         frames=stream.frames or None,
         start_pts=stream.start_time or 0,
         size_bytes=size,
-        has_audio=sound is not None,
-        audio_codec=sound.codec_context.codec.canonical_name if sound else None,
-        sample_rate=sound.codec_context.sample_rate if sound else None,
-        channels=sound.codec_context.channels if sound else None,
+        bit_rate=context.bit_rate or None,
+        container_bit_rate=container.bit_rate or None,
+        has_audio=heard is not None,
+        audio_codec=heard.codec.canonical_name if heard else None,
+        sample_rate=heard.sample_rate if heard else None,
+        channels=heard.channels if heard else None,
+        channel_layout=_LAYOUTS.get(heard.layout.name, heard.layout.name) if heard else None,
+        audio_bit_rate=heard.bit_rate or None if heard else None,
+        audio_streams=len(streams.audio),
+        subtitle_streams=len(streams.subtitles),
+        chapters=len(container.chapters()),
+    )
+
+
+def _rate(stream: Any) -> Fraction:
+    """Frames a second on average; 0 where FFmpeg cannot tell."""
+    rate = Fraction(stream.average_rate or stream.guessed_rate or 0)
+    # For raw DV, FFmpeg takes every tick of the clock for a frame.
+    is_clock = bool(stream.base_rate) and stream.base_rate < rate == 1 / stream.time_base
+    return Fraction(stream.base_rate) if is_clock else rate
+
+
+def _streams(container: Any) -> tuple[StreamInfo, ...]:
+    return tuple(
+        StreamInfo(
+            index=stream.index,
+            kind=stream.type,
+            codec=stream.codec_context.codec.canonical_name if stream.codec_context else None,
+            language=None if stream.language in (None, "und") else one_line(stream.language),
+            is_default=bool(stream.disposition & av.stream.Disposition.default),
+            is_cover=_is_cover(stream),
+        )
+        for stream in container.streams
     )
 
 
@@ -367,7 +417,7 @@ def _binary(source: Source) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _open(file: BinaryIO, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Any]:
-    if not _size(file):
+    if not size_of(file):
         raise Rejected("empty", "the file has no bytes")
     options = {
         **more,
@@ -379,105 +429,9 @@ def _open(file: BinaryIO, more: Mapping[str, str] = MappingProxyType({})) -> Ite
     try:
         container = av.open(file, options=options, metadata_errors="replace")
     except av.FFmpegError:
-        raise _why_not(file) from None
+        raise why_not(file) from None
     with container:
         yield container
-
-
-def _why_not(file: BinaryIO) -> Rejected:
-    head = _head(file)
-    name = next((name for name, magic in _CONTAINERS if magic.match(head)), None)
-    if name == "MP4" and b"moov" not in _boxes(file, _size(file)):
-        return Rejected("truncated", "an MP4 file without its index (no moov box)")
-    if name is not None:
-        if _is_torn(file, _size(file)):
-            return Rejected("truncated", f"the {name} file ends within its header")
-        return Rejected("undecodable", f"the header of the {name} file cannot be read")
-    text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
-    if text.startswith(b"<") and (b"<html" in text or b"<!doctype html" in text):
-        return Rejected("not_video", "this is an HTML page")
-    for magic, kind in _OTHERS:
-        if text.startswith(magic):
-            return Rejected("not_video", f"this is {kind}")
-    if not any(head):
-        return Rejected("not_video", "the first bytes are all zero")
-    if head.isascii() and b"\0" not in head:
-        return Rejected("not_video", "this is text")
-    return Rejected("not_video", f"an unknown format that begins {head[:8].hex()}")
-
-
-def _size(file: BinaryIO) -> int:
-    return file.seek(0, os.SEEK_END)
-
-
-def _head(file: BinaryIO) -> bytes:
-    file.seek(0)
-    return file.read(4096)
-
-
-def _is_torn(file: BinaryIO, size: int) -> bool:
-    """Whether the container's own structure points past the end of the file of ``size`` bytes."""
-    head = _head(file)
-    if head[:4] == b"RIFF":
-        return _riff_end(file, size) > size
-    if head[:4] == b"\x1a\x45\xdf\xa3":
-        return _segment_end(head) > size
-    boxes = _boxes(file, size)
-    # Torn media data still hold all samples if the index says so; fragments have no such index.
-    vital = {b"moov", b"moof"} | ({b"mdat"} if b"moof" in boxes else set())
-    return any(end > size for kind, end in boxes.items() if kind in vital)
-
-
-def _boxes(file: BinaryIO, size: int) -> dict[bytes, int]:
-    """The types of the top-level boxes of an MP4 file, each with the end of its last one."""
-    boxes: dict[bytes, int] = {}
-    at = 0
-    for _ in range(_MAX_BOXES):
-        if at + 8 > size:
-            break
-        file.seek(at)
-        header = file.read(16)
-        length = int.from_bytes(header[:4])
-        if length == 1:
-            length = int.from_bytes(header[8:16])
-        elif length == 0:
-            length = size - at
-        if length < 8:
-            break
-        at += length
-        boxes[header[4:8]] = at
-    return boxes
-
-
-def _riff_end(file: BinaryIO, size: int) -> int:
-    at = 0
-    while at + 8 <= size:
-        file.seek(at)
-        header = file.read(8)
-        if header[:4] != b"RIFF":
-            break
-        at += 8 + int.from_bytes(header[4:], "little")
-    return at
-
-
-def _segment_end(head: bytes) -> int:
-    """Where Matroska's Segment ends; 0 where its length is left open (a live recording)."""
-    length, width = _vint(head, 4)
-    at = 4 + width + length
-    if head[at : at + 4] != b"\x18\x53\x80\x67":
-        return 0
-    length, width = _vint(head, at + 4)
-    is_open = length == (1 << 7 * width) - 1
-    return 0 if is_open else at + 4 + width + length
-
-
-def _vint(data: bytes, at: int) -> tuple[int, int]:
-    """EBML's variable-length integer at ``at``, and the bytes it takes (none: 0, 0)."""
-    if at >= len(data) or not data[at]:
-        return 0, 0
-    width = 9 - data[at].bit_length()
-    value = int.from_bytes(data[at : at + width]) & ((1 << 7 * width) - 1)
-    return value, width
 
 
 def _holds_index(size: int, stream: Any, sound: Any | None) -> bool:
@@ -517,27 +471,25 @@ def _keyframe(container: Any, stream: Any) -> Any | None:
     """The first packet's frame, without those that a decoder waits for to get the order right."""
     with suppress(av.FFmpegError):
         for packet in demux(container, [stream]):
-            frames = packet.decode() or stream.codec_context.decode(None)
-            return frames[0] if frames else None
+            return _frame_of(packet) or next(iter(stream.codec_context.decode(None)), None)
     return None
 
 
 def first_frame(container: Any, stream: Any) -> Any | None:
     """The first frame of pictures or sound that decodes; ``None`` if too many packets do not."""
     for number, packet in enumerate(demux(container, [stream])):
-        with suppress(av.FFmpegError):
-            for frame in packet.decode():
-                return frame
-        if number == FIRST_FRAME_PACKETS:
-            break
+        if (frame := _frame_of(packet)) is not None or number == FIRST_FRAME_PACKETS:
+            return frame
     return None
 
 
-def _first_frame(container: Any, stream: Any) -> Any:
-    frame = first_frame(container, stream)
-    if frame is None:
-        raise Rejected("undecodable", "no frame can be decoded from the beginning of the video")
-    return frame
+def _frame_of(packet: Any) -> Any | None:
+    """The first frame that comes out of the decoder after ``packet``, if it can read that."""
+    if packet.size and packet.has_sidedata("encryption_info"):
+        raise Rejected("drm", "the stream is encrypted and can only be read with its key")
+    with suppress(av.FFmpegError):
+        return next(iter(packet.decode()), None)
+    return None
 
 
 def _stated_duration(container: Any, stream: Any) -> Fraction:

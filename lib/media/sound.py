@@ -20,6 +20,7 @@ class SoundInfo:
     duration: Fraction
     sample_rate: int
     channels: int
+    channel_layout: str
 
     def as_json(self) -> dict[str, object]:
         """Plain JSON values."""
@@ -46,4 +47,5 @@ def probe_sound(source: Source) -> SoundInfo:
             duration=duration,
             sample_rate=stream.codec_context.sample_rate,
             channels=stream.codec_context.channels,
+            channel_layout=stream.codec_context.layout.name,
         )

@@ -14,8 +14,10 @@ NAMES = (
     "scale",
     "workers",
     "media",
+    "cutting",
     "resolution",
     "scenes",
+    "probing",
     "ingest",
     "download",
 )

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import subprocess
-from fractions import Fraction
 from pathlib import Path
 
 from reelmill.flows.demo_media import make_demo_media
 from reelmill.media.ffmpeg import ffmpeg_exe
-from reelmill.media.spans import Span
 
 REAL_MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
-CLIP_SECONDS = 2
 SECONDS = 4
 
 
@@ -46,9 +43,3 @@ def videos(folder: Path) -> dict[str, Path]:
         if (REAL_MEDIA / name).is_file():
             found[name] = REAL_MEDIA / name
     return found
-
-
-def even_spans(seconds: float) -> list[Span]:
-    """Clips of a fixed length, end to end."""
-    count = int(seconds) // CLIP_SECONDS
-    return [(Fraction(CLIP_SECONDS * i), Fraction(CLIP_SECONDS * (i + 1))) for i in range(count)]

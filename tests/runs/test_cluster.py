@@ -431,6 +431,19 @@ def test_local_workers_have_no_gpu() -> None:
     asyncio.run(main())
 
 
+def test_a_local_worker_that_dask_gives_up_is_started_again() -> None:
+    async def main() -> None:
+        import dask
+
+        with dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}):
+            async with open_cluster(LocalProfile(kind="local", workers=1)) as cluster:
+                pid = await run(cluster, os.getpid)
+                os.kill(pid, signal.SIGKILL)
+                assert await run(cluster, os.getpid) != pid
+
+    asyncio.run(asyncio.wait_for(main(), 120))
+
+
 SBATCH = """#!/bin/sh
 # What Slurm does, for one machine: run the job, and print its number.
 grep -q '^#SBATCH -p cpu$' "$1" || exit 1

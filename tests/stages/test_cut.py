@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
@@ -206,9 +206,12 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """The command lines that are run."""
     lines: list[list[str]] = []
 
-    def recorded(streams: list[Any], **options: Any) -> Iterator[tuple[int, FfmpegError | None]]:
-        lines.extend(ffmpeg.get_args(stream) for stream in streams)
-        return run_each(streams, **options)
+    def recorded(
+        streams: Iterable[Any], **options: Any
+    ) -> Iterator[tuple[int, FfmpegError | None]]:
+        composed = list(streams)
+        lines.extend(ffmpeg.get_args(stream) for stream in composed)
+        return run_each(composed, **options)
 
     monkeypatch.setattr(module, "run_each", recorded)
     return lines

@@ -6,7 +6,7 @@ import json
 import math
 import subprocess
 import wave
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -689,7 +689,8 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[list[str]]]:
     """The command lines that are run."""
     lines: list[list[str]] = []
 
-    def recorded(streams: list[Any], **options: Any) -> Any:
+    def recorded(streams: Iterable[Any], **options: Any) -> Any:
+        streams = list(streams)
         lines.extend(ffmpeg.get_args(stream) for stream in streams)
         return run_each(streams, **options)
 

@@ -136,11 +136,10 @@ class _Encode:
         ``preroll`` seconds ahead."""
         made: dict[int, Clip | CutFailure] = {}
         with ExitStack() as files:
-            texts = [files.enter_context(self.rendering.files(group)) for group in groups]
-            commands = [
-                self._command(group, preroll, said)
-                for group, said in zip(groups, texts, strict=True)
-            ]
+            commands = (
+                self._command(group, preroll, files.enter_context(self.rendering.files(group)))
+                for group in groups
+            )
             done = run_each(
                 commands, timeout_s=self.timeout(), jobs=self.jobs, progress=self.progress
             )

@@ -109,6 +109,8 @@ def parse_sets(header: bytes) -> Sets:
     )
     if not sets.sequence or not sets.picture or min(map(len, sets.sequence)) < 5:
         raise ValueError("the header has no parameter sets")
+    if max(map(len, sets.sequence + sets.picture)) > 0xFFFF:
+        raise ValueError("a parameter set is too long for a header")
     return sets
 
 
@@ -132,7 +134,10 @@ def _bytes(data: bytes, at: int, count: int) -> bytes:
 
 def compose_header(both: Sequence[Sets], chroma: int, bits: int) -> bytes:
     """``avcC`` with the parameter sets of ``both``, for pictures of the standard's chroma format
-    ``chroma`` (1: 4:2:0, 2: 4:2:2) and ``bits`` bits per sample."""
+    ``chroma`` (1: 4:2:0, 2: 4:2:2) and ``bits`` bits per sample.
+
+    Raises ``ValueError`` where there are too many.
+    """
     sequence = [unit for sets in both for unit in sets.sequence]
     picture = [unit for sets in both for unit in sets.picture]
     if len(sequence) > 0x1F or len(picture) > 0xFF:

@@ -8,11 +8,12 @@ to :mod:`~reelmill.media.cut.encode`: x265 cannot number its sets.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from types import MappingProxyType
 from typing import Any
 
@@ -163,7 +164,7 @@ class _Joined(Copy):
         if not nal.is_idr(bytes(packet), self._prefix):
             raise _Unfit("the copied part begins with no picture that stands for itself")
         decoder = _decoder(self._source)
-        frames = [*decoder.decode(packet), *decoder.decode(None)]
+        frames = [frame for one in (packet, None) for frame in _coded(decoder.decode, one)]
         if len(frames) != 1:
             raise _Unfit("the first picture to copy cannot be decoded")
         self._first_copied = _pixels(frames[0])
@@ -202,23 +203,26 @@ class _Joined(Copy):
     def _check(self) -> None:
         """Decode what lies at the joints: both borders, and the first picture of the middle."""
         track = self._track
-        tail = len(track.order) - len(track.tail_pts)
-        chosen = [*range(len(track.head_pts) + 1), *range(tail, len(track.order))]
-        frames = []
+        head, count = len(track.head_pts), len(track.order)
+        chosen = [*range(head + 1), *range(count - len(track.tail_pts), count)]
+        found = []
+        for time, frame in self._decoded(chosen):
+            found.append(time + track.origin * track.table.time_base)
+            if len(found) == head + 1 and _pixels(frame) != self._first_copied:
+                raise _Unfit("a copied picture has changed")
+        if found != [int(track.order[number]) * track.table.time_base for number in chosen]:
+            raise _Unfit("frames are missing at a joint")
+
+    def _decoded(self, chosen: Sequence[int]) -> Iterator[tuple[Fraction, Any]]:
+        """The frames in the ``chosen`` packets of the clip, with their times in it."""
         with open_media(self.plan.path) as container:
             stream = video_stream(container)
             decoder = _decoder(stream, {"err_detect": "explode"})
             packets = (packet for packet in demux(container, [stream]) if packet.size)
-            for number, packet in enumerate(packets):
-                if number in set(chosen):
-                    frames += decoder.decode(packet)
-            frames += decoder.decode(None)
-            origin, time_base = track.origin * track.table.time_base, stream.time_base
-        found = [frame.pts * time_base + origin for frame in frames]
-        if found != [int(track.order[number]) * track.table.time_base for number in chosen]:
-            raise _Unfit("frames are missing at a joint")
-        if _pixels(frames[len(track.head_pts)]) != self._first_copied:
-            raise _Unfit("a copied picture has changed")
+            wanted = (packet for number, packet in enumerate(packets) if number in chosen)
+            for packet in chain(wanted, [None]):
+                for frame in decoder.decode(packet):
+                    yield frame.pts * Fraction(stream.time_base), frame
 
 
 class _Border:
@@ -246,13 +250,13 @@ class _Border:
     def feed(self, packet: Any | None) -> Iterator[tuple[bytes, bool]]:
         """The data of packets that come of one more of the source's, and whether each is a
         keyframe."""
-        for frame in self._decoder.decode(packet):
+        for frame in _coded(self._decoder.decode, packet):
             if self._is_wanted(frame):
-                yield from _packets(self._encoder.encode(frame))
+                yield from _packets(_coded(self._encoder.encode, frame))
 
     def finish(self) -> Iterator[tuple[bytes, bool]]:
         yield from self.feed(None)
-        yield from _packets(self._encoder.encode(None))
+        yield from _packets(_coded(self._encoder.encode, None))
         if self._taken < len(self._wanted):
             raise _Unfit("frames of a border cannot be decoded")
 
@@ -302,8 +306,17 @@ def _encoder(source: Any, time_base: Fraction, encoding: Encoding, number: int) 
         "preset": str(video.preset),
         "x264-params": f"sps-id={number}:bframes=0:keyint=infinite:scenecut=0",
     }
-    context.open()
+    _coded(context.open)
     return context
+
+
+def _coded(call: Callable[..., Any], *arguments: Any) -> Any:
+    """What ``call`` to a codec returns. Its errors, some of which PyAV takes for the system's, are
+    the clip's."""
+    try:
+        return call(*arguments)
+    except av.FFmpegError as error:
+        raise _Unfit("a border cannot be decoded or encoded") from error
 
 
 def _pixels(frame: Any) -> bytes:
