@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +68,19 @@ def test_scores_are_the_same_bytes_and_videos_are_scored_at_once(
 ) -> None:
     source = bench.videos(*videos(tmp_path))
     on_cpu = bench.make("scores", source)
+    met = threading.Event()
+
+    def meet() -> None:
+        """Nobody gets on before two have been at work at the same time."""
+        if card.most_at_once > 1:
+            met.set()
+        assert met.wait(30)
+
+    card.spoil = meet
     on_card = bench.make("scores", source, device="cuda")
     assert on_card.tar == on_cpu.tar
     assert on_card.samples == 5
-    assert 2 <= card.most_at_once <= fake_nvc.ENGINES
+    assert card.most_at_once <= fake_nvc.ENGINES
     assert len(card.decoders) <= fake_nvc.ENGINES
 
 
