@@ -11,7 +11,6 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import av
 
@@ -71,14 +70,13 @@ def _source(folder: Path) -> Path:
 
 
 def _compare(name: str, path: Path, python: Path | None) -> None:
-    import scenedetect
-
     subjects: dict[str, Callable[[Path], object]] = {
         "ours": lambda _: detect(path, CONTENT),
         "ours, on all cores": lambda _: detect(path, CONTENT, jobs=os.cpu_count() or 1),
         "ours, skimmed": lambda _: detect(path, CONTENT, exact=False),
         "decoding alone": lambda _: _decode(path),
-        "scenedetect on PyAV": lambda _: _scenedetect(path, scenedetect.ContentDetector()),
+        "scenedetect (on OpenCV)": lambda _: _scenedetect(path, "opencv"),
+        "scenedetect on PyAV": lambda _: _scenedetect(path, "pyav"),
     }
     costs = compare(subjects, rounds=ROUNDS)
     if python is not None:
@@ -93,12 +91,12 @@ def _decode(path: Path) -> int:
         return sum(len(packet.decode()) for packet in demux(container, [stream]))
 
 
-def _scenedetect(path: Path, detector: Any) -> None:
+def _scenedetect(path: Path, backend: str) -> None:
     import scenedetect
 
-    video = scenedetect.open_video(str(path), backend="pyav")
+    video = scenedetect.open_video(str(path), backend=backend)
     manager = scenedetect.SceneManager()
-    manager.add_detector(detector)
+    manager.add_detector(scenedetect.ContentDetector())
     manager.detect_scenes(video)
     # PySceneDetect has turned FFmpeg's log on for the whole process.
     av.logging.set_level(None)

@@ -58,6 +58,7 @@ def test_help_names_every_command_with_a_line_of_its_own(project: Project) -> No
         "show",
         "verify",
         "preview",
+        "scenes",
         "urls",
         "view",
         "tag",

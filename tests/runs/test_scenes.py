@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
+from typer.testing import CliRunner
 
-from reelmill.dataset import open_version
+import reelmill.flows.cli  # noqa: F401  (it registers all commands)
 from reelmill.errors import RecipeError
+from reelmill.flows.cli_shared import app
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.tasks import Stages
 from reelmill.tasks.ingest import Source
 from tests.runs.project import Project
-from tests.stages.media_samples import sample
+from tests.stages.media_samples import CUTS, UNEVEN, sample
 
 RECIPE = """
 store: ./store
@@ -29,11 +33,6 @@ datasets:
     min_seconds: 100ms
     preset: ultrafast
 """
-
-
-def _starts(project: Project, name: str) -> list[float]:
-    version = open_version(f"{name}@latest", store=str(project.folder / "store"))
-    return sorted(row["start"] for row in version.rows())
 
 
 @pytest.fixture
@@ -81,3 +80,37 @@ def test_a_recipe_must_fill_the_roles_that_are_not_optional(tmp_path: Path) -> N
     recipe.write_text(RECIPE.replace("{source: videos, scenes: scenes}", "{scenes: scenes}"))
     with pytest.raises(RecipeError, match="role source missing; stage split reads source, and may"):
         load_recipe(recipe, stages=Stages(), source_model=Source)
+
+
+def test_the_command_shows_scenes_and_why(project: Project) -> None:
+    path = str(sample("scenes.mkv"))
+    shown = project.run("scenes", path, "--plot", "made/scenes.png", "-d", "content", "-d", "hash")
+    assert shown.returncode == 0, shown.stderr
+    assert Image.open(project.folder / "made" / "scenes.png").format == "PNG"
+    found = json.loads(project.run("scenes", path, "--json").stdout)["scenes"]
+    assert [scene["start"] for scene in found] == [UNEVEN[i] / 1000 for i in (0, *CUTS)]
+    assert sum(scene["frames"] for scene in found) == len(UNEVEN)
+    for scene in found:
+        assert f"{scene['end']:.3f}" in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("-d", "sharp"), "no detector sharp; there are content"),
+        (("-d", "hash", "-t", "27"), "--threshold: Input should be less than or equal to 1"),
+        (("-d", "hash", "-d", "content", "-t", "1"), "--threshold is for one detector"),
+        (("-d", "adaptive", "--fast"), "leave out --fast"),
+        (("-m", "soon"), "--min-scene"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: tuple[str, ...], message: str) -> None:
+    done = CliRunner().invoke(app, ["scenes", str(sample("scenes.mkv")), *arguments])
+    assert message in str(done.exception)
+
+
+def test_the_command_says_what_is_wrong_with_a_file(tmp_path: Path) -> None:
+    (tmp_path / "page.mp4").write_text("<html>")
+    for name, message in (("page.mp4", "not_video"), ("none.mp4", "No such file")):
+        done = CliRunner().invoke(app, ["scenes", str(tmp_path / name)])
+        assert message in str(done.exception)

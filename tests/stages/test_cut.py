@@ -25,7 +25,7 @@ from reelmill.media.cut import encode as module
 from reelmill.media.cut.output import CODECS
 from reelmill.media.ffmpeg import FfmpegError, encoder_id, ffmpeg_exe, run, run_each
 from reelmill.media.probe import PacketTable, packet_table, probe
-from reelmill.media.scenes import detect
+from reelmill.media.scenes import ContentDetector, detect
 from reelmill.media.spans import Span, bound, fixed
 
 from .media_samples import (
@@ -115,7 +115,7 @@ def test_any_spans_come_out_exact(tmp_path: Path, spans: list[Span]) -> None:
 
 def test_scenes_are_cut_without_losing_a_frame(tmp_path: Path) -> None:
     source = sample("scenes.mkv")
-    clips = _clips(_encode(source, detect(source), tmp_path))
+    clips = _clips(_encode(source, detect(source, [ContentDetector()]), tmp_path))
     assert [clip.start_frame for clip in clips] == [0, 25, 47, 70]
     assert sum(clip.frames for clip in clips) == 90
 

@@ -468,7 +468,7 @@ def _long_way(frame: av.VideoFrame) -> NDArray[np.uint8]:
 def test_small_pictures_are_those_of_the_long_way(
     name: str, colour_range: int, matrix: int
 ) -> None:
-    for size in ((1280, 720), (512, 288), (640, 362), (255, 77)):
+    for size in ((1280, 720), (512, 288), (640, 362), (255, 77), (1280, 5), (512, 2), (6, 512)):
         frame = _noise(*size, name, matrix, colour_range)
         assert np.array_equal(Shrinker(*size)(frame), _long_way(frame)), size
 
@@ -574,12 +574,46 @@ def test_damage_is_the_same_on_any_number_of_cores(
     assert _same(score(bytes(data), _ALL, jobs=3), once)
 
 
+def test_pictures_that_change_in_size_are_the_same_on_any_number_of_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranges, "LEAST_FRAMES", 10)
+    once = score(sample("grown.ts"), _ALL)
+    for jobs in (2, 3):
+        assert _same(score(sample("grown.ts"), _ALL, jobs=jobs), once)
+
+
 def test_what_cannot_be_parted_is_scored_in_one_pass(tmp_path: Path) -> None:
     short = sample("plain.mp4")
     assert ranges.in_ranges(short, [Brightness()], 4) is None
     with short.open("rb") as file:
         assert ranges.in_ranges(file, [Brightness()], 4) is None
         assert _same(score(file, _ALL, jobs=4), score(short, _ALL))
+
+
+# Few frames.
+
+
+def test_skimming_looks_at_few_frames_and_finds_cuts_that_stand_out() -> None:
+    path = sample("scenes.mkv")
+    skimmed = score(path, CONTENT, exact=False)
+    assert len(skimmed) < len(UNEVEN)
+    assert find(skimmed, CONTENT) == [UNEVEN[cut] for cut in CUTS]
+    assert skimmed.end == score(path, CONTENT).end
+    assert len(score(sample("long.mp4"), CONTENT, exact=False)) < 45
+
+
+@pytest.mark.parametrize("name", ["plain.ts", "hidden.mp4", "open.mp4"])
+def test_where_packets_do_not_tell_all_frames_are_looked_at(name: str) -> None:
+    path = sample(name)
+    assert _same(score(path, CONTENT, exact=False), score(path, CONTENT))
+
+
+def test_what_must_see_all_frames_is_not_skimmed() -> None:
+    with pytest.raises(ValueError, match="adaptive and threshold must look at all frames"):
+        score(sample("plain.mp4"), [AdaptiveDetector(), ThresholdDetector()], exact=False)
+    with pytest.raises(ValueError, match="compare two pictures"):
+        score(sample("plain.mp4"), [_Foreign()], exact=False)
 
 
 # Scores that are kept, and cuts found while others look on.

@@ -92,7 +92,8 @@ def score(
             raise ValueError("a card looks at all frames: say device: cpu, or leave scores exact")
         if needing := [one.kind for one in detectors if not one.skims]:
             raise ValueError(f"detector {' and '.join(needing)} must look at all frames")
-        return skim(source, measures)
+        skimmed = skim(source, measures)
+        return _on_cpu(source, measures, jobs) if skimmed is None else skimmed
     if device == "cpu":
         return _on_cpu(source, measures, jobs)
     # Imported here: with NVIDIA's packages, and torch.

@@ -9,12 +9,13 @@ stands out, without the frames that no other refers to. Fades and slow changes a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import av
 import numpy as np
 
-from reelmill.errors import Rejected
 from reelmill.media.probe import Source, demux, open_media, video_stream
 from reelmill.media.scenes.contract import Clock, Measure, Row, Scores
 from reelmill.media.scenes.measures import PairScorer, Pairwise
@@ -42,8 +43,9 @@ class _Group:
     large: tuple[int, ...]
 
 
-def skim(source: Source, measures: Sequence[Measure]) -> Scores:
-    """Scores of some frames of a video, each compared with the last that was looked at.
+def skim(source: Source, measures: Sequence[Measure]) -> Scores | None:
+    """Scores of some frames of a video, each compared with the last that was looked at; None where
+    its packets do not tell enough, and all frames must be looked at.
 
     Raises ``ValueError`` where a measure does not compare pictures, and otherwise as
     :func:`~reelmill.media.scenes.scores.score` does.
@@ -55,9 +57,10 @@ def skim(source: Source, measures: Sequence[Measure]) -> Scores:
         stream = video_stream(container)
         clock = clock_of(stream)
         groups, end = _weigh(container, stream)
-        if not groups:
-            raise Rejected("undecodable", "the video has no keyframes")
-        rows = _keyframes(container, stream, groups, pairwise)
+        rows = _keyframes(container, stream, groups, pairwise) if groups else {}
+        if not groups or len(rows) < len(groups):
+            # Damaged, or without timestamps, or not to be sought in.
+            return None
         usual = max(group.packets for group in groups)
         for number, group in enumerate(groups):
             behind = groups[number + 1].start if number + 1 < len(groups) else None
@@ -67,8 +70,6 @@ def skim(source: Source, measures: Sequence[Measure]) -> Scores:
                 rows.pop(behind, None)
             if group.large:
                 rows |= _inside(container, stream, group, None if was_due else behind, pairwise)
-    if not rows:
-        raise Rejected("undecodable", "no frame of the video can be decoded")
     return _scores(clock, rows, end, PairScorer(pairwise))
 
 
@@ -150,8 +151,9 @@ def _inside(
 
 
 def _frames(stream: Any, packets: Iterator[Any]) -> Iterator[Any]:
-    for packet in packets:
-        yield from (frame for frame in decoded(stream, packet) if frame.pts is not None)
+    with suppress(av.FFmpegError):
+        for packet in packets:
+            yield from (frame for frame in decoded(stream, packet) if frame.pts is not None)
     yield from (frame for frame in decoded(stream, None) if frame.pts is not None)
 
 
