@@ -189,7 +189,7 @@ async def _make(
     follow(build)
     await drive.commit(build, run)
     needs = {
-        name: _need(name, progress.stage)
+        name: _need(build, name)
         for name, progress in build.progress.items()
         if progress.have != progress.expected
     }
@@ -274,9 +274,11 @@ class _Log:
             self._logger.warning("%s is without shard %s: %s", label, shard, message)
 
 
-def _need(name: str, stage: str) -> Need:
-    known = get_stage(stage)
-    return Need(label=f"{stage} ({name})", resources=known.resources, memory=known.memory)
+def _need(build: Build, name: str) -> Need:
+    dataset = build.recipe.datasets[name]
+    stage = get_stage(dataset.stage)
+    needed = stage.needs(dataset.params)
+    return Need(label=f"{stage.name} ({name})", resources=needed, memory=stage.memory)
 
 
 def _most(build: Build) -> int | None:

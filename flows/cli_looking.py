@@ -288,6 +288,80 @@ def preview(
 
 
 @app.command(rich_help_panel=LOOKING)
+def scenes(
+    file: Annotated[Path, typer.Argument(help="A video file.")],
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--detector",
+            "-d",
+            help="content (if none is given), adaptive, threshold, hash, histogram or transnetv2; "
+            "repeatable.",
+        ),
+    ] = None,
+    threshold: Annotated[
+        str | None, typer.Option("--threshold", "-t", help="The detector's, if not its own.")
+    ] = None,
+    min_scene: Annotated[
+        str, typer.Option("--min-scene", "-m", help="The shortest scene.")
+    ] = "600ms",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="TransNetV2's, for PyTorch.")
+    ] = None,
+    cuda: Annotated[
+        bool, typer.Option("--cuda", help="Decode and score on an NVIDIA card.")
+    ] = False,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="A PNG to write: the scores, the cuts, a picture of each."),
+    ] = None,
+    width: Annotated[int, typer.Option(min=400, max=8000, help="Of the PNG, in pixels.")] = 1600,
+    fast: Annotated[
+        bool,
+        typer.Option("--fast", help="Look at few frames only: most cuts, a fraction of the work."),
+    ] = False,
+    jobs: Annotated[
+        int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Cores; all, if not given.")
+    ] = None,
+    as_json: AsJSON = False,
+) -> None:
+    """Find the scenes of one video, as stage split does, and see why they are cut there."""
+    import os
+
+    from reelmill.flows.scenes import chosen_detectors, draw, look
+
+    detectors = chosen_detectors(detector or ["content"], threshold, min_scene, weights)
+    scores, found = look(
+        file,
+        detectors,
+        jobs=jobs or os.cpu_count() or 1,
+        exact=not fast,
+        device="cuda" if cuda else "cpu",
+    )
+    if plot is not None:
+        _write(plot, draw(file, scores, found, detectors, width))
+    if as_json:
+        print_json({"file": str(file), "scenes": found, "plot": plot and str(plot)})
+        return
+    _show_scenes(found)
+    if plot is not None:
+        out.print(str(plot), markup=False)
+
+
+def _show_scenes(found: list[dict[str, Any]]) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for heading in ("scene", "start", "end", "seconds", "frames"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for number, scene in enumerate(found, 1):
+        start, end, frames = scene["start"], scene["end"], scene["frames"]
+        counted = "" if frames is None else f"{frames:,}"
+        table.add_row(str(number), f"{start:.3f}", f"{end:.3f}", f"{end - start:.3f}", counted)
+    out.print(table)
+
+
+@app.command(rich_help_panel=LOOKING)
 def probe(
     files: Annotated[list[str], typer.Argument(metavar="FILE...", help="Videos on this machine.")],
     as_json: Annotated[
@@ -331,66 +405,6 @@ def _trouble(trouble: Exception) -> tuple[str, str]:
     if isinstance(trouble, Rejected):
         return trouble.reason, trouble.message
     return "unreadable", getattr(trouble, "strerror", None) or str(trouble)
-
-
-def scenes(
-    file: Annotated[Path, typer.Argument(help="A video file.")],
-    detector: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--detector",
-            "-d",
-            help="content (if none is given), adaptive, threshold, hash or histogram; repeatable.",
-        ),
-    ] = None,
-    threshold: Annotated[
-        str | None, typer.Option("--threshold", "-t", help="The detector's, if not its own.")
-    ] = None,
-    min_scene: Annotated[
-        str, typer.Option("--min-scene", "-m", help="The shortest scene.")
-    ] = "600ms",
-    plot: Annotated[
-        Path | None,
-        typer.Option("--plot", help="A PNG to write: the scores, the cuts, a picture of each."),
-    ] = None,
-    width: Annotated[int, typer.Option(min=400, max=8000, help="Of the PNG, in pixels.")] = 1600,
-    fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Look at few frames only: most cuts, a fraction of the work."),
-    ] = False,
-    jobs: Annotated[
-        int | None, typer.Option("--jobs", "-j", min=1, max=256, help="Cores; all, if not given.")
-    ] = None,
-    as_json: AsJSON = False,
-) -> None:
-    """Find the scenes of one video, as stage split does, and see why they are cut there."""
-    import os
-
-    from reelmill.flows.scenes import chosen_detectors, draw, look
-
-    detectors = chosen_detectors(detector or ["content"], threshold, min_scene)
-    scores, found = look(file, detectors, jobs=jobs or os.cpu_count() or 1, exact=not fast)
-    if plot is not None:
-        _write(plot, draw(file, scores, found, detectors, width))
-    if as_json:
-        print_json({"file": str(file), "scenes": found, "plot": plot and str(plot)})
-        return
-    _show_scenes(found)
-    if plot is not None:
-        out.print(str(plot), markup=False)
-
-
-def _show_scenes(found: list[dict[str, Any]]) -> None:
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("scene", "start", "end", "seconds", "frames"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for number, scene in enumerate(found, 1):
-        start, end, frames = scene["start"], scene["end"], scene["frames"]
-        counted = "" if frames is None else f"{frames:,}"
-        table.add_row(str(number), f"{start:.3f}", f"{end:.3f}", f"{end - start:.3f}", counted)
-    out.print(table)
 
 
 def _removed(version: Version) -> str:

@@ -318,6 +318,10 @@ class Cluster:
         if not self._workers and not self._found.on_demand:
             await self._wait_for_one()
             await self._refresh()
+        if any(GPU in need.resources for need in needs):
+            from reelmill.flows.card import TellOfCard
+
+            await self._client.register_plugin(TellOfCard())
 
     async def _wait_for_one(self) -> None:
         seconds = self._profile.wait

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import ValidationError
 
 from reelmill.errors import ReelmillError, Rejected
-from reelmill.media.scenes import KINDS, Detector, Scores, find, score, spans
+from reelmill.media.scenes import (
+    KINDS,
+    Detector,
+    Scores,
+    TransNetV2Detector,
+    find,
+    score,
+    spans,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -18,23 +26,37 @@ if TYPE_CHECKING:
 PICTURE_HEIGHT = 216
 
 
-def chosen_detectors(kinds: Sequence[str], threshold: str | None, min_scene: str) -> list[Detector]:
-    """The detectors that a command line asks for. Raises ReelmillError where it makes no sense."""
+def chosen_detectors(
+    kinds: Sequence[str], threshold: str | None, min_scene: str, weights: Path | None = None
+) -> list[Detector]:
+    """The detectors that a command line asks for; ``weights`` are TransNetV2's. Raises
+    ReelmillError where it makes no sense."""
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         raise ReelmillError(f"no detector {', '.join(unknown)}; there are {', '.join(KINDS)}")
     if threshold is not None and len(kinds) > 1:
         raise ReelmillError("--threshold is for one detector; each of several takes its own")
+    if "transnetv2" in kinds and weights is None:
+        raise ReelmillError(
+            "detector transnetv2 needs --weights: the file of the network's weights"
+        )
     settings = {"min_scene": min_scene} | ({} if threshold is None else {"threshold": threshold})
     try:
-        return [KINDS[kind].model_validate(settings) for kind in dict.fromkeys(kinds)]
+        asked = [KINDS[kind].model_validate(settings) for kind in dict.fromkeys(kinds)]
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
         raise ReelmillError(f"{option}: {first['msg']}") from None
+    path = str(weights)
+    return [one.bound(path) if isinstance(one, TransNetV2Detector) else one for one in asked]
 
 
 def look(
-    path: Path, detectors: Sequence[Detector], *, jobs: int, exact: bool
+    path: Path,
+    detectors: Sequence[Detector],
+    *,
+    jobs: int,
+    exact: bool,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """The scores of a file, and its scenes: ``start`` and ``end`` in seconds, and ``frames``, which
     is None where not all were looked at.
@@ -42,7 +64,7 @@ def look(
     Raises ReelmillError where the file cannot be read.
     """
     try:
-        scores = score(path, detectors, jobs=jobs, exact=exact)
+        scores = score(path, detectors, jobs=jobs, exact=exact, device=device)
     except OSError as error:
         raise ReelmillError(f"cannot read {path}: {error.strerror}") from None
     except Rejected as rejected:

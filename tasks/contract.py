@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
+from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Literal, TypeVar
@@ -162,7 +164,7 @@ class Stage(abc.ABC, Generic[P]):
         provenance: columns that say how samples and rejects were had: what may be different when
             an action is executed again, and so belongs to no version.
         takes: ``rows`` if it reads a table's rows, which have no tar, and ``samples`` otherwise.
-        resources: what a worker must have, as Dask resources.
+        resources: what a worker must have, as Dask resources, whatever the parameters.
         memory: bytes that a worker takes, with the programs it starts, while it makes one shard of
             typical input (videos of up to 1080p and 50 MB), if known. A build does not start on
             workers that all have less; larger input takes more.
@@ -204,6 +206,10 @@ class Stage(abc.ABC, Generic[P]):
         """The builds whose output the bytes depend on: part of the action key."""
         return {}
 
+    def needs(self, params: P) -> Mapping[str, float]:
+        """What a worker must have, as Dask resources, with these parameters."""
+        return self.resources
+
     def may_pass(self, reason: str) -> bool:
         """Whether a reject of this reason may turn out well another time (a host was down)."""
         return False
@@ -230,21 +236,44 @@ class SampleStage(Stage[P]):
     def each(self, job: Job[P], sample: InputSample) -> Iterator[Output]:
         """What one input sample becomes. Raise ``Rejected`` if it cannot be used."""
 
+    def at_once(self, params: P) -> int:
+        """How many samples a worker works on at once, each on a thread: more than one where what
+        they wait for is no core, and their outputs are held in memory, not in files."""
+        return 1
+
     def make(self, job: Job[P]) -> Iterator[Output]:
-        for sample in job.reader(self.roles[0]).samples(self.reads):
-            made = 0
+        samples = job.reader(self.roles[0]).samples(self.reads)
+        count = self.at_once(job.params)
+        if count == 1:
+            for sample in samples:
+                yield from self._outputs(job, sample)
+            return
+        with ThreadPoolExecutor(count) as pool:
+            waiting: deque[Future[list[Output]]] = deque()
             try:
-                for output in self.each(job, sample):
-                    made += 1
-                    yield output
-            except Rejected as rejected:
+                for sample in samples:
+                    waiting.append(pool.submit(lambda one: list(self._outputs(job, one)), sample))
+                    if len(waiting) > count:
+                        yield from waiting.popleft().result()
+                while waiting:
+                    yield from waiting.popleft().result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+
+    def _outputs(self, job: Job[P], sample: InputSample) -> Iterator[Output]:
+        made = 0
+        try:
+            for output in self.each(job, sample):
                 made += 1
-                yield Reject(sample.key, rejected.reason, rejected.message)
-            if not made:
-                raise StageError(
-                    f"stage {self.name} gave neither a sample nor a reject for {sample.key}; "
-                    "this is a fault in the stage"
-                )
+                yield output
+        except Rejected as rejected:
+            made += 1
+            yield Reject(sample.key, rejected.reason, rejected.message)
+        if not made:
+            raise StageError(
+                f"stage {self.name} gave neither a sample nor a reject for {sample.key}; "
+                "this is a fault in the stage"
+            )
 
 
 def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str]:

@@ -30,8 +30,8 @@ _UNREADABLE = Rejected("bad_scenes", "its scenes are not what stage scenes makes
 class ScenesParams(Params):
     """Which detectors find the cuts, and how easily."""
 
-    detector: Literal["content", "adaptive", "threshold", "hash", "histogram"] = Field(
-        "content", description="PySceneDetect's detector"
+    detector: Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"] = (
+        Field("content", description="PySceneDetect's, or TransNetV2, if its scores are there")
     )
     threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
     min_scene: Seconds = Field(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from importlib.metadata import version
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pyarrow as pa
@@ -17,17 +18,38 @@ from reelmill.media.scenes import (
     HashDetector,
     HistogramDetector,
     ThresholdDetector,
+    TransNetV2Detector,
     score,
 )
 from reelmill.media.scenes.kept import pack
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage, sample_json
 from reelmill.tasks.media_fields import VIDEO, about_of, texts_of, video_of
+from reelmill.tasks.site_params import AbsolutePath
 
 FIELD = "scores.parquet"
 """The field of a sample that holds the scores of its video's frames."""
 
-_Kind = Literal["content", "adaptive", "threshold", "hash", "histogram"]
+_Kind = Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"]
+
+
+Weights = Annotated[
+    AbsolutePath | None,
+    Runtime,
+    Field(description="file of TransNetV2's weights for PyTorch, at this path on every worker"),
+]
+"""A parameter that is no part of keys: the digest of what is in the file is, by its tools."""
+
+
+def network_tools(weights: str) -> dict[str, str]:
+    """What scores of TransNetV2 depend on besides frames. Raises as
+    :func:`~reelmill.media.gpu.transnet.weights_digest` and
+    :func:`~reelmill.media.gpu.modules.torch_version` do."""
+    # Imported here: other detectors need no network.
+    from reelmill.media.gpu.modules import torch_version
+    from reelmill.media.gpu.transnet import weights_digest
+
+    return {"transnetv2": weights_digest(Path(weights)), "torch": torch_version()}
 
 
 class ScoresParams(Params):
@@ -47,6 +69,11 @@ class ScoresParams(Params):
         2, description="the part of the frequencies that a hash keeps: 2 for a half"
     )
     bins: Annotated[int, Field(ge=1, le=256)] = Field(128, description="of a histogram")
+    weights: Weights = None
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu",
+        description="cuda: decoded and scored on an NVIDIA card, several videos at once",
+    )
     exact: bool = Field(
         True,
         description="false: look at keyframes and where cuts seem to be; for content and hash and "
@@ -62,6 +89,10 @@ class ScoresParams(Params):
             raise ValueError("kernel_size must be odd")
         if not self.exact and (needing := [one.kind for one in self.served() if not one.skims]):
             raise ValueError(f"detectors {' and '.join(needing)} need exact: true")
+        if not self.exact and self.device == "cuda":
+            raise ValueError("device cuda looks at all frames: it needs exact: true")
+        if "transnetv2" in self.detectors and self.weights is None:
+            raise ValueError("detector transnetv2 needs weights: the path of the network's file")
         return self
 
     def effective(self) -> dict[str, Any]:
@@ -75,6 +106,8 @@ class ScoresParams(Params):
             meant |= {"hash_size": None, "hash_lowpass": None}
         if "histogram" not in asked:
             meant["bins"] = None
+        if self.device == "cpu":
+            meant["device"] = None
         return meant
 
     def served(self) -> list[Detector]:
@@ -86,6 +119,7 @@ class ScoresParams(Params):
             "threshold": ThresholdDetector(),
             "hash": HashDetector(size=self.hash_size, lowpass=self.hash_lowpass),
             "histogram": HistogramDetector(bins=self.bins),
+            "transnetv2": TransNetV2Detector().bound(self.weights),
         }
         return [kind for name, kind in kinds.items() if name in self.detectors]
 
@@ -109,16 +143,31 @@ class ScoreFrames(SampleStage[ScoresParams]):
     )
 
     def tools(self, params: ScoresParams) -> dict[str, str]:
-        return {
+        tools = {
             "av": version("av"),
             "opencv": version("opencv-python-headless"),
             "pyarrow": version("pyarrow"),
         }
+        if "transnetv2" in params.detectors and params.weights is not None:
+            tools |= network_tools(params.weights)
+        return tools
+
+    def needs(self, params: ScoresParams) -> Mapping[str, float]:
+        return {"GPU": 1} if params.device == "cuda" else {}
+
+    def at_once(self, params: ScoresParams) -> int:
+        if params.device == "cpu":
+            return 1
+        from reelmill.media.gpu.nvdec import nvdec
+
+        return nvdec().engines
 
     def each(self, job: Job[ScoresParams], sample: InputSample) -> Iterator[Output]:
         params = job.params
         video = video_of(sample.fields)
-        scores = score(video, params.served(), jobs=params.jobs, exact=params.exact)
+        scores = score(
+            video, params.served(), jobs=params.jobs, exact=params.exact, device=params.device
+        )
         tick = scores.clock.time_base
         columns = {
             "frames": len(scores),

@@ -21,7 +21,7 @@ from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_s
 from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
-from reelmill.media.scenes import AnyDetector, chosen, detect
+from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
@@ -36,6 +36,7 @@ from reelmill.tasks.contract import (
 )
 from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
+from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds
 
 _VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
@@ -80,8 +81,8 @@ class SplitParams(Params):
     pick: Literal["first", "spread"] = Field(
         "first", description="which clips, if there are more: the first ones, or evenly spread ones"
     )
-    detector: Literal["content", "adaptive", "threshold", "hash", "histogram"] = Field(
-        "content", description="PySceneDetect's detector, for method 'scenes'"
+    detector: Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"] = (
+        Field("content", description="PySceneDetect's, or TransNetV2, for method 'scenes'")
     )
     threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
     min_scene: Seconds = Field(
@@ -94,6 +95,10 @@ class SplitParams(Params):
         True,
         description="false: look at keyframes and where cuts seem to be, for most cuts at a "
         "fraction of the work",
+    )
+    weights: Weights = None
+    device: Literal["cpu", "cuda"] = Field(
+        "cpu", description="cuda: videos are decoded, and scenes found, on an NVIDIA card"
     )
     video: Video | None = Field(
         None, description="codec, quality, keyframes, size, rate and container of the clips"
@@ -132,9 +137,8 @@ class SplitParams(Params):
             raise ValueError("remainder 'merge' is for clips without gaps: stride is over seconds")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
-        detectors = chosen(self.detectors, self.detector, self.threshold, self.min_scene)
-        if not self.exact_scenes and not all(one.skims for one in detectors):
-            raise ValueError("detectors adaptive and threshold need exact_scenes: true")
+        if self.method == "scenes":
+            self._scenes_can_be_found()
         return self
 
     @model_validator(mode="after")
@@ -167,6 +171,35 @@ class SplitParams(Params):
             # One of the models' own lines, of which pydantic would make a paragraph.
             raise ValueError(str(error.errors()[0]["msg"]).partition(", ")[2]) from None
 
+    def _scenes_can_be_found(self) -> None:
+        detectors = self.search()
+        if self.asks_network and self.weights is None:
+            raise ValueError("detector transnetv2 needs weights: the path of the network's file")
+        if self.exact_scenes:
+            return
+        if needing := [one.kind for one in detectors if not one.skims]:
+            raise ValueError(f"detector {' and '.join(needing)} needs exact_scenes: true")
+        if self.device == "cuda":
+            raise ValueError("device cuda looks at all frames: it needs exact_scenes: true")
+
+    def search(self) -> tuple[Detector, ...]:
+        """How scenes are found."""
+        return chosen(self.detectors, self.detector, self.threshold, self.min_scene, self.weights)
+
+    @property
+    def asks_network(self) -> bool:
+        """Whether TransNetV2 finds scenes."""
+        return any(isinstance(one, TransNetV2Detector) for one in self.search())
+
+    @property
+    def on_card(self) -> bool:
+        """Whether a worker must have an NVIDIA card."""
+        is_decoded = self.method == "scenes" or self.cut != "copy"
+        encoders = [video.facts for video, _ in self.encoding.outputs.values()]
+        return (self.device == "cuda" and is_decoded) or (
+            self.cut != "copy" and any(one.on_gpu for one in encoders)
+        )
+
     @property
     def step(self) -> Decimal | None:
         """From one clip's start to the next, in seconds."""
@@ -185,6 +218,8 @@ class SplitParams(Params):
             meant |= {"exact_scenes": None}
         elif self.detectors:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
+        if self.device == "cpu" or (self.method != "scenes" and self.cut == "copy"):
+            meant["device"] = None
         meant |= self.encoding.meant()
         if self.cut == "copy":
             meant |= {"video": None, "variants": None}
@@ -229,7 +264,12 @@ class Split(SampleStage[SplitParams]):
             tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
         if params.method == "scenes":
             tools["opencv"] = version("opencv-python-headless")
+            if params.asks_network and params.weights is not None:
+                tools |= network_tools(params.weights)
         return tools
+
+    def needs(self, params: SplitParams) -> Mapping[str, float]:
+        return {"GPU": 1} if params.on_card else {}
 
     def each(self, job: Job[SplitParams], sample: InputSample) -> Iterator[Output]:
         with TemporaryDirectory(dir=job.scratch) as folder:
@@ -255,6 +295,7 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         encoding=params.encoding,
         cover=params.method == "spans",
         timeout_s=float(params.timeout),
+        device=params.device,
     )
     for number, clip in enumerate(cut):
         key = f"{sample.key}_{number:03d}"
@@ -282,8 +323,7 @@ def _spans(
     if params.method == "scenes" and "scenes" in job.shards:
         found = scenes_of(job.reader("scenes"), key)
     elif params.method == "scenes":
-        detectors = chosen(params.detectors, params.detector, params.threshold, params.min_scene)
-        found = detect(path, detectors, exact=params.exact_scenes)
+        found = detect(path, params.search(), exact=params.exact_scenes, device=params.device)
     elif params.method == "fixed":
         found = [_shown(path)]
     else:

@@ -21,7 +21,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("urls",)
+LONG = ("urls", "gpu")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

@@ -202,6 +202,14 @@ def test_a_resource_that_no_worker_has_is_said_at_once(project: Project, demo_me
     assert project.executed() == {}
 
 
+def test_a_card_that_no_worker_has_is_said_at_once(project: Project, demo_media: Path) -> None:
+    text = recipe() + "  t: {stage: split, from: videos, device: cuda}\n"
+    project.write(text, [f"file://{demo_media}/dunes.mp4"])
+    problem = line(project.run("build", "recipe.yaml", "--workers", "1"))
+    assert problem == "split (t) needs a worker with GPU=1, and none has it; use profile gpu"
+    assert project.executed() == {}
+
+
 def test_failures_that_may_pass_are_tried_again_even_if_a_version_holds_them(
     project: Project,
 ) -> None:

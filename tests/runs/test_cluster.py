@@ -110,6 +110,10 @@ def test_work_goes_where_it_belongs(mixed: DaskProcesses) -> None:
             assert set(spread) == {"cpu", "gpu"}
 
     asyncio.run(main())
+    # Where there is no card, or no package for one, the line says so.
+    told = re.compile(r"distributed.worker - INFO - (GPU 0 is|device cuda needs|torch is needed)")
+    logs = {name: (mixed.folder / f"{name}.log").read_text() for name in ("cpu", "gpu")}
+    assert {name: len(told.findall(log)) for name, log in logs.items()} == {"cpu": 0, "gpu": 1}
 
 
 @pytest.mark.parametrize(

@@ -468,7 +468,7 @@ def _long_way(frame: av.VideoFrame) -> NDArray[np.uint8]:
 def test_small_pictures_are_those_of_the_long_way(
     name: str, colour_range: int, matrix: int
 ) -> None:
-    for size in ((1280, 720), (512, 288), (640, 362), (255, 77)):
+    for size in ((1280, 720), (512, 288), (640, 362), (255, 77), (1280, 5), (512, 2), (6, 512)):
         frame = _noise(*size, name, matrix, colour_range)
         assert np.array_equal(Shrinker(*size)(frame), _long_way(frame)), size
 
@@ -572,6 +572,15 @@ def test_damage_is_the_same_on_any_number_of_cores(
         data[at : at + 40] = b"\xa5" * 40
     once = score(bytes(data), _ALL)
     assert _same(score(bytes(data), _ALL, jobs=3), once)
+
+
+def test_pictures_that_change_in_size_are_the_same_on_any_number_of_cores(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ranges, "LEAST_FRAMES", 10)
+    once = score(sample("grown.ts"), _ALL)
+    for jobs in (2, 3):
+        assert _same(score(sample("grown.ts"), _ALL, jobs=jobs), once)
 
 
 def test_what_cannot_be_parted_is_scored_in_one_pass(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias
 from reelmill.media.cut.auto import exact_copy, is_alike
 from reelmill.media.cut.copy import Copy, snapped, write_copies
 from reelmill.media.cut.encode import encode_plans
+from reelmill.media.cut.graph import Device
 from reelmill.media.cut.output import Audio, Encoding, Size, Variant, Video
 from reelmill.media.cut.plan import Clip, CutFailure, Index, Plan, plans_of, read_index
 from reelmill.media.cut.rendering import Rendering
@@ -44,6 +45,7 @@ def cut_spans(
     timeout_s: float,
     jobs: int = 1,
     progress: Callable[[int, int], object] | None = None,
+    device: Device = "cpu",
 ) -> list[Clip | CutFailure]:
     """Cut ``spans`` (seconds on the source's clock): one outcome for each, in order; clip ``i`` is
     ``out_dir/{i:06d}`` with the ending of its container, and its variants and extracted sound have
@@ -65,19 +67,22 @@ def cut_spans(
         timeout_s: for all spans together; clips that are not made by then fail (``timeout``).
         jobs: how many processes encode at a time, on one thread each.
         progress: is told, now and then, how many frames are done, and of how many.
+        device: decodes what it can of what is encoded, and the CPU the rest.
 
     The source is read for its index, and once for all copies. A clip that does not come out whole
     is tried once more alone; of a damaged source, it has the frames that could be decoded, and says
     how many.
 
     Raises :class:`~reelmill.errors.Rejected` where the source itself cannot be used;
-    :class:`~reelmill.errors.StageError` where the disk is full; ``OSError`` where a clip cannot be
-    written.
+    :class:`~reelmill.errors.StageError` where the disk is full, or a device is asked for that is
+    not there; ``OSError`` where a clip cannot be written.
     """
     deadline = time.monotonic() + timeout_s
     index = read_index(source, audio and encoding.is_heard)
     rendering = Rendering.of(source, encoding)
-    work = _Work(index, rendering, cover, jobs, lambda: deadline - time.monotonic(), progress)
+    work = _Work(
+        index, rendering, cover, jobs, lambda: deadline - time.monotonic(), progress, device
+    )
     plans = plans_of(index.video, spans, out_dir, encoding.video.ending)
     return work.cut(list(plans), mode)
 
@@ -93,10 +98,11 @@ class _Work:
         jobs: int,
         timeout: Callable[[], float],
         progress: Callable[[int, int], object] | None,
+        device: Device,
     ) -> None:
         self._index, self._rendering = index, rendering
         self._cover, self._jobs = cover, jobs
-        self._timeout, self._progress = timeout, progress
+        self._timeout, self._progress, self._device = timeout, progress, device
         self._done = self._frames = 0
 
     def cut(self, plans: list[Plan], mode: Mode) -> list[Clip | CutFailure]:
@@ -142,6 +148,7 @@ class _Work:
             jobs=self._jobs,
             timeout=self._timeout,
             progress=self._tell if self._progress is not None else None,
+            device=self._device,
         )
 
     def _tell(self, frames: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reelmill.media.cut.graph import compose
+from reelmill.media.cut.graph import Device, compose
 from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, clamp
 from reelmill.media.cut.rendering import Rendering, Texts
 from reelmill.media.ffmpeg import FfmpegError, run_each
@@ -51,6 +51,7 @@ def encode_plans(
     jobs: int,
     timeout: Callable[[], float],
     progress: Callable[[int], object] | None,
+    device: Device = "cpu",
 ) -> dict[int, Clip | CutFailure]:
     """What comes of ``plans`` by encoding them, ``jobs`` processes at a time.
 
@@ -58,13 +59,23 @@ def encode_plans(
     alone, never on ``jobs``. ``timeout`` tells how many seconds are left. A clip that does not come
     out whole is tried once more, alone. ``progress`` is told of frames that are done.
 
-    Raises :class:`~reelmill.errors.StageError` where the disk is full.
+    The ``device`` decodes what it can, and the CPU the rest. Second tries are the CPU's, so that no
+    trouble of a card's is a clip's.
+
+    Raises :class:`~reelmill.errors.StageError` where the disk is full, and with ``cuda`` as
+    :func:`~reelmill.media.gpu.devices.capabilities` does where there is no card.
     """
-    work = _Encode(index, rendering, jobs, timeout, progress)
+    if device == "cuda":
+        # Imported here: with NVIDIA's packages, and torch.
+        from reelmill.media.gpu.devices import capabilities
+
+        capabilities()
+    work = _Encode(index, rendering, jobs, timeout, progress, device)
     plans = sorted(plans, key=lambda plan: (plan.first, plan.last))
     made = work.encode(list(work.groups(plans)), Fraction(0))
     again = [[plan] for plan in plans if _is_broken(plan, made[plan.number])]
-    return made | (work.encode(again, RETRY_PREROLL) if again else {})
+    on_cpu = replace(work, device="cpu")
+    return made | (on_cpu.encode(again, RETRY_PREROLL) if again else {})
 
 
 def _is_broken(plan: Plan, made: Clip | CutFailure) -> bool:
@@ -82,6 +93,7 @@ class _Encode:
     jobs: int
     timeout: Callable[[], float]
     progress: Callable[[int], object] | None
+    device: Device
 
     def groups(self, plans: Sequence[Plan]) -> Iterator[list[Plan]]:
         """Plans (ordered by start) that are worth a common decode."""
@@ -151,7 +163,9 @@ class _Encode:
         keyframe = self._keyframe(plans[0], ahead)
         is_first = keyframe <= self._keyframes[0]
         seek = None if is_first else keyframe * index.video.time_base
-        return compose(index.source, index.indices, plans, heard, self.rendering, seek, texts)
+        return compose(
+            index.source, index.indices, plans, heard, self.rendering, seek, texts, self.device
+        )
 
     def _is_heard(self, plan: Plan) -> bool:
         audio = self.index.audio

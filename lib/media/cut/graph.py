@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import ffmpeg
 
@@ -39,6 +39,9 @@ _SCALER = "bicubic+accurate_rnd+bitexact"
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
 
 
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+
 def compose(
     source: Path,
     indices: Sequence[int],
@@ -47,6 +50,7 @@ def compose(
     rendering: Rendering,
     seek: Fraction | None,
     texts: Mapping[int, Sequence[Texts]],
+    device: Device = "cpu",
 ) -> Any:
     """One process that writes the clips of ``plans`` (ordered by start) from one decode.
 
@@ -54,7 +58,7 @@ def compose(
     the numbers of the plans that have sound; decoding begins at the keyframe at ``seek`` seconds,
     or at the beginning; ``texts`` are by the numbers of plans, and a table of tones, if one is
     needed, is that of the first plan. The file of an output is called as its plan's, with an ending
-    of its own.
+    of its own. The ``device`` decodes what it can; its frames come to the host to be filtered.
     """
     options: dict[str, Any] = {
         "threads": 1,
@@ -62,6 +66,8 @@ def compose(
         "format_whitelist": FORMATS,
         "protocol_whitelist": "file",
     }
+    if device != "cpu":
+        options["hwaccel"] = device
     if seek is not None:
         options |= {
             "ss": f"{ceil(seek * 1_000_000)}us",

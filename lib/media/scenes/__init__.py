@@ -8,6 +8,7 @@ joins in.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from reelmill.media.probe import Source
 from reelmill.media.scenes.contract import Clock, Scores
@@ -20,6 +21,7 @@ from reelmill.media.scenes.detectors import (
     HashDetector,
     HistogramDetector,
     ThresholdDetector,
+    TransNetV2Detector,
     chosen,
 )
 from reelmill.media.scenes.find import Finder, find, spans
@@ -38,6 +40,7 @@ __all__ = [
     "HistogramDetector",
     "Scores",
     "ThresholdDetector",
+    "TransNetV2Detector",
     "chosen",
     "detect",
     "find",
@@ -47,14 +50,19 @@ __all__ = [
 
 
 def detect(
-    source: Source, detectors: Sequence[Detector], *, jobs: int = 1, exact: bool = True
+    source: Source,
+    detectors: Sequence[Detector],
+    *,
+    jobs: int = 1,
+    exact: bool = True,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> list[Span]:
     """The scenes of the best video stream: gap-free ``[start, end)`` spans in seconds on its own
     clock, from its first frame to the end of its last; a single one where nothing is cut.
 
     Every start is the pts of a frame, so spans stay exact at variable frame rates. The cuts are
-    those of the ``scenedetect`` command on its PyAV backend. ``jobs``, ``exact`` and what is raised
-    are as in :func:`score`.
+    those of the ``scenedetect`` command on its PyAV backend. ``jobs``, ``exact``, ``device`` and
+    what is raised are as in :func:`score`.
     """
-    scores = score(source, detectors, jobs=jobs, exact=exact)
+    scores = score(source, detectors, jobs=jobs, exact=exact, device=device)
     return spans(scores, find(scores, detectors))

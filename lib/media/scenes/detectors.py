@@ -15,10 +15,18 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    model_validator,
+)
 
 from reelmill.media.scenes.contract import Clock, Measure, Scores, Search
 from reelmill.media.scenes.measures import Brightness, Content, Edges, Hash, Histogram
+from reelmill.media.scenes.transitions import Transitions
 from reelmill.units import Number, Seconds
 
 _LEVEL = Field(ge=0, le=255)
@@ -212,8 +220,39 @@ class HistogramDetector(_Detector):
         return 1.0 - scores.columns[self.measures[0].columns[0]], float(self.threshold)
 
 
+class TransNetV2Detector(_Detector):
+    """Cuts behind transitions that a network sees, hard and soft ones alike."""
+
+    skims = False
+    kind: Literal["transnetv2"] = "transnetv2"
+    threshold: Annotated[Number, _SHARE] = Decimal("0.5")
+    _weights: str | None = PrivateAttr(None)
+
+    def bound(self, weights: str | None) -> TransNetV2Detector:
+        """The same with the file of the network's weights, without which no frame can be scored:
+        its path means nothing elsewhere, and so is none of a detector's settings."""
+        copy = self.model_copy()
+        copy._weights = weights
+        return copy
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        return (Transitions(self._weights),)
+
+    def start(self, clock: Clock) -> Search:
+        return _Ends(self, clock)
+
+    def curve(self, scores: Scores) -> tuple[NDArray[np.float64], float]:
+        return scores.columns[Transitions.columns[0]], float(self.threshold)
+
+
 Detector: TypeAlias = (
-    ContentDetector | AdaptiveDetector | ThresholdDetector | HashDetector | HistogramDetector
+    ContentDetector
+    | AdaptiveDetector
+    | ThresholdDetector
+    | HashDetector
+    | HistogramDetector
+    | TransNetV2Detector
 )
 
 KINDS: dict[str, type[Detector]] = {
@@ -222,6 +261,7 @@ KINDS: dict[str, type[Detector]] = {
     "threshold": ThresholdDetector,
     "hash": HashDetector,
     "histogram": HistogramDetector,
+    "transnetv2": TransNetV2Detector,
 }
 
 
@@ -237,17 +277,24 @@ AnyDetector = Annotated[
 
 
 def chosen(
-    detectors: Sequence[Detector], kind: str, threshold: Decimal | None, min_scene: Decimal
+    detectors: Sequence[Detector],
+    kind: str,
+    threshold: Decimal | None,
+    min_scene: Decimal,
+    weights: str | None = None,
 ) -> tuple[Detector, ...]:
     """Detectors by the long form, if there are any, or the one of the short form: its kind, its
-    threshold (None: its own) and its shortest scene in seconds.
+    threshold (None: its own) and its shortest scene in seconds; ``weights`` is the path of those
+    of TransNetV2, which only scoring needs.
 
     Raises ``ValueError`` (pydantic's) where the threshold is out of the detector's bounds.
     """
-    if detectors:
-        return tuple(detectors)
-    given = {} if threshold is None else {"threshold": threshold}
-    return (KINDS[kind].model_validate({"min_scene": min_scene, **given}),)
+    if not detectors:
+        given = {} if threshold is None else {"threshold": threshold}
+        detectors = (KINDS[kind].model_validate({"min_scene": min_scene, **given}),)
+    return tuple(
+        one.bound(weights) if isinstance(one, TransNetV2Detector) else one for one in detectors
+    )
 
 
 class _FlashFilter:
@@ -372,6 +419,32 @@ class _Jumps:
         score = row[self._column]
         reached = score <= self._threshold if self._below else score >= self._threshold
         if not reached or self._clock.frames(pts - self._last_cut) < self._least:
+            return ()
+        self._last_cut = pts
+        return (pts,)
+
+    def finish(self) -> Sequence[int]:
+        return ()
+
+
+class _Ends:
+    """Cuts at the first frame behind each run of scores above a threshold."""
+
+    def __init__(self, detector: TransNetV2Detector, clock: Clock) -> None:
+        (self._column,) = Transitions.columns
+        self._threshold = float(detector.threshold)
+        self._clock, self._least = clock, detector._least(clock)
+        self._is_transition = False
+        self._last_cut: int | None = None
+        self.settled: int | None = None
+
+    def push(self, pts: int, row: Mapping[str, float]) -> Sequence[int]:
+        self.settled = pts
+        if self._last_cut is None:
+            self._last_cut = pts
+        was, self._is_transition = self._is_transition, row[self._column] > self._threshold
+        has_ended = was and not self._is_transition
+        if not has_ended or self._clock.frames(pts - self._last_cut) < self._least:
             return ()
         self._last_cut = pts
         return (pts,)

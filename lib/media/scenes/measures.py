@@ -160,6 +160,11 @@ class PairScorer:
         self.last: tuple[Any, ...] | None = None
         self._shrink: Shrinker | None = None
 
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) of the first frame, to which those of other sizes are scaled."""
+        return None if self._shrink is None else self._shrink.size
+
     def feed(self, frame: Any) -> list[Row]:
         """Raises :class:`~reelmill.errors.Rejected` (``undecodable``) where the frame's colours
         cannot be converted."""

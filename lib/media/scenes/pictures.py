@@ -59,7 +59,7 @@ class Shrinker:
     """
 
     def __init__(self, width: int, height: int) -> None:
-        self._size = (width, height)
+        self.size = (width, height)
         self._kind: tuple[Any, ...] | None = None
         self._way: _Way = _Whole(width, height)
 
@@ -75,10 +75,10 @@ class Shrinker:
             raise Rejected("undecodable", "its colours cannot be converted to RGB") from error
 
     def _choose(self, kind: tuple[Any, ...]) -> _Way:
-        sampled = _Sampled.fitting(kind) if kind[:2] == self._size else None
+        sampled = _Sampled.fitting(kind) if kind[:2] == self.size else None
         if sampled is not None and _comes_to_the_same(kind):
             return sampled
-        return _Whole(*self._size)
+        return _Whole(*self.size)
 
 
 class _Whole:
@@ -136,7 +136,7 @@ class _Sampled:
         steps = (width // small[0], height // small[1])
         chroma = _CHROMA.get(name)
         exact = (small[0] * steps[0], small[1] * steps[1]) == (width, height)
-        if chroma is None or not exact or min(steps) < 2 or (steps[0] - steps[1]) % 2:
+        if chroma is None or not exact or min(*steps, *small) < 2 or (steps[0] - steps[1]) % 2:
             return None
         return cls(kind, steps, chroma)
 

@@ -41,8 +41,9 @@ def in_ranges(
     source: Source, measures: Sequence[Measure], jobs: int
 ) -> tuple[Clock, list[Piece]] | None:
     """The pieces of a video, in order; None where it is better, or only possible, in one pass: the
-    video is short, has no keyframes to begin at, a measure must see it whole, or it is damaged so
-    that a decoder which begins in the middle does not find the same frames.
+    video is short, has no keyframes to begin at, a measure must see it whole, its pictures change
+    in size, or it is damaged so that a decoder which begins in the middle does not find the same
+    frames.
     """
     if jobs < 2 or not isinstance(source, str | bytes | PathLike):
         return None
@@ -58,7 +59,8 @@ def in_ranges(
     with ThreadPoolExecutor(jobs) as pool:
         pieces = list(pool.map(lambda one: _piece(source, one, measures), ranges))
     found = [piece for piece in pieces if piece is not None]
-    return (clock, found) if len(found) == len(ranges) else None
+    sizes = {piece.scoring.pairs.size for piece in found}
+    return (clock, found) if len(found) == len(ranges) and len(sizes) == 1 else None
 
 
 def _parted(table: PacketTable, jobs: int) -> list[_Range]:

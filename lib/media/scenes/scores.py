@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -61,7 +61,12 @@ class Piece:
 
 
 def score(
-    source: Source, detectors: Sequence[Detector], *, jobs: int = 1, exact: bool = True
+    source: Source,
+    detectors: Sequence[Detector],
+    *,
+    jobs: int = 1,
+    exact: bool = True,
+    device: Literal["cpu", "cuda"] = "cpu",
 ) -> Scores:
     """All that ``detectors`` need to know of the best video stream of ``source``.
 
@@ -69,21 +74,41 @@ def score(
     scores are the same. A file object is read by one. Unless ``exact``, only some frames are
     looked at: see :mod:`~reelmill.media.scenes.skim`.
 
-    Raises ``ValueError`` where ``exact`` is needed: a detector finds its cuts among all frames, or
-    needs scores that are not of two pictures. Raises :class:`~reelmill.errors.Rejected` as
-    :func:`~reelmill.media.probe.probe` does, and ``undecodable`` where no frame can be decoded or
-    converted.
-    """
-    from reelmill.media.scenes.ranges import in_ranges
-    from reelmill.media.scenes.skim import skim
+    With the device ``cuda`` a card decodes and scores it, unless it cannot: then the CPU does. The
+    scores are the same, but for the last digits of TransNetV2's.
 
+    Raises ``ValueError`` where ``exact`` is needed: a detector finds its cuts among all frames, or
+    needs scores that are not of two pictures, or a card is to score. Raises
+    :class:`~reelmill.errors.Rejected` as :func:`~reelmill.media.probe.probe` does, and
+    ``undecodable`` where no frame can be decoded or converted; with ``cuda`` also
+    :class:`~reelmill.errors.StageError` or :class:`~reelmill.errors.MissingDependencyError` where
+    there is no card or a package is missing.
+    """
     measures = needed(detectors)
     if not exact:
+        from reelmill.media.scenes.skim import skim
+
+        if device == "cuda":
+            raise ValueError("a card looks at all frames: say device: cpu, or leave scores exact")
         if needing := [one.kind for one in detectors if not one.skims]:
             raise ValueError(f"detector {' and '.join(needing)} must look at all frames")
         skimmed = skim(source, measures)
-        if skimmed is not None:
-            return skimmed
+        return _on_cpu(source, measures, jobs) if skimmed is None else skimmed
+    if device == "cpu":
+        return _on_cpu(source, measures, jobs)
+    # Imported here: with NVIDIA's packages, and torch.
+    from reelmill.media.gpu import scoring, sources
+
+    return sources.on_device(
+        device,
+        lambda: scoring.score(source, measures),
+        lambda: _on_cpu(source, measures, jobs),
+    )
+
+
+def _on_cpu(source: Source, measures: Sequence[Measure], jobs: int) -> Scores:
+    from reelmill.media.scenes.ranges import in_ranges
+
     pieces = in_ranges(source, measures, jobs)
     if pieces is None:
         with open_media(source) as container:

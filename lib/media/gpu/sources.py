@@ -1,0 +1,148 @@
+"""Where frames come from, on any device: one interface, and what to do where a card cannot."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from reelmill.media.decode import frames, to_rgb
+from reelmill.media.gpu.colour import rgb_of
+from reelmill.media.gpu.modules import torch_module
+from reelmill.media.gpu.nvdec import BATCH, Nvdec, RefusedError, nvdec
+from reelmill.media.probe import Source, probe
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Frames in presentation order: int64 ``pts`` in units of ``time_base`` seconds, strictly
+    increasing, and upright uint8 RGB of full range, shape (N, H, W, 3): a NumPy array where they
+    were decoded on the CPU, a tensor on the card where NVDEC decoded them."""
+
+    pts: NDArray[np.int64]
+    time_base: Fraction
+    rgb: Any
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+
+class FrameSource(Protocol):
+    """Decodes videos on one device. It may be used from several threads at once."""
+
+    @property
+    def device(self) -> Device: ...
+
+    def frames(
+        self, source: Source, size: tuple[int, int] | None = None, batch: int = BATCH
+    ) -> Iterator[Batch]:
+        """Batches of at most ``batch`` frames of the best video stream, scaled to ``size`` (width,
+        height; of the upright picture). Closing the iterator gives its decoder back.
+
+        Raises as :func:`~reelmill.media.decode.frames` does where the file cannot be used, and
+        :class:`~reelmill.media.gpu.nvdec.RefusedError`, at any time, where this device cannot
+        decode it whole: see :func:`on_device`.
+        """
+
+
+class CpuFrames:
+    """Frames that libavcodec decodes and swscale converts, on one thread."""
+
+    device: Device = "cpu"
+
+    def frames(
+        self, source: Source, size: tuple[int, int] | None = None, batch: int = BATCH
+    ) -> Iterator[Batch]:
+        """As :meth:`FrameSource.frames` says; nothing is refused."""
+        pts: list[int] = []
+        pictures: list[NDArray[np.uint8]] = []
+        time_base = Fraction(1)
+        with closing(frames(source)) as decoded:
+            for frame in decoded:
+                picture = to_rgb(frame, size)
+                if len(pts) == batch or (pictures and picture.shape != pictures[0].shape):
+                    yield _batch(pts, time_base, pictures)
+                    pts, pictures = [], []
+                time_base = Fraction(frame.time_base)
+                pts.append(frame.pts)
+                pictures.append(picture)
+        yield _batch(pts, time_base, pictures)
+
+
+def _batch(pts: list[int], time_base: Fraction, pictures: list[NDArray[np.uint8]]) -> Batch:
+    return Batch(np.array(pts, dtype=np.int64), time_base, np.stack(pictures))
+
+
+class CudaFrames:
+    """Frames that NVDEC decodes and torch converts and scales, on the card.
+
+    They differ from those of :class:`CpuFrames` as :func:`~reelmill.media.gpu.colour.rgb_of` says.
+    """
+
+    device: Device = "cuda"
+
+    def __init__(self, decoders: Nvdec | None = None) -> None:
+        self._decoders = decoders or nvdec()
+
+    def frames(
+        self, source: Source, size: tuple[int, int] | None = None, batch: int = BATCH
+    ) -> Iterator[Batch]:
+        """As :meth:`FrameSource.frames` says."""
+        torch = torch_module()
+        what = self._decoders.header(source).stream
+        turns = probe(source).rotation // 90 % 4
+        width, height = size or (what.width, what.height)[:: -1 if turns % 2 else 1]
+        if turns % 2:
+            width, height = height, width
+        with closing(self._decoders.decode(source, batch)) as decoded:
+            for one in decoded:
+                rgb = torch.rot90(rgb_of(one.planes, width, height), turns, dims=(1, 2))
+                yield Batch(one.pts, one.time_base, rgb.contiguous())
+
+
+def frame_source(device: Device) -> FrameSource:
+    """The decoder of a device.
+
+    Raises for ``cuda`` as :func:`~reelmill.media.gpu.devices.capabilities` does, where there is no
+    card or a package is missing.
+    """
+    return CudaFrames() if device == "cuda" else CpuFrames()
+
+
+def on_device(device: Device, on_cuda: Callable[[], T], on_cpu: Callable[[], T]) -> T:
+    """What ``on_cuda`` returns, or ``on_cpu`` where the device is that or NVDEC refuses the video.
+
+    The first refusal of a kind is logged in this process. Whatever ``on_cuda`` made of a video that
+    was refused midway is thrown away, so that a result is never half of each.
+    """
+    if device == "cuda":
+        try:
+            return on_cuda()
+        except RefusedError as error:
+            _log_once(str(error))
+    return on_cpu()
+
+
+_logged: set[str] = set()
+_lock = threading.Lock()
+
+
+def _log_once(kind: str) -> None:
+    with _lock:
+        is_new = kind not in _logged
+        _logged.add(kind)
+    if is_new:
+        log.warning("%s: the CPU decodes such videos", kind)
