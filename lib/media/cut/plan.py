@@ -75,7 +75,7 @@ class Clip:
 @dataclass(frozen=True)
 class CutFailure:
     """A span that became no clip. ``reason`` is ``no_frames``, ``no_keyframe``, ``container``,
-    ``undecodable``, ``encode_failed`` or ``timeout``; ``message`` names no path."""
+    ``undecodable``, ``timestamps``, ``encode_failed`` or ``timeout``; ``message`` names no path."""
 
     wished_start: Fraction
     wished_end: Fraction
@@ -110,6 +110,11 @@ class Plan:
     @property
     def end(self) -> Fraction:
         return self.end_pts * self.video.time_base
+
+    @property
+    def length(self) -> Fraction:
+        """In seconds."""
+        return self.end - self.start
 
     def file(self, ending: str) -> Path:
         """A file of the plan: called as its clip, with an ending of its own."""
