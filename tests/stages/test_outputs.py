@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from reelmill.errors import StageError
 from reelmill.media import ffmpeg as ffmpeg_module
+from reelmill.media import subtitles
 from reelmill.media.cut import (
     Audio,
     Clip,
@@ -40,8 +41,9 @@ from reelmill.media.decode import Resize, resized
 from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run_each
 from reelmill.media.probe import packet_table, probe
 from reelmill.media.spans import Span
-from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
+from reelmill.media.subtitles import Cue, Script, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample
+from reelmill.tasks import split
 from reelmill.tasks.contract import Job, key_params
 from reelmill.tasks.split import Split, SplitParams
 
@@ -659,7 +661,7 @@ cues = st.lists(
 @given(cues, times, times)
 def test_cut_cues_are_those_that_are_shown_then(all_: list[Cue], one: F, other: F) -> None:
     start, end = sorted((one, other))
-    cut = cut_cues(all_, start, end)
+    cut = Script(all_).cut(start, end)
     shared = [min(cue.end, end) - max(cue.start, start) for cue in all_]
     assert [cue.end - cue.start for cue in cut] == [length for length in shared if length > 0]
     assert all(0 <= cue.start < cue.end <= end - start for cue in cut)
@@ -679,6 +681,35 @@ def test_cut_cues_are_those_that_are_shown_then(all_: list[Cue], one: F, other: 
 )
 def test_webvtt_of_strangers(data: bytes, texts: list[str]) -> None:
     assert [cue.text for cue in parse_webvtt(data)] == texts
+
+
+@pytest.mark.parametrize("text", ["a\r\rb", "a\n \nb", "a\r\n\r\nb", "\r\ra\n\n\nb\r"])
+def test_no_text_ends_its_cue_or_begins_another(text: str) -> None:
+    injected = Cue(F(0), F(1), f"{text}\r\r00:05.000 --> 00:06.000\rc\0")
+    (found,) = parse_webvtt(webvtt([injected]))
+    assert found.text == "a\nb\n00:05.000 --&gt; 00:06.000\nc\ufffd"
+
+
+def test_texts_of_strangers_are_bounded(spoken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subtitles, "MAX_TEXTS", 10)
+    assert [len(track.cues) for track in tracks_of(spoken)] == [1, 0]
+    assert parse_webvtt(SRT.encode()) == []
+    monkeypatch.setattr(subtitles, "MAX_TRACKS", 1)
+    assert len(tracks_of(spoken)) == 1
+
+
+def test_fields_of_texts_fit_into_a_tar_beside_each_other(spoken: Path) -> None:
+    fields = {"ENG.vtt": SRT.encode(), f"{'x' * 80}.vtt": SRT.encode(), "a.b.vtt": b""}
+    assert set(split._texts(spoken, fields)) == {"ENG.vtt", "a.b.vtt", "und.vtt"}
+
+
+def test_captions_that_are_no_text_are_left_out() -> None:
+    one = '[{"start": 0, "end": 1, "text": %s}]'
+    about = {"captions": one % '"\\ud800"', "subtitles": one % "7"}
+    (script,) = split._captions(about).values()
+    assert script.cut(F(0), F(1)) == [Cue(F(0), F(1), "7")]
+    for other in (None, {}, 3, "[", "[" * 100_000, [1], [{"start": 1e400, "end": 1, "text": ""}]):
+        assert split._captions({"captions": other}).keys() <= {"captions"}
 
 
 # Variants
