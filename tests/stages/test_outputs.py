@@ -533,6 +533,32 @@ def test_extracted_sound_is_cut_to_the_sample(
         assert length <= len(sound) <= length + (0 if slack == 0 else 2 * 1152)
 
 
+def _with_tone(folder: Path, rate: int, samples: int, *codec: str) -> Path:
+    """The silent sample with so many samples of a tone."""
+    tone = f"sine=sample_rate={rate},atrim=end_sample={samples}"
+    path = folder / "tone.mkv"
+    _ffmpeg("-i", sample("silent.mp4"), "-f", "lavfi", "-i", tone, "-c:v", "copy", *codec, path)
+    return path
+
+
+@pytest.mark.parametrize("sound", [Audio(codec="flac"), Audio(extract="flac")])
+def test_a_packet_may_leave_a_few_samples_to_a_clip(sound: Audio, tmp_path: Path) -> None:
+    # Packets of 1024 begin 14 samples behind the clip, and its first frame of sound has no more.
+    source = _with_tone(tmp_path, 44100, 3 * 44100, "-c:a", "pcm_s16le", "-af", "asetnsamples=1024")
+    video = Video(container="mkv")
+    (clip,) = _cut(source, tmp_path / "out", [(F(13, 10), F(2))], video=video, audio=sound)
+    assert clip.audio
+    length = round((clip.end - clip.start) * 44100)
+    assert len(_sound(clip.others.get("flac", clip.path))[0]) == length
+
+
+def test_sound_that_is_claimed_and_not_there_fails_no_clip(tmp_path: Path) -> None:
+    # Opus fills its last packet up: the clip begins within what is then cut off again.
+    source = _with_tone(tmp_path, 48000, 62400, "-c:a", "libopus")
+    (clip,) = _cut(source, tmp_path / "out", [(F(13, 10), F(2))], audio=Audio(extract="wav"))
+    assert (clip.audio, clip.others, clip.frames) == (False, {}, 21)
+
+
 def _peaks(sound: NDArray[np.float64]) -> list[int]:
     """Where clicks are: the loudest sample of each stretch above a third of the loudest."""
     loud = np.flatnonzero(np.abs(sound) > np.abs(sound).max() / 3)
