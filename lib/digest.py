@@ -44,6 +44,11 @@ def plain_json(value: Mapping[str, Any]) -> bytes:
         return rfc8785.dumps(dict(value))
 
 
+def json_integer(value: int) -> int | str:
+    """An integer as canonical JSON carries it: as text where it is one of no float's."""
+    return value if -(2**53) < value < 2**53 else str(value)
+
+
 class _NotSimpleError(Exception):
     pass
 

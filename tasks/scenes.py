@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from decimal import Decimal
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any, Literal
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from reelmill.digest import json_integer
 from reelmill.errors import Rejected
 from reelmill.media.scenes import AnyDetector, Detector, chosen, find, spans
-from reelmill.media.scenes.kept import unpack
+from reelmill.media.scenes.kept import ratio, unpack
 from reelmill.media.scenes.scores import needed
 from reelmill.media.spans import Span
 from reelmill.shards.reader import Sample as InputSample
@@ -80,10 +80,11 @@ class Scenes(SampleStage[ScenesParams]):
         if missing := sorted(read - set(scores.columns)):
             raise Rejected("no_scores", f"stage scores was not asked for {', '.join(missing)}")
         cuts = find(scores, detectors)
+        edges = [int(scores.pts.min()), *cuts, scores.end]
         value = {
             "key": sample.key,
             "time_base": str(scores.clock.time_base),
-            "edges": [int(scores.pts.min()), *cuts, scores.end],
+            "edges": [json_integer(edge) for edge in edges],
             "spans": [
                 {"start": round(float(start), 6), "end": round(float(end), 6)}
                 for start, end in spans(scores, cuts)
@@ -105,10 +106,11 @@ def scenes_of(reader: ShardReader, key: str) -> list[Span]:
         raise Rejected("no_scenes", "its scenes are not known: it was rejected before")
     try:
         about = json.loads(found.fields["json"])
-        tick = Fraction(about["time_base"])
-        edges = [int(edge) * tick for edge in about["edges"]]
-    except (KeyError, ValueError, TypeError, ZeroDivisionError, OverflowError):
+        tick = ratio(about["time_base"])
+        edges = [int(edge) for edge in about["edges"]]
+    except (KeyError, ValueError, TypeError, OverflowError, RecursionError):
         raise _UNREADABLE from None
-    if tick <= 0 or len(edges) < 2 or any(a >= b for a, b in pairwise(edges)):
+    ordered = len(edges) > 1 and all(a < b for a, b in pairwise(edges))
+    if not ordered or max(-edges[0], edges[-1]) >= 2**63:
         raise _UNREADABLE
-    return list(pairwise(edges))
+    return list(pairwise(edge * tick for edge in edges))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from fractions import Fraction
 from importlib.metadata import version
@@ -22,7 +22,7 @@ from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
 from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
-from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
+from reelmill.media.subtitles import MAX_TRACKS, Cue, Script, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
     Job,
@@ -38,6 +38,9 @@ from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds
+
+_LONGEST = 64
+"""Characters of a field of subtitles, at most."""
 
 _VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
 
@@ -287,6 +290,7 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
     out = folder / "clips"
     out.mkdir()
     texts = _texts(path, sample.fields) if params.subtitles == "extract" else {}
+    captions = _captions(about)
     cut = cut_spans(
         path,
         wished,
@@ -311,7 +315,7 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
             }
             yield Reject(key, clip.reason, clip.message, columns)
         else:
-            yield _sample(key, sample.key, clip, about, texts)
+            yield _sample(key, sample.key, clip, about, captions, texts)
             for made in (clip.path, *clip.others.values()):
                 made.unlink()
 
@@ -350,41 +354,58 @@ def _shown(path: Path) -> spans.Span:
     return int(table.shown[0]) * table.time_base, table.end_pts * table.time_base
 
 
-def _texts(path: Path, fields: Mapping[str, bytes]) -> dict[str, Sequence[Cue]]:
-    """Subtitles by field: those that came with the video, and its own under what names are left."""
-    texts = {name: parse_webvtt(data) for name, data in fields.items() if _VTT.fullmatch(name)}
-    own: dict[str, Sequence[Cue]] = {}
+def _texts(path: Path, fields: Mapping[str, bytes]) -> dict[str, Script]:
+    """Subtitles by field: those that came with the video, and its own under what names are left.
+    Fields of names so long that a clip's would not fit into a tar are left out."""
+    texts = {
+        name: Script(parse_webvtt(data))
+        for name, data in fields.items()
+        if len(name) <= _LONGEST and _VTT.fullmatch(name)
+    }
+    taken = {name.lower() for name in texts}
+    own: dict[str, Script] = {}
     for track in tracks_of(path):
         language = (track.language or "und").lower()
-        names = (f"{language}.vtt", *(f"{language}.{n}.vtt" for n in range(2, spans.MAX_SPANS)))
-        own[next(name for name in names if name not in own)] = track.cues
-    return own | texts
+        names = (f"{language}.vtt", *(f"{language}.{n}.vtt" for n in range(2, MAX_TRACKS + 1)))
+        own[next(name for name in names if name not in own)] = track.script
+    return {name: script for name, script in own.items() if name not in taken} | texts
 
 
-def _captions(about: Mapping[str, Any], clip: Clip) -> dict[str, list[dict[str, Any]]]:
-    """Captions with times (``captions`` and ``subtitles`` of the json or of the table's row), those
-    of the clip on its clock. Values that are no such list are left out."""
+def _captions(about: Mapping[str, Any]) -> dict[str, Script]:
+    """Captions with times (``captions`` and ``subtitles`` of the json or of the table's row).
+    Values that are no such list are left out."""
     found = {}
     table = about.get("table")
     for name in ("captions", "subtitles"):
         value = about.get(name, table.get(name) if isinstance(table, dict) else None)
         try:
             value = json.loads(value) if isinstance(value, str) else value
-            cues = [
-                Cue(spans.seconds(one["start"]), spans.seconds(one["end"]), str(one["text"]))
+            found[name] = Script(
+                Cue(spans.seconds(one["start"]), spans.seconds(one["end"]), _text(one["text"]))
                 for one in value
-            ]
+            )
         except (TypeError, KeyError, ValueError, OverflowError, RecursionError):
             continue
-        found[name] = [
-            {
-                "start": round(float(cue.start), 6),
-                "end": round(float(cue.end), 6),
-                "text": cue.text,
-            }
-            for cue in cut_cues(cues, clip.start, clip.end)
-        ]
     return found
+
+
+def _text(value: Any) -> str:
+    """Raises ``ValueError`` where it is none: half of a surrogate pair."""
+    text = str(value)
+    text.encode()
+    return text
+
+
+def _in_clip(script: Script, clip: Clip) -> list[dict[str, Any]]:
+    """The captions of a clip, on its clock."""
+    return [
+        {
+            "start": round(float(cue.start), 6),
+            "end": round(float(cue.end), 6),
+            "text": cue.text,
+        }
+        for cue in script.cut(clip.start, clip.end)
+    ]
 
 
 def _about_variant(info: VideoInfo) -> dict[str, Any]:
@@ -403,7 +424,8 @@ def _sample(
     source: str,
     clip: Clip,
     about: Mapping[str, Any],
-    texts: Mapping[str, Sequence[Cue]],
+    captions: Mapping[str, Script],
+    texts: Mapping[str, Script],
 ) -> Sample:
     columns = {
         "source": source,
@@ -426,12 +448,12 @@ def _sample(
             "start": round(float(clip.wished_start), 6),
             "end": round(float(clip.wished_end), 6),
         },
-        **_captions(about, clip),
+        **{name: _in_clip(script, clip) for name, script in captions.items()},
     }
     if clip.variants:
         value["variants"] = {name: _about_variant(info) for name, info in clip.variants.items()}
     fields: dict[str, bytes | Path] = {clip.ending: clip.path, **clip.others}
-    cut = {name: cut_cues(cues, clip.start, clip.end) for name, cues in texts.items()}
+    cut = {name: script.cut(clip.start, clip.end) for name, script in texts.items()}
     fields |= {name: webvtt(cues) for name, cues in cut.items() if cues}
     fields["json"] = sample_json(value)
     return Sample(key, {**fields, **caption_field(about)}, columns)

@@ -24,7 +24,10 @@ TAIL_BYTES = 16_384
 """How much of a process's log is kept: its end."""
 
 _KILLED = frozenset({signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP})
-_SHORT_OF = (errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN)
+_SHORT_OF_FILES = (errno.EMFILE, errno.ENFILE)
+_SHORT_OF_OTHERS = (errno.ENOMEM, errno.EAGAIN)
+_IN_MEDIA = re.compile(rb"demux|decod|input|packet", re.IGNORECASE)
+"""A line of log that holds such is about what is read, which may ask for any amount of memory."""
 
 _CONTEXT = re.compile(r"\[[^\]]* @ 0x[0-9a-f]+\] *")
 
@@ -228,7 +231,7 @@ class _Process:
                 "ffmpeg found no space left for its output: free the disk it writes to"
             )
         # A crash may be the media's fault; being killed, or short of memory or files, is not.
-        if -status in _KILLED or any(os.strerror(number).encode() in tail for number in _SHORT_OF):
+        if -status in _KILLED or _is_short(tail):
             raise StageError(f"ffmpeg was killed or found no resources (status {status})")
         if status:
             return FfmpegError(
@@ -244,6 +247,16 @@ class _Process:
         self._popen.wait()
         for pipe in self.pipes:
             pipe.close()
+
+
+def _is_short(tail: bytearray) -> bool:
+    """Whether a log tells that the host lacks something, for which no media are to blame."""
+    own = b"\n".join(line for line in tail.splitlines() if not _IN_MEDIA.search(line))
+    return _names(tail, _SHORT_OF_FILES) or _names(own, _SHORT_OF_OTHERS)
+
+
+def _names(log: bytes | bytearray, errors: Iterable[int]) -> bool:
+    return any(os.strerror(number).encode() in log for number in errors)
 
 
 def _last_line(tail: bytearray, args: list[str]) -> str:

@@ -23,6 +23,14 @@ MAX_INDEX = 16 << 20
 _MAX_BOXES = 1024
 """In one box; no file has reason to hold more."""
 
+_MOST_BOXES = 2**22
+"""In a whole file: those of a fragment for each frame, through half a day."""
+
+_PARENTS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"udta"))
+_DEPTH = 8
+_OF_EACH = 0xF00
+"""Flags of a ``trun``: it holds the duration, size, flags or offset of each of its samples."""
+
 _LONGEST_STEP = 2**31 - 1
 """A longer step between two samples, in ticks, is a negative one that was written as positive."""
 
@@ -58,6 +66,77 @@ def read_samples(file: BinaryIO, size: int, track: int) -> Samples | None:
     except (_Doubtful, IndexError, ValueError):
         # IndexError, ValueError: a box that is shorter than what it should hold.
         return None
+
+
+def names_too_many(file: BinaryIO, size: int) -> bool:
+    """Whether a file of ``size`` bytes names more samples than it has bytes, or has boxes without
+    end: FFmpeg would make an entry of its index, of 24 bytes, for each. A few bytes can name any
+    number of samples of one size."""
+    named, track = 0, _Named()
+    try:
+        for kind, start, end in _nested(file, 0, size, _DEPTH, iter(range(_MOST_BOXES))):
+            if kind == b"trak":
+                named, track = named + track.count, _Named()
+            elif kind in (b"hdlr", b"stsz", b"stts", b"trun"):
+                file.seek(start)
+                track.take(kind, file.read(min(16, end - start)).ljust(16, b"\0"))
+    except _Doubtful:
+        return True
+    return named + track.count > size
+
+
+class _Named:
+    """How many samples a track's tables, and fragments, name without a word of each."""
+
+    def __init__(self) -> None:
+        self._handlers: set[bytes] = set()
+        self._steps: list[tuple[int, int]] = []
+        self._of_table = self._of_fragments = 0
+
+    def take(self, kind: bytes, content: bytes) -> None:
+        """The first bytes of a box."""
+        first, second = int.from_bytes(content[4:8]), int.from_bytes(content[8:12])
+        if kind == b"hdlr":
+            self._handlers.add(content[8:12])
+        elif kind == b"stts":
+            self._steps.append((first, int.from_bytes(content[12:16])))
+        elif kind == b"stsz":
+            self._of_table += second if first else 0
+        elif not int.from_bytes(content[1:4]) & _OF_EACH:
+            self._of_fragments += first
+
+    @property
+    def count(self) -> int:
+        """Those that FFmpeg lists one by one: of sound with a tick for each sample (PCM, and what
+        QuickTime counts as PCM) it lists chunks."""
+        is_sound = b"soun" in self._handlers and b"vide" not in self._handlers
+        is_chunked = is_sound and self._steps == [(1, 1)]
+        return self._of_fragments + (0 if is_chunked else self._of_table)
+
+
+def _nested(
+    file: BinaryIO, start: int, stop: int, depth: int, budget: Iterator[int]
+) -> Iterator[tuple[bytes, int, int]]:
+    """The boxes between two places of a file, each before those in it: type, and its content's
+    start and end."""
+    at = start
+    while at + 8 <= stop:
+        if next(budget, None) is None:
+            raise _Doubtful
+        file.seek(at)
+        header = file.read(16)
+        length, begin = int.from_bytes(header[:4]), at + 8
+        if length == 1:
+            length, begin = int.from_bytes(header[8:16]), at + 16
+        elif length == 0:
+            length = stop - at
+        if length < 8:
+            return
+        kind, end = header[4:8], min(at + length, stop)
+        yield kind, begin, end
+        if kind in _PARENTS and depth:
+            yield from _nested(file, begin, end, depth - 1, budget)
+        at += length
 
 
 def _moov(file: BinaryIO, size: int) -> memoryview | None:

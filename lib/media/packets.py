@@ -55,8 +55,9 @@ class PacketTable:
 
     @cached_property
     def end_pts(self) -> int:
-        """Where the last shown frame ends; its own pts where its duration is unknown."""
-        ends = (self.pts + self.duration)[~self.hidden]
+        """Where the last shown frame ends; a tick behind its pts where its duration is unknown, so
+        that it lies before the end."""
+        ends = (self.pts + np.maximum(self.duration, 1))[~self.hidden]
         return int(ends.max()) if len(ends) else 0
 
 

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO, TypeAlias
 import av
 
 from reelmill.errors import Rejected, one_line
+from reelmill.media import mp4
 from reelmill.media.colour import (
     HDR_TRANSFERS,
     matrix_name,
@@ -29,7 +30,7 @@ from reelmill.media.packets import PacketTable as PacketTable
 from reelmill.media.packets import cut_points as cut_points
 from reelmill.media.packets import demux as demux
 from reelmill.media.packets import read_packets as read_packets
-from reelmill.media.torn import head_of, is_torn, size_of, why_not
+from reelmill.media.torn import head_of, is_mp4, is_torn, size_of, why_not
 
 Source: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO
 """A path (never a URL), the bytes themselves, or a seekable binary file."""
@@ -417,8 +418,11 @@ def _binary(source: Source) -> Iterator[BinaryIO]:
 
 @contextmanager
 def _open(file: BinaryIO, more: Mapping[str, str] = MappingProxyType({})) -> Iterator[Any]:
-    if not size_of(file):
+    size = size_of(file)
+    if not size:
         raise Rejected("empty", "the file has no bytes")
+    if is_mp4(file) and mp4.names_too_many(file, size):
+        raise Rejected("undecodable", "the header names more samples than the file has bytes")
     options = {
         **more,
         "format_whitelist": FORMATS,

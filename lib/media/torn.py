@@ -12,8 +12,9 @@ from reelmill.errors import Rejected
 _MAX_BOXES = 2**17
 """Of a file of a million empty boxes, no more are looked at."""
 
+_MP4 = re.compile(rb".{4}(ftyp|moov|mdat|moof|free|skip|wide|sidx|styp)", re.DOTALL)
 _CONTAINERS = (
-    ("MP4", re.compile(rb".{4}(ftyp|moov|mdat|moof|free|skip|wide|sidx|styp)", re.DOTALL)),
+    ("MP4", _MP4),
     ("AVI", re.compile(rb"RIFF.{4}AVI ", re.DOTALL)),
     ("Matroska", re.compile(rb"\x1a\x45\xdf\xa3")),
     ("FLV", re.compile(rb"FLV\x01")),
@@ -42,6 +43,11 @@ def head_of(file: BinaryIO) -> bytes:
     """The first 4096 bytes of a file, or all there are."""
     file.seek(0)
     return file.read(4096)
+
+
+def is_mp4(file: BinaryIO) -> bool:
+    """Whether a file begins as MP4 and MOV files do."""
+    return _MP4.match(head_of(file)) is not None
 
 
 def why_not(file: BinaryIO) -> Rejected:

@@ -34,6 +34,7 @@ from .media_samples import (
     NUMBERED,
     WIDTH,
     decoded,
+    make_video,
     numbers,
     real_media,
     sample,
@@ -518,6 +519,38 @@ def test_a_flood_of_log_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("REELMILL_FFMPEG", str(_program(tmp_path / "ffmpeg", flood)))
     with pytest.raises(FfmpegError, match=r"status 3: why$"):
         run(_stream(tmp_path), timeout_s=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("line", "is_the_hosts"),
+    [
+        ("[in#0/mov @ 0x1] Error during demuxing: Cannot allocate memory", False),
+        ("[vist#0:0/h264 @ 0x1] Error submitting packet to decoder: Cannot allocate memory", False),
+        ("[libx264 @ 0x1] malloc of size 100 failed: Cannot allocate memory", True),
+        ("[in#0 @ 0x1] Error opening input: Too many open files", True),
+    ],
+)
+def test_memory_that_media_ask_for_is_no_fault_of_the_host(
+    line: str, is_the_hosts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "ffmpeg"
+    fake.write_text(f"#!/bin/sh\necho '{line}' >&2\nexit 1\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("REELMILL_FFMPEG", str(fake))
+    with pytest.raises(StageError if is_the_hosts else FfmpegError):
+        run(ffmpeg.input("in").output("out"), timeout_s=LIMIT)
+
+
+@pytest.mark.parametrize("encoding", [{"video": {"fps": "25"}}, {"audio": {"extract": "wav"}}])
+def test_few_frames_are_not_repeated_for_years(encoding: dict[str, Any], tmp_path: Path) -> None:
+    source = make_video(tmp_path / "years.mkv", 2, pts=[0, 10**12], time_base=F(1, 1000))
+    asked = Encoding.model_validate(encoding)
+    (made,) = _encode(source, [(F(0), F(1))], tmp_path, encoding=asked)
+    assert isinstance(made, CutFailure)
+    why = "1 of the source's frames would stand for 1000000000 s"
+    assert (made.reason, made.message) == ("timestamps", why)
+    # As they come, they are what they are.
+    assert _clips(_encode(source, [(F(0), F(1))], tmp_path))[0].frames == 1
 
 
 def test_binary_is_chosen_by_the_environment_then_pip_then_path(

@@ -169,6 +169,9 @@ KINDS = {
         auto=_NONE,
         smart="eccecec",
     ),
+    "gradual refresh": _made(options=x264(0, more="intra-refresh=1"), **_WHOLE),
+    "variable rate in a transport stream": Kind(_uneven, [F(at, 1000) for at in UNEVEN], "ts"),
+    "no last duration": _made(suffix="flv"),
     "change of size": Kind(_grown, _EVEN, "ts", auto="ecceeee", smart="ecceeee"),
 }
 

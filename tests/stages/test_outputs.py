@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from reelmill.errors import StageError
 from reelmill.media import ffmpeg as ffmpeg_module
+from reelmill.media import subtitles
 from reelmill.media.cut import (
     Audio,
     Clip,
@@ -40,8 +41,9 @@ from reelmill.media.decode import Resize, resized
 from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run_each
 from reelmill.media.probe import packet_table, probe
 from reelmill.media.spans import Span
-from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
+from reelmill.media.subtitles import Cue, Script, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample
+from reelmill.tasks import split
 from reelmill.tasks.contract import Job, key_params
 from reelmill.tasks.split import Split, SplitParams
 
@@ -531,6 +533,32 @@ def test_extracted_sound_is_cut_to_the_sample(
         assert length <= len(sound) <= length + (0 if slack == 0 else 2 * 1152)
 
 
+def _with_tone(folder: Path, rate: int, samples: int, *codec: str) -> Path:
+    """The silent sample with so many samples of a tone."""
+    tone = f"sine=sample_rate={rate},atrim=end_sample={samples}"
+    path = folder / "tone.mkv"
+    _ffmpeg("-i", sample("silent.mp4"), "-f", "lavfi", "-i", tone, "-c:v", "copy", *codec, path)
+    return path
+
+
+@pytest.mark.parametrize("sound", [Audio(codec="flac"), Audio(extract="flac")])
+def test_a_packet_may_leave_a_few_samples_to_a_clip(sound: Audio, tmp_path: Path) -> None:
+    # Packets of 1024 begin 14 samples behind the clip, and its first frame of sound has no more.
+    source = _with_tone(tmp_path, 44100, 3 * 44100, "-c:a", "pcm_s16le", "-af", "asetnsamples=1024")
+    video = Video(container="mkv")
+    (clip,) = _cut(source, tmp_path / "out", [(F(13, 10), F(2))], video=video, audio=sound)
+    assert clip.audio
+    length = round((clip.end - clip.start) * 44100)
+    assert len(_sound(clip.others.get("flac", clip.path))[0]) == length
+
+
+def test_sound_that_is_claimed_and_not_there_fails_no_clip(tmp_path: Path) -> None:
+    # Opus fills its last packet up: the clip begins within what is then cut off again.
+    source = _with_tone(tmp_path, 48000, 62400, "-c:a", "libopus")
+    (clip,) = _cut(source, tmp_path / "out", [(F(13, 10), F(2))], audio=Audio(extract="wav"))
+    assert (clip.audio, clip.others, clip.frames) == (False, {}, 21)
+
+
 def _peaks(sound: NDArray[np.float64]) -> list[int]:
     """Where clicks are: the loudest sample of each stretch above a third of the loudest."""
     loud = np.flatnonzero(np.abs(sound) > np.abs(sound).max() / 3)
@@ -659,7 +687,7 @@ cues = st.lists(
 @given(cues, times, times)
 def test_cut_cues_are_those_that_are_shown_then(all_: list[Cue], one: F, other: F) -> None:
     start, end = sorted((one, other))
-    cut = cut_cues(all_, start, end)
+    cut = Script(all_).cut(start, end)
     shared = [min(cue.end, end) - max(cue.start, start) for cue in all_]
     assert [cue.end - cue.start for cue in cut] == [length for length in shared if length > 0]
     assert all(0 <= cue.start < cue.end <= end - start for cue in cut)
@@ -679,6 +707,35 @@ def test_cut_cues_are_those_that_are_shown_then(all_: list[Cue], one: F, other: 
 )
 def test_webvtt_of_strangers(data: bytes, texts: list[str]) -> None:
     assert [cue.text for cue in parse_webvtt(data)] == texts
+
+
+@pytest.mark.parametrize("text", ["a\r\rb", "a\n \nb", "a\r\n\r\nb", "\r\ra\n\n\nb\r"])
+def test_no_text_ends_its_cue_or_begins_another(text: str) -> None:
+    injected = Cue(F(0), F(1), f"{text}\r\r00:05.000 --> 00:06.000\rc\0")
+    (found,) = parse_webvtt(webvtt([injected]))
+    assert found.text == "a\nb\n00:05.000 --&gt; 00:06.000\nc\ufffd"
+
+
+def test_texts_of_strangers_are_bounded(spoken: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subtitles, "MAX_TEXTS", 10)
+    assert [len(track.cues) for track in tracks_of(spoken)] == [1, 0]
+    assert parse_webvtt(SRT.encode()) == []
+    monkeypatch.setattr(subtitles, "MAX_TRACKS", 1)
+    assert len(tracks_of(spoken)) == 1
+
+
+def test_fields_of_texts_fit_into_a_tar_beside_each_other(spoken: Path) -> None:
+    fields = {"ENG.vtt": SRT.encode(), f"{'x' * 80}.vtt": SRT.encode(), "a.b.vtt": b""}
+    assert set(split._texts(spoken, fields)) == {"ENG.vtt", "a.b.vtt", "und.vtt"}
+
+
+def test_captions_that_are_no_text_are_left_out() -> None:
+    one = '[{"start": 0, "end": 1, "text": %s}]'
+    about = {"captions": one % '"\\ud800"', "subtitles": one % "7"}
+    (script,) = split._captions(about).values()
+    assert script.cut(F(0), F(1)) == [Cue(F(0), F(1), "7")]
+    for other in (None, {}, 3, "[", "[" * 100_000, [1], [{"start": 1e400, "end": 1, "text": ""}]):
+        assert split._captions({"captions": other}).keys() <= {"captions"}
 
 
 # Variants

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from reelmill.errors import Rejected
 from reelmill.media import probe as module
+from reelmill.media.mp4 import names_too_many
 from reelmill.media.probe import (
     cut_points,
     demux,
@@ -322,3 +323,33 @@ def test_importing_loads_no_opencv() -> None:
     modules = "reelmill.media.probe, reelmill.media.cut, reelmill.media.scenes"
     code = f"import sys, {modules}; sys.exit('cv2' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def _with_samples(data: bytes, each: int, count: int) -> bytes:
+    """An MP4 file that names ``count`` samples of ``each`` bytes."""
+    at = data.index(b"stsz") + 8
+    return data[:at] + each.to_bytes(4) + count.to_bytes(4) + data[at + 8 :]
+
+
+def _with_fragment(data: bytes, count: int) -> bytes:
+    """The same, in a fragment of samples that are all as the header says."""
+    run = (16).to_bytes(4) + b"trun" + bytes(4) + count.to_bytes(4)
+    track = (8 + len(run)).to_bytes(4) + b"traf" + run
+    return data + (8 + len(track)).to_bytes(4) + b"moof" + track
+
+
+def test_a_header_of_more_samples_than_bytes_is_refused_before_it_is_read() -> None:
+    data = sample("silent.mp4").read_bytes()
+    for bomb in (_with_samples(data, 1, 2**26), _with_fragment(data, 2**26)):
+        with pytest.raises(Rejected, match="undecodable: the header names more samples than"):
+            packet_table(bomb)
+    assert len(packet_table(_with_samples(data, 1, 90))) == 90
+
+
+def test_sound_of_a_tick_for_each_sample_may_be_smaller_than_their_number() -> None:
+    # As QuickTime writes compressed sound: samples of one byte, in chunks.
+    data = sample("silent.mp4").read_bytes()
+    at = data.index(b"stts") + 8
+    data = data[:at] + (1).to_bytes(4) + (2**26).to_bytes(4) + (1).to_bytes(4) + data[at + 12 :]
+    data = _with_samples(data, 1, 2**26).replace(b"vide", b"soun")
+    assert not names_too_many(io.BytesIO(data), len(data))

@@ -9,18 +9,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from reelmill.errors import Rejected
 from reelmill.media.scenes import KINDS, AdaptiveDetector, ContentDetector, detect, find, kept
-from reelmill.shards.reader import ShardReader
+from reelmill.shards import parquet
+from reelmill.shards.reader import Sample, ShardReader
 from reelmill.tasks.contract import key_params
 from reelmill.tasks.scenes import ScenesParams, scenes_of
 from reelmill.tasks.scores import FIELD, ScoresParams
 from reelmill.tasks.split import SplitParams
 
-from .media_samples import CUTS, UNEVEN, sample
+from .media_samples import CUTS, UNEVEN, make_video, sample
 from .test_stages import Bench
 
 
@@ -139,3 +141,84 @@ def test_scenes_are_exact_in_any_time_base(bench: Bench) -> None:
     (key,) = bench.samples(shard)
     ((start, end),) = scenes_of(ShardReader(bench.store, shard), key)
     assert (start, end) == (Fraction(45, 30), Fraction(105, 30))
+
+
+CLOCK = {"time_base": "1/30", "rate": "30", "origin": 0, "end": 3}
+
+
+def _scores(clock: Any = CLOCK, **columns: Any) -> bytes:
+    """A file of scores that is made by hand."""
+    table = pa.table({"pts": pa.array([0, 1, 2]), "hash": pa.array([0.0, 1.0, 0.0]), **columns})
+    return parquet.write(table.replace_schema_metadata({b"clock": json.dumps(clock).encode()}))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"PAR1",
+        _scores([]),
+        _scores({}),
+        _scores({**CLOCK, "rate": "1e999999999"}),
+        _scores({**CLOCK, "rate": "1/0"}),
+        _scores({**CLOCK, "time_base": 1 / 30}),
+        _scores({**CLOCK, "time_base": "0"}),
+        _scores({**CLOCK, "origin": 1e300}),
+        _scores({**CLOCK, "end": 10**30}),
+        _scores({**CLOCK, "end": 2}),
+        _scores(pts=pa.array([0, None, 2])),
+        _scores(pts=pa.array([0.0, 1.0, 2.0])),
+        _scores(hash=pa.array(["0", "1", "2"])),
+        _scores(hash=pa.array([[0.0] * 10, [], []])),
+        parquet.write(pa.table({"hash": pa.array([0.0])})),
+    ],
+)
+def test_scores_of_strangers_are_rejected(data: bytes) -> None:
+    assert len(kept.unpack(_scores())) == 3
+    with pytest.raises(Rejected) as caught:
+        kept.unpack(data)
+    assert caught.value.reason == "bad_scores"
+
+
+def test_scores_that_unpack_into_more_than_memory_holds_are_not_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(kept, "MAX_VALUES", 6)
+    assert len(kept.unpack(_scores())) == 3
+    monkeypatch.setattr(kept, "MAX_VALUES", 5)
+    with pytest.raises(Rejected):
+        kept.unpack(_scores())
+
+
+def test_clocks_beyond_the_integers_of_json_are_kept(bench: Bench) -> None:
+    path = make_video(
+        bench.folder / "far.mkv", 30, pts=range(2**54, 2**54 + 30), time_base=Fraction(1, 1000)
+    )
+    videos = bench.videos(path)
+    assert bench.rejects(videos) == {}
+    shard = bench.make("scenes", bench.make("scores", videos))
+    (key,) = bench.samples(shard)
+    ((start, _),) = scenes_of(ShardReader(bench.store, shard), key)
+    assert start == Fraction(2**54, 1000)
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        {"time_base": "1e999999999", "edges": [0, 1]},
+        {"time_base": "1/30", "edges": [0, 10**30]},
+        {"time_base": "1/30", "edges": ["0", "9" * 4000]},
+        {"time_base": "9" * 4000, "edges": [0, 1]},
+        {"time_base": "1/30", "edges": [0, 1e400]},
+        {"time_base": "1/30", "edges": [1, 0]},
+        {"time_base": "1/30", "edges": 1},
+    ],
+)
+def test_scenes_of_strangers_are_rejected(about: Any) -> None:
+    class Reader:
+        def samples(self, *_: Any) -> Any:
+            yield Sample("a", {"json": json.dumps(about).encode()}, {})
+
+    with pytest.raises(Rejected) as caught:
+        scenes_of(Reader(), "a")  # type: ignore[arg-type]
+    assert caught.value.reason == "bad_scenes"

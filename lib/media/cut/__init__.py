@@ -110,6 +110,10 @@ class _Work:
         for plan in plans:
             if plan.first == plan.last:
                 made[plan.number] = plan.failure("no_frames", "the span holds no frame")
+            elif mode != "copy" and self._fills_too_much(plan):
+                count = plan.last - plan.first
+                text = f"{count} of the source's frames would stand for {float(plan.length):.0f} s"
+                made[plan.number] = plan.failure("timestamps", text)
         plans = [plan for plan in plans if plan.number not in made]
         self._frames = sum(plan.last - plan.first for plan in plans)
         made |= self._copied(self._copies(plans, mode))
@@ -120,6 +124,9 @@ class _Work:
         else:
             made |= self._encoded([plan for plan in plans if not _is_made(plan, made)])
         return [made[number] for number in sorted(made)]
+
+    def _fills_too_much(self, plan: Plan) -> bool:
+        return self._rendering.encoding.fills_too_much(plan.length, plan.last - plan.first)
 
     def _copies(self, plans: list[Plan], mode: Mode) -> list[Copy]:
         index, encoding = self._index, self._rendering.encoding

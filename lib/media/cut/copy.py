@@ -36,7 +36,20 @@ class Track:
         packet.time_base = self.table.time_base
         packet.pts = int(self.table.pts[number]) - self.origin
         packet.dts = int(self.dts[number - self.begin]) - self.origin
-        packet.duration = int(self.table.duration[number])
+        packet.duration = int(self.lengths[number - self.begin])
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Durations in ticks: to the next frame where the container tells none, or MP4's list of
+        edits would end before the last frame."""
+        table = self.table
+        told = table.duration[self.begin : self.stop]
+        if told.all():
+            return told
+        pts = table.pts[self.begin : self.stop]
+        edges = np.append(table.shown, table.end_pts)
+        after = np.minimum(np.searchsorted(edges, pts, side="right"), len(edges) - 1)
+        return np.where(told > 0, told, np.maximum(edges[after] - pts, 1))
 
 
 def decoding_times(pts: NDArray[np.int64]) -> NDArray[np.int64]:

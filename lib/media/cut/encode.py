@@ -57,7 +57,8 @@ def encode_plans(
 
     Plans that lie near each other share a decode; which do depends on the source and the plans
     alone, never on ``jobs``. ``timeout`` tells how many seconds are left. A clip that does not come
-    out whole is tried once more, alone. ``progress`` is told of frames that are done.
+    out whole is tried once more, alone, and at last without sound. ``progress`` is told of frames
+    that are done.
 
     The ``device`` decodes what it can, and the CPU the rest. Second tries are the CPU's, so that no
     trouble of a card's is a clip's.
@@ -75,13 +76,20 @@ def encode_plans(
     made = work.encode(list(work.groups(plans)), Fraction(0))
     again = [[plan] for plan in plans if _is_broken(plan, made[plan.number])]
     on_cpu = replace(work, device="cpu")
-    return made | (on_cpu.encode(again, RETRY_PREROLL) if again else {})
+    made |= on_cpu.encode(again, RETRY_PREROLL) if again else {}
+    # Packets may claim sound that they do not hold, or less of it than an encoder begins with.
+    lost = [[plan] for plan in plans if work.is_heard(plan) and _has_failed(made[plan.number])]
+    return made | (replace(on_cpu, silent=True).encode(lost, RETRY_PREROLL) if lost else {})
 
 
 def _is_broken(plan: Plan, made: Clip | CutFailure) -> bool:
     if isinstance(made, CutFailure):
         return made.reason != "timeout"
     return made.start_frame != plan.first
+
+
+def _has_failed(made: Clip | CutFailure) -> bool:
+    return isinstance(made, CutFailure) and made.reason == "encode_failed"
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,7 @@ class _Encode:
     timeout: Callable[[], float]
     progress: Callable[[int], object] | None
     device: Device
+    silent: bool = False
 
     def groups(self, plans: Sequence[Plan]) -> Iterator[list[Plan]]:
         """Plans (ordered by start) that are worth a common decode."""
@@ -158,7 +167,7 @@ class _Encode:
         self, plans: Sequence[Plan], preroll: Fraction, texts: Mapping[int, Sequence[Texts]]
     ) -> Any:
         index = self.index
-        heard = [plan.number for plan in plans if self._is_heard(plan)]
+        heard = [plan.number for plan in plans if self.is_heard(plan)]
         ahead = max(preroll, AUDIO_PREROLL if heard else Fraction(0))
         keyframe = self._keyframe(plans[0], ahead)
         is_first = keyframe <= self._keyframes[0]
@@ -167,9 +176,10 @@ class _Encode:
             index.source, index.indices, plans, heard, self.rendering, seek, texts, self.device
         )
 
-    def _is_heard(self, plan: Plan) -> bool:
+    def is_heard(self, plan: Plan) -> bool:
+        """Whether a plan has sound, as far as packets tell."""
         audio = self.index.audio
-        if audio is None:
+        if audio is None or self.silent:
             return False
         start, end = (edge / audio.time_base for edge in (plan.start, plan.end))
         begins, ends = audio.pts, audio.pts + audio.duration

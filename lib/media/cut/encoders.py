@@ -16,10 +16,14 @@ CONTAINERS: Mapping[str, Mapping[str, Any]] = {
 
 SOUND_CODECS = {"aac": "aac", "opus": "libopus", "flac": "flac", "mp3": "libmp3lame"}
 
+SOUND_OPTIONS: Mapping[str, Mapping[str, Any]] = {"flac": {"frame_size:a": 4608}}
+"""By codec. FLAC takes the length of the first frame for that of its blocks, if it is not told one,
+and refuses fewer than 16 samples: what may be left of a packet at the beginning of a clip."""
+
 SOUND_FILES: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "m4a": ("aac", {"format": "ipod", "movflags": "+faststart"}),
     "wav": ("pcm_s16le", {"format": "wav"}),
-    "flac": ("flac", {"format": "flac", "sample_fmt": "s16"}),
+    "flac": ("flac", {"format": "flac", "sample_fmt": "s16", **SOUND_OPTIONS["flac"]}),
     "mp3": ("libmp3lame", {"format": "mp3", "id3v2_version": 0}),
 }
 

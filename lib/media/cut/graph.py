@@ -16,6 +16,7 @@ from reelmill.media.cut.encoders import (
     CONTAINERS,
     SOUND_CODECS,
     SOUND_FILES,
+    SOUND_OPTIONS,
     TEXT_CODECS,
     video_options,
 )
@@ -155,7 +156,11 @@ def _clip_options(video: Video) -> dict[str, Any]:
 
 
 def _sound_options(audio: Audio, codec: str) -> dict[str, Any]:
-    options = {"acodec": SOUND_CODECS[codec], "flags:a": "+bitexact"}
+    options = {
+        "acodec": SOUND_CODECS[codec],
+        "flags:a": "+bitexact",
+        **SOUND_OPTIONS.get(codec, {}),
+    }
     return options if audio.bit_rate is None else {**options, "audio_bitrate": audio.bit_rate}
 
 

@@ -15,6 +15,8 @@ _HEVC_SLICES = range(32)
 _HEVC_SPS = 33
 
 _IDR = 5
+_INTRA = (2, 4)
+"""Types of slices, I and SI; 5 more where all slices of the picture are such."""
 _HIGH = 100
 
 
@@ -83,6 +85,17 @@ def sequence_sets(data: bytes, header: bytes, codec: str) -> Iterator[bytes]:
 def is_idr(data: bytes, prefix: int) -> bool:
     """Whether a packet of H.264 is a picture with which a decoder forgets all others."""
     return any(_kind(unit) == _IDR for unit in units(data, prefix))
+
+
+def begins_intra(data: bytes, prefix: int) -> bool:
+    """Whether a packet of H.264 begins with a slice that refers to no other picture. Where pictures
+    are refreshed bit by bit, containers mark those as keyframes from which on that begins.
+
+    Raises ``ValueError`` where a length points behind the packet, or the slice ends early.
+    """
+    slices = (unit for unit in units(data, prefix) if _kind(unit) in (1, _IDR))
+    first = next(slices, None)
+    return first is None or _slice_type(first) % 5 in _INTRA
 
 
 def framed(data: bytes, prefix: int) -> bytes:
@@ -166,3 +179,14 @@ def _number(data: bytes) -> int:
     if zeros > 15 or len(data) * 8 < 2 * zeros + 1:
         raise ValueError("a parameter set ends early")
     return (value >> (31 - 2 * zeros)) - 1
+
+
+def _slice_type(unit: bytes) -> int:
+    """The second code in the header of a slice."""
+    bits = f"{int.from_bytes(unit[1:13]):0{8 * len(unit[1:13])}b}"
+    zeros = bits.find("1")
+    rest = bits[2 * zeros + 1 :]
+    more = rest.find("1")
+    if zeros < 0 or more < 0 or len(rest) < 2 * more + 1:
+        raise ValueError("a slice ends early")
+    return int(rest[more : 2 * more + 1], 2) - 1

@@ -40,6 +40,13 @@ _OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
 _MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
+MAX_FILLED = 2**20
+"""Frames up to which a clip of few frames is filled: those of ten hours at 30 a second."""
+
+MAX_SILENCE = 48 * 3600
+"""Seconds of the longest clip whose sound is extracted, from its beginning to its end."""
+
+
 @dataclass(frozen=True)
 class CodecFacts:
     """An encoder of ffmpeg's, its bounds, and what stands for what is left out."""
@@ -441,6 +448,17 @@ class Encoding(_Model):
     def is_heard(self) -> bool:
         """Whether the source's sound is needed at all."""
         return any(audio.is_heard for _, audio in self.outputs.values())
+
+    def fills_too_much(self, seconds: Fraction, frames: int) -> bool:
+        """Whether so many frames of the source, which claim to be shown that long, would become
+        more than any video has reason for: where frames are repeated up to a rate, or sound that is
+        extracted is filled with silence."""
+        outputs = self.outputs.values()
+        rates = [Fraction(video.fps) for video, _ in outputs if video.fps is not None]
+        most = max(MAX_FILLED, 100 * frames)
+        return any(seconds * rate > most for rate in rates) or (
+            seconds > MAX_SILENCE and any(audio.extract is not None for _, audio in outputs)
+        )
 
     @property
     def allows_copy(self) -> bool:

@@ -75,7 +75,7 @@ class Clip:
 @dataclass(frozen=True)
 class CutFailure:
     """A span that became no clip. ``reason`` is ``no_frames``, ``no_keyframe``, ``container``,
-    ``undecodable``, ``encode_failed`` or ``timeout``; ``message`` names no path."""
+    ``undecodable``, ``timestamps``, ``encode_failed`` or ``timeout``; ``message`` names no path."""
 
     wished_start: Fraction
     wished_end: Fraction
@@ -110,6 +110,11 @@ class Plan:
     @property
     def end(self) -> Fraction:
         return self.end_pts * self.video.time_base
+
+    @property
+    def length(self) -> Fraction:
+        """In seconds."""
+        return self.end - self.start
 
     def file(self, ending: str) -> Path:
         """A file of the plan: called as its clip, with an ending of its own."""
@@ -209,6 +214,8 @@ def read_index(source: Path, audio: bool) -> Index:
         streams = streams_of(container, audio)
         watch = _Watch(container, streams[0])
         tables = read_packets(watch, streams)
+        # Nothing can be cut there, nor decoding begin.
+        tables[0].keyframe[watch.refreshing] = False
         context = streams[0].codec_context
         return Index(
             source,
@@ -222,7 +229,8 @@ def read_index(source: Path, audio: bool) -> Index:
 
 class _Watch:
     """A container whose packets are looked at as they are read: which of the video ``stream``'s,
-    by their numbers, bring other parameters than those in force."""
+    by their numbers, bring other parameters than those in force, and which are ``refreshing``:
+    called keyframes, but part of a refresh that takes several pictures."""
 
     def __init__(self, container: Any, stream: Any) -> None:
         self._container, self._stream = container, stream
@@ -230,6 +238,7 @@ class _Watch:
         self._codec = context.codec.canonical_name
         self._header = bytes(context.extradata or b"")
         self.changes: list[int] = []
+        self.refreshing: list[int] = []
 
     def demux(self, streams: list[Any]) -> Iterator[Any]:
         in_force: object = ()
@@ -241,6 +250,8 @@ class _Watch:
                     if found is not None and found != in_force:
                         self.changes.append(number)
                         in_force = found
+                    if packet.is_keyframe and not self._stands_alone(packet):
+                        self.refreshing.append(number)
                 number += 1
             yield packet
 
@@ -255,6 +266,13 @@ class _Watch:
             sets = list(nal.sequence_sets(bytes(packet), self._header, self._codec))
             return tuple(unit for unit in sets if unit not in self._header) if sets else None
         return None
+
+    def _stands_alone(self, packet: Any) -> bool:
+        if self._codec == "h264" and self._header:
+            with suppress(ValueError):
+                prefix = nal.prefix_of(self._header, self._codec)
+                return nal.begins_intra(bytes(packet), prefix)
+        return True
 
 
 def streams_of(container: Any, audio: bool) -> list[Any]:

@@ -12,7 +12,7 @@ from reelmill.media.cut.output import Audio, Encoding
 from reelmill.media.cut.picture import Picture, picture_of
 from reelmill.media.cut.plan import Clip, CutFailure, Plan, made
 from reelmill.media.probe import VideoInfo, open_media, video_stream
-from reelmill.media.subtitles import Track, cut_cues, tracks_of, webvtt
+from reelmill.media.subtitles import Track, tracks_of, webvtt
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Rendering:
     def _texts(self, plan: Plan) -> Iterator[Texts]:
         """Tracks that say something in the clip; the others are left out of it."""
         for number, track in enumerate(self.tracks):
-            cues = cut_cues(track.cues, plan.start, plan.end)
+            cues = track.script.cut(plan.start, plan.end)
             if cues:
                 path = plan.file(f"{number}.vtt")
                 path.write_bytes(webvtt(cues))

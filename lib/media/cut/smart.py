@@ -45,6 +45,8 @@ def joined(index: Index, plan: Plan, encoding: Encoding) -> Copy | None:
     ends = np.append(video.pts[points], video.end_pts)
     numbers = np.append(points, len(video))
     inside = np.flatnonzero((ends >= plan.start_pts) & (ends <= plan.end_pts))
+    if plan.last < len(video.shown):
+        inside = inside[inside < len(points)]
     if len(inside) < 2:
         return None
     head, tail = int(numbers[inside[0]]), int(numbers[inside[-1]])
