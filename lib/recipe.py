@@ -793,7 +793,10 @@ class _Checker:
         for details in error.errors(include_url=False):
             loc = details["loc"]
             here = (*keys, *_present(raw, loc))
-            if details["type"] == "missing":
+            if details["type"] == "missing" and isinstance(loc[-1], int):
+                messages.setdefault(here, {})["has too few values"] = None
+                given[here] = ""
+            elif details["type"] == "missing":
                 self._report.add((*here, loc[-1]), f"missing; {owner} needs it")
             elif details["type"] == "extra_forbidden":
                 fields = _fields(*_models_at(model, loc[:-1]))
@@ -836,7 +839,14 @@ def _models_at(model: type[BaseModel], loc: _Keys) -> list[type[BaseModel]]:
         field = _fields(*models).get(str(step))
         if field is not None:
             models = list(_models_in(field.annotation))
+        else:
+            # Between a union's field and its members' there is the tag of the one that was meant.
+            models = [one for one in models if _is_tagged(one, step)] or models
     return models
+
+
+def _is_tagged(model: type[BaseModel], tag: str | int) -> bool:
+    return any((tag,) == get_args(field.annotation) for field in model.model_fields.values())
 
 
 def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
@@ -846,6 +856,19 @@ def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
         yield from _models_in(argument)
 
 
+_QUOTE = "'"
+_MAPPING, _LIST = "must be a mapping", "must be a list"
+_YAML_WORDS = {
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "mapping_type": _MAPPING,
+    "tuple_type": _LIST,
+    "list_type": _LIST,
+}
+"""By pydantic's types of errors, what it says in Python's words."""
+
+
 def _message(details: ErrorDetails) -> tuple[str, str]:
     """What is wrong, in our words, and what was given instead, where that is not said yet."""
     message, value = details["msg"], details["input"]
@@ -853,6 +876,12 @@ def _message(details: ErrorDetails) -> tuple[str, str]:
         return message.partition(", ")[2], ""
     if details["type"] == "string_type" and isinstance(value, int | float):
         return "must be a string; put it in quotes", ""
+    told = details.get("ctx", {})
+    if details["type"] == "union_tag_invalid":
+        return f"must be one of {told['expected_tags']}, not {told['tag']!r}", ""
+    if details["type"] == "union_tag_not_found":
+        return f"has no {told['discriminator'].strip(_QUOTE)}, which says what it is", ""
+    message = _YAML_WORDS.get(details["type"], message.replace(" after validation", ""))
     message = re.sub(r"^\w+ should ", "must ", message.partition(", unable to")[0])
     shown = "null" if value is None else _short(repr(value), 80)
     said = ", not " in message or not isinstance(value, str | int | float | None)

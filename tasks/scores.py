@@ -93,6 +93,8 @@ class ScoresParams(Params):
             raise ValueError("device cuda looks at all frames: it needs exact: true")
         if "transnetv2" in self.detectors and self.weights is None:
             raise ValueError("detector transnetv2 needs weights: the path of the network's file")
+        if "transnetv2" not in self.detectors and self.weights is not None:
+            raise ValueError("weights are for detector transnetv2, which is not asked for")
         return self
 
     def effective(self) -> dict[str, Any]:

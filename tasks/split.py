@@ -18,7 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_spans
-from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
+from reelmill.media.cut.output import Crf, Preset, SoundChoice, VariantName, audio_of
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
 from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
@@ -112,13 +112,10 @@ class SplitParams(Params):
     variants: Mapping[VariantName, Variant] = Field(
         {}, description="more outputs of each clip, by name: fields such as small.mp4"
     )
-    crf: Annotated[int, Field(ge=0, le=51)] | None = Field(
+    crf: Crf | None = Field(
         None, description="short for video.crf: smaller is better and larger files"
     )
-    preset: (
-        Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
-        | None
-    ) = Field(None, description="short for video.preset: the encoder's effort")
+    preset: Preset | None = Field(None, description="short for video.preset: the encoder's effort")
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(3600), description="for the cutting of one video"
     )
@@ -148,10 +145,11 @@ class SplitParams(Params):
             if getattr(self, name) is not None and name in asked:
                 raise ValueError(f"{name} is given twice: it is short for video.{name}")
         encoding = self.encoding
-        if self.cut == "copy" and (self.video is not None or not encoding.allows_copy):
+        is_asked = any(one is not None for one in (self.video, self.crf, self.preset))
+        if self.cut == "copy" and (is_asked or not encoding.allows_copy):
             raise ValueError(
-                "cut 'copy' leaves clips as they are: video, variants, subtitles 'keep' and codec, "
-                "rate, channels or extract of audio need cut 'exact'"
+                "cut 'copy' leaves clips as they are: video, crf, preset, variants, subtitles "
+                "'keep', and more of audio than true or false need cut 'auto' or 'exact'"
             )
         return self
 
@@ -175,6 +173,8 @@ class SplitParams(Params):
         detectors = self.search()
         if self.asks_network and self.weights is None:
             raise ValueError("detector transnetv2 needs weights: the path of the network's file")
+        if self.weights is not None and not self.asks_network:
+            raise ValueError("weights are for detector transnetv2, which is not asked for")
         if self.exact_scenes:
             return
         if needing := [one.kind for one in detectors if not one.skims]:

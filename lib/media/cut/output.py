@@ -124,6 +124,9 @@ BitRate = Annotated[int, BeforeValidator(_bits), Field(ge=1000, le=10**9)]
 Rate = Annotated[str, BeforeValidator(_rate)]
 """Frames a second, exactly: text such as ``25`` or ``30000/1001``."""
 
+Crf = Annotated[int, Field(ge=0, le=63)]
+"""Constant quality; codecs have bounds of their own within these."""
+
 Preset = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
 Side = Annotated[PositiveInt, Field(ge=16, le=16384, multiple_of=2)]
@@ -212,7 +215,7 @@ class Video(_Model):
     codec: Codec | None = Field(
         default=None, description="h264 unless given; those of NVENC need a GPU that has it"
     )
-    crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
+    crf: Crf | None = Field(
         default=None, description="constant quality: smaller is better and larger files"
     )
     bit_rate: BitRate | None = Field(
