@@ -838,7 +838,7 @@ def _models_at(model: type[BaseModel], loc: _Keys) -> list[type[BaseModel]]:
     for step in loc:
         field = _fields(*models).get(str(step))
         if field is not None:
-            models = list(_models_in(field.annotation))
+            models = list(models_in(field.annotation))
         else:
             # Between a union's field and its members' there is the tag of the one that was meant.
             models = [one for one in models if _is_tagged(one, step)] or models
@@ -849,11 +849,12 @@ def _is_tagged(model: type[BaseModel], tag: str | int) -> bool:
     return any((tag,) == get_args(field.annotation) for field in model.model_fields.values())
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field of such a type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
 
 
 _QUOTE = "'"

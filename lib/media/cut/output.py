@@ -17,6 +17,7 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -118,7 +119,15 @@ def _rate(value: object) -> str:
     return str(rate)
 
 
-BitRate = Annotated[int, BeforeValidator(_bits), Field(ge=1000, le=10**9)]
+BitRate = Annotated[
+    int,
+    BeforeValidator(_bits),
+    Field(ge=1000, le=10**9),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\s*[0-9.]+[kM]?\s*$", "examples": ["2M", "96k"]},
+        mode="validation",
+    ),
+]
 """Bits a second."""
 
 Rate = Annotated[str, BeforeValidator(_rate)]
@@ -219,7 +228,7 @@ class Video(_Model):
         default=None, description="constant quality: smaller is better and larger files"
     )
     bit_rate: BitRate | None = Field(
-        default=None, description="bits a second on average instead of crf, such as 2M"
+        default=None, description="bits a second on average instead of crf"
     )
     preset: Preset | None = Field(
         default=None, description="the encoder's effort, by its own name for it"
