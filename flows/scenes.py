@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from reelmill.errors import ReelmillError, Rejected
+from reelmill.media.decode import Device
 from reelmill.media.scenes import (
     KINDS,
     Detector,
@@ -61,7 +62,7 @@ def look(
     *,
     jobs: int,
     exact: bool,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """The scores of a file, and its scenes: ``start`` and ``end`` in seconds, and ``frames``, which
     is None where not all were looked at.

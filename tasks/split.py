@@ -19,9 +19,10 @@ from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_spans
 from reelmill.media.cut.output import Crf, Preset, SoundChoice, VariantName, audio_of
+from reelmill.media.decode import Device
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
-from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
+from reelmill.media.scenes import AnyDetector, Detector, Kind, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import Cue, cut_cues, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
@@ -81,8 +82,8 @@ class SplitParams(Params):
     pick: Literal["first", "spread"] = Field(
         "first", description="which clips, if there are more: the first ones, or evenly spread ones"
     )
-    detector: Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"] = (
-        Field("content", description="PySceneDetect's, or TransNetV2, for method 'scenes'")
+    detector: Kind = Field(
+        "content", description="PySceneDetect's, or TransNetV2, for method 'scenes'"
     )
     threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
     min_scene: Seconds = Field(
@@ -97,7 +98,7 @@ class SplitParams(Params):
         "fraction of the work",
     )
     weights: Weights = None
-    device: Literal["cpu", "cuda"] = Field(
+    device: Device = Field(
         "cpu", description="cuda: videos are decoded, and scenes found, on an NVIDIA card"
     )
     video: Video | None = Field(
@@ -238,7 +239,7 @@ class Split(SampleStage[SplitParams]):
     roles = ("source", "scenes")
     optional = ("scenes",)
     params = SplitParams
-    memory = 1_000_000_000  # most of it the encoders', of which a process has eight at most
+    memory = 1_000_000_000  # most of it the encoders', whose pixels a process bounds
     reads = None  # subtitles are in fields of any language
     columns = pa.schema(
         [

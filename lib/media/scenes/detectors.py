@@ -269,6 +269,9 @@ def _named(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+Kind: TypeAlias = Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"]
+"""The keys of ``KINDS``."""
+
 AnyDetector = Annotated[
     Annotated[Detector, Field(discriminator="kind")],
     BeforeValidator(_named, json_schema_input_type=str | dict[str, Any]),
