@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from decimal import Decimal
 from functools import cache
 from typing import Annotated, Any, Literal, Union
@@ -13,7 +13,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
 from reelmill.errors import RecipeError
-from reelmill.recipe import Recipe
+from reelmill.recipe import Recipe, models_in
 from reelmill.store import Store
 from reelmill.tasks import Stages
 from reelmill.tasks.contract import Params, Stage
@@ -73,15 +73,38 @@ class _Form(BaseModel):
     ) -> JsonSchemaValue:
         schema = handler(core_schema)
         model = handler.resolve_ref_schema(schema)
-        for name, info in cls.model_fields.items():
-            _tidy(model["properties"][name], info)
+        _tidy_all(model, cls, handler)
         stage = model["properties"]["stage"]
         stage |= {"enum": [stage.pop("const")], "position": -1}
         model["required"] = ["stage"]
         return schema
 
 
+def _tidy_all(
+    schema: JsonSchemaValue, model: type[BaseModel], handler: GetJsonSchemaHandler
+) -> None:
+    """Tidy the fields of a model, and of the models within them, such as ``video.size``."""
+    for name, info in model.model_fields.items():
+        shown = schema["properties"][name]
+        inner = {one.__name__: one for one in models_in(info.annotation)}
+        for ref in _refs(shown):
+            group = handler.resolve_ref_schema({"$ref": ref})
+            if group.get("title") in inner:
+                _tidy_all(group, inner[group["title"]], handler)
+        _tidy(shown, info)
+
+
+def _refs(schema: Any) -> Iterator[str]:
+    if isinstance(schema, dict) and isinstance(schema.get("$ref"), str):
+        yield schema["$ref"]
+    for value in schema.values() if isinstance(schema, dict) else ():
+        for one in value if isinstance(value, list) else (value,):
+            yield from _refs(one)
+
+
 def _tidy(shown: JsonSchemaValue, info: FieldInfo) -> None:
+    if "oneOf" in shown:
+        shown["anyOf"] = shown.pop("oneOf")  # as in _ToldApart
     options = [option for option in shown.get("anyOf", []) if option != {"type": "null"}]
     if info.default is None and len(options) == 1:
         # A field that may be left empty, where Prefect would draw a choice of two types.
@@ -89,7 +112,7 @@ def _tidy(shown: JsonSchemaValue, info: FieldInfo) -> None:
         shown |= {**options[0], **shown}
     if "default" in shown:
         shown["default"] = _spelled(info, shown["default"])
-    elif examples := shown.get("examples"):
+    elif (examples := shown.get("examples")) and "for example" not in shown["description"]:
         shown["description"] = f"{shown['description']}; for example {examples[0]}"
 
 

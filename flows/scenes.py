@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from pydantic import ValidationError
 
 from reelmill.errors import ReelmillError, Rejected
+from reelmill.media.decode import Device
 from reelmill.media.scenes import (
     KINDS,
     Detector,
@@ -39,13 +40,18 @@ def chosen_detectors(
         raise ReelmillError(
             "detector transnetv2 needs --weights: the file of the network's weights"
         )
+    if weights is not None and "transnetv2" not in kinds:
+        raise ReelmillError("--weights is for detector transnetv2: give -d transnetv2, too")
     settings = {"min_scene": min_scene} | ({} if threshold is None else {"threshold": threshold})
     try:
         asked = [KINDS[kind].model_validate(settings) for kind in dict.fromkeys(kinds)]
     except ValidationError as error:
         first = error.errors()[0]
         option = "--" + str(first["loc"][0]).replace("_", "-")
-        raise ReelmillError(f"{option}: {first['msg']}") from None
+        wrong = first["msg"].removeprefix("Value error, ")
+        if first["type"] != "value_error":
+            wrong = f"{wrong.replace('Input should', 'it must')}, not {first['input']}"
+        raise ReelmillError(f"{option}: {wrong}") from None
     path = str(weights)
     return [one.bound(path) if isinstance(one, TransNetV2Detector) else one for one in asked]
 
@@ -56,13 +62,15 @@ def look(
     *,
     jobs: int,
     exact: bool,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
 ) -> tuple[Scores, list[dict[str, Any]]]:
     """The scores of a file, and its scenes: ``start`` and ``end`` in seconds, and ``frames``, which
     is None where not all were looked at.
 
-    Raises ReelmillError where the file cannot be read.
+    Raises ReelmillError where the file cannot be read, or not in this way.
     """
+    if device == "cuda" and not exact:
+        raise ReelmillError("--fast looks at few frames, --cuda at all of them: leave one out")
     try:
         scores = score(path, detectors, jobs=jobs, exact=exact, device=device)
     except OSError as error:
@@ -111,7 +119,10 @@ def draw(
         picture = next(pictures) if number in pictured else None
         drawn.append(Scene(start, end, caption, picture))
     length = scenes[-1]["end"] - scenes[0]["start"]
-    subtitle = f"{len(scenes)} scenes in {length:.2f} s, {length / len(scenes):.2f} s on average"
+    subtitle = f"1 scene of {length:.2f} s"
+    if len(scenes) > 1:
+        average = length / len(scenes)
+        subtitle = f"{len(scenes)} scenes in {length:.2f} s, {average:.2f} s on average"
     return timeline(curves, drawn, title=path.name, subtitle=subtitle, width=width)
 
 

@@ -793,7 +793,10 @@ class _Checker:
         for details in error.errors(include_url=False):
             loc = details["loc"]
             here = (*keys, *_present(raw, loc))
-            if details["type"] == "missing":
+            if details["type"] == "missing" and isinstance(loc[-1], int):
+                messages.setdefault(here, {})["has too few values"] = None
+                given[here] = ""
+            elif details["type"] == "missing":
                 self._report.add((*here, loc[-1]), f"missing; {owner} needs it")
             elif details["type"] == "extra_forbidden":
                 fields = _fields(*_models_at(model, loc[:-1]))
@@ -835,15 +838,36 @@ def _models_at(model: type[BaseModel], loc: _Keys) -> list[type[BaseModel]]:
     for step in loc:
         field = _fields(*models).get(str(step))
         if field is not None:
-            models = list(_models_in(field.annotation))
+            models = list(models_in(field.annotation))
+        else:
+            # Between a union's field and its members' there is the tag of the one that was meant.
+            models = [one for one in models if _is_tagged(one, step)] or models
     return models
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+def _is_tagged(model: type[BaseModel], tag: str | int) -> bool:
+    return any((tag,) == get_args(field.annotation) for field in model.model_fields.values())
+
+
+def models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The models that a field of such a type may hold."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         yield annotation
     for argument in get_args(annotation):
-        yield from _models_in(argument)
+        yield from models_in(argument)
+
+
+_QUOTE = "'"
+_MAPPING, _LIST = "must be a mapping", "must be a list"
+_YAML_WORDS = {
+    "model_type": _MAPPING,
+    "model_attributes_type": _MAPPING,
+    "dict_type": _MAPPING,
+    "mapping_type": _MAPPING,
+    "tuple_type": _LIST,
+    "list_type": _LIST,
+}
+"""By pydantic's types of errors, what it says in Python's words."""
 
 
 def _message(details: ErrorDetails) -> tuple[str, str]:
@@ -853,6 +877,12 @@ def _message(details: ErrorDetails) -> tuple[str, str]:
         return message.partition(", ")[2], ""
     if details["type"] == "string_type" and isinstance(value, int | float):
         return "must be a string; put it in quotes", ""
+    told = details.get("ctx", {})
+    if details["type"] == "union_tag_invalid":
+        return f"must be one of {told['expected_tags']}, not {told['tag']!r}", ""
+    if details["type"] == "union_tag_not_found":
+        return f"has no {told['discriminator'].strip(_QUOTE)}, which says what it is", ""
+    message = _YAML_WORDS.get(details["type"], message.replace(" after validation", ""))
     message = re.sub(r"^\w+ should ", "must ", message.partition(", unable to")[0])
     shown = "null" if value is None else _short(repr(value), 80)
     said = ", not " in message or not isinstance(value, str | int | float | None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
-from reelmill.errors import RecipeError
+from reelmill.errors import MissingDependencyError, RecipeError, StageError
 from reelmill.store.model import (
     Action,
     Blob,
@@ -100,6 +100,14 @@ def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
     return sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
 
 
+def _tools(node: Node) -> dict[str, str]:
+    """What a node's bytes depend on of its host. Raises as its stage does, and names the node."""
+    try:
+        return node.stage.tools(node.params)
+    except (MissingDependencyError, StageError) as error:
+        raise type(error)(f"{node.name}: {error}") from error
+
+
 def _union(removed: Iterable[tuple[Blob, ...]]) -> tuple[Blob, ...]:
     blobs = {blob.digest: blob for some in removed for blob in some}
     return tuple(blobs[digest] for digest in sorted(blobs))
@@ -146,7 +154,7 @@ class Planner:
                 default=-1,
             )
             growths = [_Growth() for _ in range(counts.pop())]
-            self._states[node.name] = _State(node, depth, growths, node.stage.tools(node.params))
+            self._states[node.name] = _State(node, depth, growths, _tools(node))
             self._removed[node.name] = _union(self._removed[p] for p in node.parents.values())
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)

@@ -6,14 +6,14 @@ import json
 from collections.abc import Iterator
 from decimal import Decimal
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
 from reelmill.digest import json_integer
 from reelmill.errors import Rejected
-from reelmill.media.scenes import AnyDetector, Detector, chosen, find, spans
+from reelmill.media.scenes import AnyDetector, Detector, Kind, chosen, find, spans
 from reelmill.media.scenes.kept import ratio, unpack
 from reelmill.media.scenes.scores import needed
 from reelmill.media.spans import Span
@@ -30,8 +30,8 @@ _UNREADABLE = Rejected("bad_scenes", "its scenes are not what stage scenes makes
 class ScenesParams(Params):
     """Which detectors find the cuts, and how easily."""
 
-    detector: Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"] = (
-        Field("content", description="PySceneDetect's, or TransNetV2, if its scores are there")
+    detector: Kind = Field(
+        "content", description="PySceneDetect's, or TransNetV2, if its scores are there"
     )
     threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
     min_scene: Seconds = Field(

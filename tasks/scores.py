@@ -6,17 +6,19 @@ from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from reelmill.media.decode import Device
 from reelmill.media.scenes import (
     AdaptiveDetector,
     ContentDetector,
     Detector,
     HashDetector,
     HistogramDetector,
+    Kind,
     ThresholdDetector,
     TransNetV2Detector,
     score,
@@ -29,9 +31,6 @@ from reelmill.tasks.site_params import AbsolutePath
 
 FIELD = "scores.parquet"
 """The field of a sample that holds the scores of its video's frames."""
-
-_Kind = Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"]
-
 
 Weights = Annotated[
     AbsolutePath | None,
@@ -55,7 +54,7 @@ def network_tools(weights: str) -> dict[str, str]:
 class ScoresParams(Params):
     """Which detectors the scores are for, and their settings that no threshold makes up for."""
 
-    detectors: tuple[_Kind, ...] = Field(
+    detectors: tuple[Kind, ...] = Field(
         ("content", "threshold", "hash", "histogram"),
         min_length=1,
         description="detectors that shall find cuts in the scores; content also serves adaptive",
@@ -70,7 +69,7 @@ class ScoresParams(Params):
     )
     bins: Annotated[int, Field(ge=1, le=256)] = Field(128, description="of a histogram")
     weights: Weights = None
-    device: Literal["cpu", "cuda"] = Field(
+    device: Device = Field(
         "cpu",
         description="cuda: decoded and scored on an NVIDIA card, several videos at once",
     )
@@ -93,6 +92,8 @@ class ScoresParams(Params):
             raise ValueError("device cuda looks at all frames: it needs exact: true")
         if "transnetv2" in self.detectors and self.weights is None:
             raise ValueError("detector transnetv2 needs weights: the path of the network's file")
+        if "transnetv2" not in self.detectors and self.weights is not None:
+            raise ValueError("weights are for detector transnetv2, which is not asked for")
         return self
 
     def effective(self) -> dict[str, Any]:

@@ -18,10 +18,11 @@ from pydantic import Field, ValidationError, model_validator
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_spans
-from reelmill.media.cut.output import SoundChoice, VariantName, audio_of
+from reelmill.media.cut.output import Crf, Preset, SoundChoice, VariantName, audio_of
+from reelmill.media.decode import Device
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
-from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
+from reelmill.media.scenes import AnyDetector, Detector, Kind, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import MAX_TRACKS, Cue, Script, parse_webvtt, tracks_of, webvtt
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
@@ -84,8 +85,8 @@ class SplitParams(Params):
     pick: Literal["first", "spread"] = Field(
         "first", description="which clips, if there are more: the first ones, or evenly spread ones"
     )
-    detector: Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"] = (
-        Field("content", description="PySceneDetect's, or TransNetV2, for method 'scenes'")
+    detector: Kind = Field(
+        "content", description="PySceneDetect's, or TransNetV2, for method 'scenes'"
     )
     threshold: Number | None = Field(None, description="the detector's threshold, if not its own")
     min_scene: Seconds = Field(
@@ -100,7 +101,7 @@ class SplitParams(Params):
         "fraction of the work",
     )
     weights: Weights = None
-    device: Literal["cpu", "cuda"] = Field(
+    device: Device = Field(
         "cpu", description="cuda: videos are decoded, and scenes found, on an NVIDIA card"
     )
     video: Video | None = Field(
@@ -115,13 +116,10 @@ class SplitParams(Params):
     variants: Mapping[VariantName, Variant] = Field(
         {}, description="more outputs of each clip, by name: fields such as small.mp4"
     )
-    crf: Annotated[int, Field(ge=0, le=51)] | None = Field(
+    crf: Crf | None = Field(
         None, description="short for video.crf: smaller is better and larger files"
     )
-    preset: (
-        Literal["ultrafast", "superfast", "veryfast", "faster", "fast", "medium", "slow", "slower"]
-        | None
-    ) = Field(None, description="short for video.preset: the encoder's effort")
+    preset: Preset | None = Field(None, description="short for video.preset: the encoder's effort")
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(3600), description="for the cutting of one video"
     )
@@ -151,10 +149,11 @@ class SplitParams(Params):
             if getattr(self, name) is not None and name in asked:
                 raise ValueError(f"{name} is given twice: it is short for video.{name}")
         encoding = self.encoding
-        if self.cut == "copy" and (self.video is not None or not encoding.allows_copy):
+        is_asked = any(one is not None for one in (self.video, self.crf, self.preset))
+        if self.cut == "copy" and (is_asked or not encoding.allows_copy):
             raise ValueError(
-                "cut 'copy' leaves clips as they are: video, variants, subtitles 'keep' and codec, "
-                "rate, channels or extract of audio need cut 'exact'"
+                "cut 'copy' leaves clips as they are: video, crf, preset, variants, subtitles "
+                "'keep', and more of audio than true or false need cut 'auto' or 'exact'"
             )
         return self
 
@@ -178,6 +177,8 @@ class SplitParams(Params):
         detectors = self.search()
         if self.asks_network and self.weights is None:
             raise ValueError("detector transnetv2 needs weights: the path of the network's file")
+        if self.weights is not None and not self.asks_network:
+            raise ValueError("weights are for detector transnetv2, which is not asked for")
         if self.exact_scenes:
             return
         if needing := [one.kind for one in detectors if not one.skims]:
@@ -241,7 +242,7 @@ class Split(SampleStage[SplitParams]):
     roles = ("source", "scenes")
     optional = ("scenes",)
     params = SplitParams
-    memory = 1_000_000_000  # most of it the encoders' of one process
+    memory = 1_000_000_000  # most of it the encoders', whose pixels a process bounds
     reads = None  # subtitles are in fields of any language
     columns = pa.schema(
         [

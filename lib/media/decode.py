@@ -6,7 +6,7 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, TypeAlias, cast
 
 import av
 import numpy as np
@@ -16,6 +16,9 @@ from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from reelmill.errors import Rejected
 from reelmill.media.probe import Source, open_media, video_stream
+
+Device: TypeAlias = Literal["cpu", "cuda"]
+"""What decodes."""
 
 # How far ahead timestamps are sorted: enough for x264's usual pyramid of three B-frames.
 _LOOKAHEAD = 4

@@ -149,9 +149,10 @@ class _Page:
         pen.text((self.right, at[1]), told, _LIMIT, label, "rs")
         first = top + self.padding + self.px(30)
         last = first + self.chart
-        # What is far above the threshold is cut off, or nothing else could be seen.
+        # Peaks far above the threshold are cut off, or nothing else could be seen.
         highest = max(float(curve.values.max()), curve.threshold * 1.25, 1e-9)
-        highest = min(highest, curve.threshold * 5) if curve.threshold > 0 else highest
+        usual = max(curve.threshold * 5, float(np.median(curve.values)) * 1.5)
+        highest = min(highest, usual) if curve.threshold > 0 else highest
         self._bands(pen, first, last)
         for tick in _ticks(highest, 4):
             level = last - tick / highest * self.chart

@@ -317,6 +317,16 @@ def test_times_in_milliseconds_repeat_no_frame_at_the_rate_they_had(
     assert numbers(clip.path) == list(range(90))
 
 
+def test_an_average_rate_is_that_of_the_span_whatever_the_container_states(tmp_path: Path) -> None:
+    slowing = ("-vf", "setpts=(N+N*N/20)/(30*TB)", "-fps_mode", "vfr", "-bf", "3")
+    _ffmpeg("-i", sample("silent.mp4"), *slowing, source := tmp_path / "slowing.mp4")
+    variants = {"same": Variant(codec="hevc"), "even": Variant(fps=20)}
+    clip = _cut(source, tmp_path, [(F(0), F(99))], variants=variants)[0]
+    rate = clip.frames / (clip.end - clip.start)
+    assert clip.fps == rate != probe(clip.path).fps
+    assert {name: one.fps for name, one in clip.variants.items()} == {"same": rate, "even": 20}
+
+
 def test_uneven_frames_become_even(tmp_path: Path) -> None:
     source = sample("uneven.mkv")
     clip = _cut(source, tmp_path, [(F(0), F(99))], video=Video(fps=25))[0]

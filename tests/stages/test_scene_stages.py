@@ -13,7 +13,9 @@ import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
-from reelmill.errors import Rejected
+from reelmill.errors import RecipeError, Rejected
+from reelmill.flows.derivation import derivation
+from reelmill.media.cut.output import CODECS
 from reelmill.media.scenes import KINDS, AdaptiveDetector, ContentDetector, detect, find, kept
 from reelmill.shards import parquet
 from reelmill.shards.reader import Sample, ShardReader
@@ -113,7 +115,7 @@ def test_params_with_one_meaning_have_one_key() -> None:
     )
     split = SplitParams.model_validate
     several = {"detectors": ["adaptive"]}
-    assert key(split({**several, "detector": "hash"})) == key(split(several))
+    assert key(split({**several, "detector": "content"})) == key(split(several))
     assert key(split({**several, "method": "spans"})) == key(split({"method": "spans"}))
     assert AdaptiveDetector() in split(several).detectors
 
@@ -128,12 +130,57 @@ def test_params_with_one_meaning_have_one_key() -> None:
         (ScoresParams, {"detectors": []}, "at least 1"),
         (SplitParams, {"detector": "adaptive", "exact_scenes": False}, "exact_scenes: true"),
         (SplitParams, {"threshold": 300}, "255"),
+        (SplitParams, {"detectors": ["hash"], "threshold": 20}, "within them"),
+        (SplitParams, {"detectors": ["hash"], "detector": "adaptive"}, "within them"),
+        (ScenesParams, {"detectors": ["hash"], "min_scene": 2}, "within them"),
+        (SplitParams, {"weights": "/net.pth"}, "weights are for detector transnetv2"),
+        (ScoresParams, {"weights": "/net.pth"}, "weights are for detector transnetv2"),
+        (SplitParams, {"cut": "copy", "crf": 20}, "cut 'copy' leaves clips as they are"),
+        (SplitParams, {"cut": "copy", "preset": "fast"}, "cut 'copy' leaves clips as they are"),
     ],
 )
 def test_params_that_cannot_work_are_refused(model: Any, params: Any, message: str) -> None:
     with pytest.raises(ValidationError) as caught:
         model.model_validate(params)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("params", "told"),
+    [
+        ({"video": "fast"}, "clips.video: must be a mapping, not 'fast'"),
+        ({"detectors": "content"}, "clips.detectors: must be a list, not 'content'"),
+        ({"detectors": [{"threshold": 3}]}, "clips.detectors[0]: has no kind, which says what it"),
+        ({"detectors": ["sharp"]}, "clips.detectors[0]: must be one of 'content', 'adaptive', "),
+        (
+            {"detectors": [{"kind": "hash", "bits": 1}]},
+            "clips.detectors[0].bits: unknown parameter of stage split; choose from min_scene, "
+            "min_frames, kind, threshold, size, lowpass",
+        ),
+        (
+            {"detectors": [{"kind": "content", "weights": [1, 2]}]},
+            "clips.detectors[0].weights: has too few values",
+        ),
+    ],
+)
+def test_what_is_wrong_in_a_nested_parameter_is_said_in_words_of_yaml(
+    params: Any, told: str
+) -> None:
+    with pytest.raises(RecipeError) as caught:
+        derivation("./store", "videos@v1", "clips", "split", params)
+    assert told in str(caught.value)
+    assert "more)" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("crf", "codec"), [(60, "av1"), (51, "h264")])
+def test_the_short_forms_have_the_bounds_of_the_codec(crf: int, codec: str) -> None:
+    preset = CODECS[codec].presets[-1]
+    short = {"video": {"codec": codec}, "crf": crf, "preset": preset}
+    long = {"video": {"codec": codec, "crf": crf, "preset": preset}}
+    split = SplitParams.model_validate
+    assert key_params(split(short)) == key_params(split(long))
+    with pytest.raises(ValidationError, match="crf is 0 to 51 for hevc"):
+        split({"video": {"codec": "hevc"}, "crf": 52})
 
 
 def test_scenes_are_exact_in_any_time_base(bench: Bench) -> None:

@@ -62,6 +62,16 @@ def test_every_field_is_one_plain_input_or_a_group_of_them_with_a_description(st
     assert model["required"] == ["stage"]
 
 
+def test_fields_within_groups_are_plain_too() -> None:
+    for group in ("Video", "Audio", "Size", "Variant"):
+        fields = SCHEMA["definitions"][group]["properties"]
+        chosen = {name for name, field in fields.items() if {"anyOf", "oneOf"} & set(field)}
+        assert chosen == ({"audio"} if group == "Variant" else set())
+        assert all(field["description"] for field in fields.values())
+        assert all(field.get("default", "") is not None for field in fields.values())
+        assert "oneOf" not in str(fields), "the form would keep the values of the choice before"
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_form_fills_in_by_itself_means_the_defaults(stage: str) -> None:
     values = defaults(stage)
@@ -84,6 +94,9 @@ def test_defaults_are_spelled_as_people_would() -> None:
         {"stage": "frames", "size": [640, 360]},
         {"stage": "split", "method": "fixed", "seconds": "8s", "stride": "1m30s"},
         {"stage": "split", "threshold": 27.5, "audio": False},
+        {"stage": "split", "video": {"bit_rate": "2M", "fps": "23.976", "size": {"width": 640}}},
+        {"stage": "split", "detectors": ["content", {"kind": "hash"}], "audio": {"rate": 16000}},
+        {"stage": "split", "variants": {"small": {"crf": 30, "audio": {"bit_rate": "96k"}}}},
         {"stage": "shuffle", "bytes_per_shard": "1 GiB"},
         {"stage": "flow", "preset": "medium"},
     ],
@@ -101,6 +114,8 @@ def test_what_people_write_is_accepted(make: dict[str, Any]) -> None:
         ({"stage": "frames", "size": [640]}, "make.size"),
         ({"stage": "split", "max_seconds": "8 parsecs"}, "make.max_seconds"),
         ({"stage": "split", "crf": 99}, "make.crf"),
+        ({"stage": "split", "video": {"codec": "mpeg2"}}, "make.video"),
+        ({"stage": "split", "video": {"size": {"mode": "stretch"}}}, "make.video"),
         ({"stage": "shuffle", "bytes_per_shard": "-1 MB"}, "make.bytes_per_shard"),
     ],
 )

@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any
 
 import ffmpeg
 
@@ -24,6 +24,7 @@ from reelmill.media.cut.output import Audio, Video
 from reelmill.media.cut.picture import Picture
 from reelmill.media.cut.plan import Plan
 from reelmill.media.cut.rendering import Rendering, Texts, sound_ending
+from reelmill.media.decode import Device as Device
 from reelmill.media.probe import FORMATS, MAX_PIXELS
 
 # FFmpeg's resampler, its AAC encoder and its decoders of the MPEG-4 kind round otherwise with newer
@@ -38,9 +39,6 @@ _EXACT = frozenset({"h264", "hevc", "vp8", "vp9", "av1"})
 _SCALER = "bicubic+accurate_rnd+bitexact"
 
 _LAYOUTS = {1: "mono", 2: "stereo", 6: "5.1", 8: "7.1"}
-
-
-Device: TypeAlias = Literal["cpu", "cuda"]
 
 
 def compose(

@@ -17,6 +17,7 @@ from pydantic import (
     PositiveInt,
     StringConstraints,
     Tag,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -125,11 +126,22 @@ def _rate(value: object) -> str:
     return str(rate)
 
 
-BitRate = Annotated[int, BeforeValidator(_bits), Field(ge=1000, le=10**9)]
+BitRate = Annotated[
+    int,
+    BeforeValidator(_bits),
+    Field(ge=1000, le=10**9),
+    WithJsonSchema(
+        {"type": "string", "pattern": r"^\s*[0-9.]+[kM]?\s*$", "examples": ["2M", "96k"]},
+        mode="validation",
+    ),
+]
 """Bits a second."""
 
 Rate = Annotated[str, BeforeValidator(_rate)]
 """Frames a second, exactly: text such as ``25`` or ``30000/1001``."""
+
+Crf = Annotated[int, Field(ge=0, le=63)]
+"""Constant quality; codecs have bounds of their own within these."""
 
 Preset = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
@@ -219,11 +231,11 @@ class Video(_Model):
     codec: Codec | None = Field(
         default=None, description="h264 unless given; those of NVENC need a GPU that has it"
     )
-    crf: Annotated[int, Field(ge=0, le=63)] | None = Field(
+    crf: Crf | None = Field(
         default=None, description="constant quality: smaller is better and larger files"
     )
     bit_rate: BitRate | None = Field(
-        default=None, description="bits a second on average instead of crf, such as 2M"
+        default=None, description="bits a second on average instead of crf"
     )
     preset: Preset | None = Field(
         default=None, description="the encoder's effort, by its own name for it"

@@ -43,10 +43,10 @@ class Clip:
     first frame behind the clip (or the end of the stream). ``wished_start`` and ``wished_end`` are
     what was asked for. ``start_frame`` counts the source's frames in presentation order, ``frames``
     the clip's own. ``width`` and ``height`` are pixels before ``rotation``, as in
-    :class:`~reelmill.media.probe.VideoInfo`; ``size`` is in bytes. ``how`` tells whether its
-    pictures were ``copied`` or ``encoded``, or both (``smart``). ``others`` are the files of its
-    variants and extracted sound by the ends of their names (``small.mp4``, ``wav``), ``variants``
-    what the variants are, by name.
+    :class:`~reelmill.media.probe.VideoInfo`; ``fps`` is frames a second on average, ``size`` in
+    bytes. ``how`` tells whether its pictures were ``copied`` or ``encoded``, or both (``smart``).
+    ``others`` are the files of its variants and extracted sound by the ends of their names
+    (``small.mp4``, ``wav``), ``variants`` what the variants are, by name.
     """
 
     path: Path
@@ -146,7 +146,7 @@ class Plan:
             width=info.width,
             height=info.height,
             rotation=info.rotation,
-            fps=info.fps,
+            fps=average_rate(info, self.end - start),
             audio=info.has_audio,
             size=info.size_bytes,
             how=how,
@@ -165,6 +165,12 @@ def made(path: Path, *, check: bool) -> VideoInfo | None:
     except (Rejected, FileNotFoundError):
         return None
     return info if info.frames else None
+
+
+def average_rate(info: VideoInfo, seconds: Fraction) -> Fraction:
+    """Frames a second of a file that shows ``seconds`` of its source. What MP4 states itself is the
+    rate in coding order, which B-frames of a variable rate make another one."""
+    return (info.frames or 0) / seconds if seconds > 0 else info.fps
 
 
 @dataclass(frozen=True)

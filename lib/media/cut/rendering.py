@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from pathlib import Path
 
 from reelmill.media.cut import tone
 from reelmill.media.cut.output import Audio, Encoding
 from reelmill.media.cut.picture import Picture, picture_of
-from reelmill.media.cut.plan import Clip, CutFailure, Plan, made
+from reelmill.media.cut.plan import Clip, CutFailure, Plan, average_rate, made
 from reelmill.media.probe import VideoInfo, open_media, video_stream
 from reelmill.media.subtitles import Track, tracks_of, webvtt
 
@@ -82,12 +83,16 @@ class Rendering:
             return clip
         variants: dict[str, VideoInfo] = {}
         others: dict[str, Path] = {}
-        for ending, (_, audio) in self.encoding.outputs.items():
-            if ending != clip.ending:
+        for ending, (video, audio) in self.encoding.outputs.items():
+            if ending == clip.ending:
+                clip = replace(clip, fps=Fraction(video.fps or clip.fps))
+            else:
                 others[ending] = plan.file(ending)
                 info = made(others[ending], check=False)
                 if info is None:
                     return plan.failure("undecodable", "a variant of the clip has no frame")
+                rate = average_rate(info, clip.end - clip.start)
+                info = replace(info, fps=Fraction(video.fps or rate))
                 variants[ending.partition(".")[0]] = info
             sound = sound_ending(ending, audio)
             if sound is not None and plan.file(sound).is_file():

@@ -8,18 +8,16 @@ from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal, Protocol, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from reelmill.media.decode import frames, to_rgb
+from reelmill.media.decode import Device, frames, to_rgb
 from reelmill.media.gpu.colour import rgb_of
 from reelmill.media.gpu.modules import torch_module
 from reelmill.media.gpu.nvdec import BATCH, Nvdec, RefusedError, nvdec
 from reelmill.media.probe import Source, probe
-
-Device: TypeAlias = Literal["cpu", "cuda"]
 
 T = TypeVar("T")
 

@@ -8,8 +8,8 @@ joins in.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
+from reelmill.media.decode import Device
 from reelmill.media.probe import Source
 from reelmill.media.scenes.contract import Clock, Scores
 from reelmill.media.scenes.detectors import (
@@ -20,6 +20,7 @@ from reelmill.media.scenes.detectors import (
     Detector,
     HashDetector,
     HistogramDetector,
+    Kind,
     ThresholdDetector,
     TransNetV2Detector,
     chosen,
@@ -38,6 +39,7 @@ __all__ = [
     "Finder",
     "HashDetector",
     "HistogramDetector",
+    "Kind",
     "Scores",
     "ThresholdDetector",
     "TransNetV2Detector",
@@ -55,7 +57,7 @@ def detect(
     *,
     jobs: int = 1,
     exact: bool = True,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
 ) -> list[Span]:
     """The scenes of the best video stream: gap-free ``[start, end)`` spans in seconds on its own
     clock, from its first frame to the end of its last; a single one where nothing is cut.

@@ -269,6 +269,9 @@ def _named(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+Kind: TypeAlias = Literal["content", "adaptive", "threshold", "hash", "histogram", "transnetv2"]
+"""The keys of ``KINDS``."""
+
 AnyDetector = Annotated[
     Annotated[Detector, Field(discriminator="kind")],
     BeforeValidator(_named, json_schema_input_type=str | dict[str, Any]),
@@ -287,8 +290,11 @@ def chosen(
     threshold (None: its own) and its shortest scene in seconds; ``weights`` is the path of those
     of TransNetV2, which only scoring needs.
 
-    Raises ``ValueError`` (pydantic's) where the threshold is out of the detector's bounds.
+    Raises ``ValueError`` where both forms are given, and pydantic's where the threshold is out of
+    the detector's bounds.
     """
+    if detectors and (kind, threshold, min_scene) != ("content", None, Decimal("0.6")):
+        raise ValueError("with detectors, give threshold and min_scene to each one within them")
     if not detectors:
         given = {} if threshold is None else {"threshold": threshold}
         detectors = (KINDS[kind].model_validate({"min_scene": min_scene, **given}),)
