@@ -67,7 +67,7 @@ def skim(source: Source, measures: Sequence[Measure]) -> Scores | None:
         if not groups or len(rows) < len(groups):
             # Damaged, or without timestamps, or not to be sought in.
             return None
-        seen: dict[int | None, Row] = dict(rows)
+        seen = dict(rows)
         usual = max(group.packets for group in groups)
         for number, group in enumerate(groups):
             behind = groups[number + 1].start if number + 1 < len(groups) else None
@@ -75,15 +75,15 @@ def skim(source: Source, measures: Sequence[Measure]) -> Scores | None:
             if was_due and behind is not None:
                 # The keyframe behind is no cut, and compared with the one before only a far look.
                 rows.pop(behind, None)
-            if group.large and not _is_one_scene(seen.get(behind), pairwise):
+            if group.large and not (behind in seen and _is_one_scene(seen[behind], pairwise)):
                 rows |= _inside(container, stream, group, None if was_due else behind, pairwise)
     return _scores(clock, rows, end, PairScorer(pairwise))
 
 
-def _is_one_scene(row: Row | None, measures: Sequence[Pairwise]) -> bool:
+def _is_one_scene(row: Row, measures: Sequence[Pairwise]) -> bool:
     """Whether a keyframe, by its row, surely shows the scene of the one before."""
     names = [name for measure in measures for name in measure.columns]
-    if row is None or any(name not in names for name in Content.columns):
+    if any(name not in names for name in Content.columns):
         return False
     changes = [row[names.index(name)] for name in Content.columns]
     return sum(changes) / len(changes) < SAME
