@@ -35,6 +35,9 @@ _LONGEST_STEP = 2**31 - 1
 """A longer step between two samples, in ticks, is a negative one that was written as positive."""
 
 _UNITY = 0x00010000
+_UPRIGHT = b"".join(n.to_bytes(4) for n in (1 << 16, 0, 0, 0, 1 << 16, 0, 0, 0, 1 << 30))
+"""The matrix that turns nothing."""
+
 _GROUPS = (b"rap ", b"sync")
 """Groups of samples from which FFmpeg makes further keyframes."""
 
@@ -42,7 +45,9 @@ _GROUPS = (b"rap ", b"sync")
 @dataclass(frozen=True, eq=False)
 class Samples:
     """A track's samples in decode order, in ticks of ``timescale``, as its tables state them:
-    before FFmpeg shifts them, so that what an edit list shows begins where that says."""
+    before FFmpeg shifts them, so that what an edit list shows begins where that says.
+    ``description`` is the content of the ``stsd`` box, which tells how they are coded; ``picture``
+    are the matrix and the size at the end of the track's header."""
 
     timescale: int
     pts: Ints
@@ -51,6 +56,13 @@ class Samples:
     size: Ints
     keyframe: NDArray[np.bool_]
     hidden: NDArray[np.bool_]
+    description: bytes
+    picture: bytes
+
+    @property
+    def format(self) -> bytes | None:
+        """The code of the samples' format, such as ``avc1``; None where there are several."""
+        return self.description[12:16] if self.description[4:8] == b"\0\0\0\1" else None
 
 
 class _Doubtful(Exception):  # noqa: N818 - no error: another way is taken
@@ -183,6 +195,8 @@ def _samples(moov: memoryview, track: int) -> Samples:
         size=sizes,
         keyframe=_keyframes(tables, count),
         hidden=_hidden(parts, pts, timescale, movie_scale),
+        description=bytes(_only(tables, b"stsd")),
+        picture=_picture(_only(parts, b"tkhd"), _only(top, b"mvhd")),
     )
 
 
@@ -217,6 +231,13 @@ def _only(boxes: dict[bytes, list[memoryview]], kind: bytes) -> memoryview:
 def _is_track(parts: dict[bytes, list[memoryview]], track: int) -> bool:
     header = _only(parts, b"tkhd")
     return _u32(header, 20 if header[0] else 12) == track
+
+
+def _picture(track: memoryview, movie: memoryview) -> bytes:
+    """The matrix and the size in a track's header; empty where the movie turns pictures, too."""
+    turned = movie[48:84] if movie[0] else movie[36:72]
+    found = track[52:] if track[0] else track[40:]
+    return bytes(found) if bytes(turned) == _UPRIGHT and len(found) == 44 else b""
 
 
 def _timescale(header: memoryview) -> int:

@@ -145,9 +145,28 @@ def demux(container: Any, streams: list[Any]) -> Iterator[Any]:
         yield from container.demux(streams)
 
 
+@dataclass(frozen=True, eq=False)
+class Laid:
+    """Where an MP4 file holds the packets of a table: int64 ``offset`` and ``size`` in bytes; and
+    what its index says of them as a whole: see :class:`~reelmill.media.mp4.Samples`."""
+
+    timescale: int
+    offset: NDArray[np.int64]
+    size: NDArray[np.int64]
+    format: bytes | None
+    description: bytes
+    picture: bytes
+
+
 def indexed_packets(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
     """The packets of a stream by the index of an MP4 file; None where it does not tell them all,
     or FFmpeg makes something else of it. Leaves ``file``, which FFmpeg reads, where it was."""
+    found = laid_packets(file, size, stream)
+    return None if found is None else found[0]
+
+
+def laid_packets(file: BinaryIO, size: int, stream: Any) -> tuple[PacketTable, Laid] | None:
+    """The same, and where they lie."""
     at = file.tell()
     try:
         return _from_index(file, size, stream)
@@ -155,7 +174,7 @@ def indexed_packets(file: BinaryIO, size: int, stream: Any) -> PacketTable | Non
         file.seek(at)
 
 
-def _from_index(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
+def _from_index(file: BinaryIO, size: int, stream: Any) -> tuple[PacketTable, Laid] | None:
     entries = stream.index_entries
     if not len(entries) or head_of(file)[4:8] != b"ftyp":
         return None
@@ -165,11 +184,11 @@ def _from_index(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
     base = Fraction(stream.time_base)
     # What edit lists, and offsets between decoding and showing, shift all times by.
     shift = entries[0].timestamp - int(found.dts[0])
-    said = np.array([(e.timestamp, e.size, e.flags & 3) for e in entries], dtype=np.int64)
+    said = np.array([(e.timestamp, e.size, e.flags & 3, e.pos) for e in entries], dtype=np.int64)
     ours = np.stack((found.dts + shift, found.size, found.keyframe + 2 * found.hidden), axis=1)
-    if base != Fraction(1, found.timescale) or not np.array_equal(said, ours):
+    if base != Fraction(1, found.timescale) or not np.array_equal(said[:, :3], ours):
         return None
-    return PacketTable(
+    table = PacketTable(
         base,
         found.pts + shift,
         found.dts + shift,
@@ -179,3 +198,12 @@ def _from_index(file: BinaryIO, size: int, stream: Any) -> PacketTable | None:
         unstamped=0,
         size_bytes=int(found.size.sum()),
     )
+    laid = Laid(
+        found.timescale,
+        said[:, 3].copy(),
+        found.size,
+        found.format,
+        found.description,
+        found.picture,
+    )
+    return table, laid

@@ -253,6 +253,18 @@ def _is_plain(container: Any) -> bool:
     )
 
 
+@contextmanager
+def open_plain(path: Path) -> Iterator[tuple[Any, BinaryIO] | None]:
+    """An MP4 file, opened by its header alone, and the file that it is read from; None where that
+    header does not tell all that decoding would. Raises as :func:`open_media` does."""
+    with path.open("rb") as file:
+        if head_of(file)[4:8] != b"ftyp":
+            yield None
+            return
+        with _open(file, _LEAN) as container:
+            yield (container, file) if _is_plain(container) else None
+
+
 def read_header(source: Source) -> VideoInfo:
     """What the header of ``source`` says, true or not; a duration of 0 where it does not tell.
 

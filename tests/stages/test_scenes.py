@@ -468,28 +468,32 @@ def _long_way(frame: av.VideoFrame) -> NDArray[np.uint8]:
 def test_small_pictures_are_those_of_the_long_way(
     name: str, colour_range: int, matrix: int
 ) -> None:
-    for size in ((1280, 720), (512, 288), (640, 362), (255, 77), (1280, 5), (512, 2), (6, 512)):
+    sizes = ((1280, 720), (512, 288), (640, 362), (255, 77), (1280, 5), (512, 2), (6, 512))
+    for size in (*sizes, (1920, 1080), (1080, 1920), (1408, 792)):
         frame = _noise(*size, name, matrix, colour_range)
         assert np.array_equal(Shrinker(*size)(frame), _long_way(frame)), size
 
 
 @pytest.mark.parametrize(
-    ("size", "name", "quick"),
+    ("size", "name", "way"),
     [
-        ((1280, 720), "yuv420p", True),
-        ((720, 1280), "yuvj420p", True),
-        ((1024, 576), "yuv422p", True),
-        ((1280, 720), "yuv420p10le", False),
-        ((1280, 534), "yuv420p", False),
-        ((1920, 1080), "yuv420p", False),
-        ((240, 180), "yuv420p", False),
+        ((1280, 720), "yuv420p", "_Sampled"),
+        ((720, 1280), "yuvj420p", "_Sampled"),
+        ((1024, 576), "yuv422p", "_Sampled"),
+        ((1920, 1080), "yuv420p", "_Rows"),
+        ((1080, 1920), "yuvj420p", "_Rows"),
+        ((1408, 792), "yuv420p", "_Whole"),
+        ((1920, 1080), "yuv422p", "_Whole"),
+        ((1280, 720), "yuv420p10le", "_Whole"),
+        ((1280, 534), "yuv420p", "_Whole"),
+        ((240, 180), "yuv420p", "_Whole"),
     ],
 )
-def test_only_what_is_read_is_converted(size: tuple[int, int], name: str, quick: bool) -> None:
+def test_only_what_is_read_is_converted(size: tuple[int, int], name: str, way: str) -> None:
     shrink = Shrinker(*size)
     frame = _noise(*size, name, 1, 1)
     assert np.array_equal(shrink(frame), _long_way(frame))
-    assert (type(shrink._way).__name__ == "_Sampled") is quick
+    assert type(shrink._way).__name__ == way
 
 
 def test_every_colour_comes_out_as_it_would() -> None:

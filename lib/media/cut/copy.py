@@ -1,11 +1,18 @@
-"""Cut by stream copy, at keyframes: nothing is decoded."""
+"""Cut by stream copy, at keyframes.
+
+Of an MP4 file whose index tells all, clips are made from that index and ranges of bytes; packets of
+others go through FFmpeg. What is in a clip follows from what was copied: it is opened again, and
+its first frame decoded, only where that could be wrong.
+"""
 
 from __future__ import annotations
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor
 from typing import Any
@@ -14,6 +21,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
+from reelmill.media.cut import nal
+from reelmill.media.cut.boxes import Part, can_write, write_mp4
 from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, clamp
 from reelmill.media.probe import PacketTable, demux
 
@@ -178,10 +187,71 @@ def write_copies(
     for copy in copies:
         if index.has_changed(copy.plan):
             copy.fail("container", "the parameters of the stream change: use `cut: exact`")
-    if going := [copy for copy in copies if copy.failure is None]:
+    made = _from_tables(index, copies, timeout) if index.laid else {}
+    others = [copy for copy in copies if copy.plan.number not in made]
+    if going := [copy for copy in others if copy.failure is None]:
         with index.open() as (container, streams):
             _write(container, streams, going, timeout)
-    return {copy.plan.number: copy.outcome() for copy in copies}
+    return made | {copy.plan.number: copy.outcome() for copy in others}
+
+
+def _from_tables(
+    index: Index, copies: Sequence[Copy], timeout: Callable[[], float]
+) -> dict[int, Clip | CutFailure]:
+    """The clips that can be made without demuxing. Of those that surely begin with a frame, one is
+    opened for what they all have in common."""
+    made: dict[int, Clip | CutFailure] = {}
+    known: Clip | None = None
+    with index.source.open("rb") as file:
+        for copy in copies:
+            # Other kinds of copies put parts of their own together.
+            parts = _parts(index, copy) if type(copy) is Copy and copy.failure is None else []
+            if not parts or not can_write(parts):
+                continue
+            if timeout() <= 0:
+                copy.fail(*LATE)
+                continue
+            size = write_mp4(copy.plan.path, file.fileno(), parts)
+            if known is not None and _begins_whole(index, parts[0], file.fileno()):
+                made[copy.plan.number] = _alike(copy, known, parts, size)
+                continue
+            outcome = made[copy.plan.number] = copy.outcome()
+            if isinstance(outcome, Clip) and outcome == _alike(copy, outcome, parts, size):
+                known = outcome
+    return made
+
+
+def _parts(index: Index, copy: Copy) -> list[Part]:
+    return [
+        Part(kind, track.table, laid, track.begin, track.stop, track.origin, track.dts)
+        for kind, track, laid in zip(("video", "audio"), copy.tracks, index.laid, strict=False)
+    ]
+
+
+def _begins_whole(index: Index, video: Part, source: int) -> bool:
+    if video.laid.format != b"avc1":
+        return False
+    first = os.pread(source, int(video.size[0]), int(video.offset[0]))
+    return nal.is_readable(first, index.header)
+
+
+def _alike(copy: Copy, known: Clip, parts: Sequence[Part], size: int) -> Clip:
+    """What is in a clip whose stream is that of the one that is ``known``."""
+    plan, video = copy.plan, parts[0]
+    count = plan.last - plan.first
+    return replace(
+        known,
+        path=plan.path,
+        start=plan.start,
+        end=plan.end,
+        start_frame=plan.first,
+        frames=count,
+        wished_start=plan.span[0],
+        wished_end=plan.span[1],
+        fps=Fraction(len(video.pts) * video.laid.timescale, int(video.steps.sum())),
+        audio=len(parts) > 1,
+        size=size,
+    )
 
 
 def _write(

@@ -15,8 +15,8 @@ _HEVC_SLICES = range(32)
 _HEVC_SPS = 33
 
 _IDR = 5
-_INTRA = (2, 4)
-"""Types of slices, I and SI; 5 more where all slices of the picture are such."""
+_INTRA = (2, 4, 7, 9)
+"""Types of slices that refer to no other picture."""
 _HIGH = 100
 
 
@@ -95,7 +95,23 @@ def begins_intra(data: bytes, prefix: int) -> bool:
     """
     slices = (unit for unit in units(data, prefix) if _kind(unit) in (1, _IDR))
     first = next(slices, None)
-    return first is None or _slice_type(first) % 5 in _INTRA
+    return first is None or _numbers(first[1:13], 2)[1] in _INTRA
+
+
+def is_readable(data: bytes, header: bytes) -> bool:
+    """Whether a packet of H.264 is whole and begins a picture that stands for itself: its units
+    fill it, and the first slice holds the picture's first block and names sets of the header. Such
+    a packet gives a frame; what is damaged further inside, decoders conceal."""
+    try:
+        found = list(units(data, prefix_of(header, "h264")))
+        slices = [unit for unit in found if _kind(unit) in _H264_SLICES]
+        if not slices or _kind(slices[0]) != _IDR:
+            return False
+        first, kind, number = _numbers(slices[0][1:9], 3)
+        known = {_number(unit[1:]) for unit in parse_sets(header).picture}
+    except ValueError:
+        return False
+    return first == 0 and kind in _INTRA and number in known
 
 
 def framed(data: bytes, prefix: int) -> bytes:
@@ -181,12 +197,14 @@ def _number(data: bytes) -> int:
     return (value >> (31 - 2 * zeros)) - 1
 
 
-def _slice_type(unit: bytes) -> int:
-    """The second code in the header of a slice."""
-    bits = f"{int.from_bytes(unit[1:13]):0{8 * len(unit[1:13])}b}"
-    zeros = bits.find("1")
-    rest = bits[2 * zeros + 1 :]
-    more = rest.find("1")
-    if zeros < 0 or more < 0 or len(rest) < 2 * more + 1:
-        raise ValueError("a slice ends early")
-    return int(rest[more : 2 * more + 1], 2) - 1
+def _numbers(data: bytes, count: int) -> list[int]:
+    """The Exp-Golomb codes (unsigned) that ``data`` begins with."""
+    bits = f"{int.from_bytes(data):0{8 * len(data)}b}"
+    found = []
+    for _ in range(count):
+        zeros = bits.find("1")
+        if zeros < 0 or len(bits) < 2 * zeros + 1:
+            raise ValueError("a slice ends early")
+        found.append(int(bits[zeros : 2 * zeros + 1], 2) - 1)
+        bits = bits[2 * zeros + 1 :]
+    return found

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -15,11 +16,13 @@ from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
 from reelmill.media.cut import nal
+from reelmill.media.packets import Laid, laid_packets
 from reelmill.media.probe import (
     PacketTable,
     VideoInfo,
     audio_stream,
     open_media,
+    open_plain,
     packet_table,
     probe,
     read_packets,
@@ -33,6 +36,14 @@ LATE = ("timeout", "the time for cutting the video was over")
 """The reason and the message of clips that were not made in time."""
 
 _MAX_TICKS = 2**62
+
+_FORMATS = (b"avc1", b"hvc1", b"hev1", b"mp4a")
+"""Formats whose description may stand in another file as it is."""
+
+_APART = 1.0
+"""Seconds by which packets of several streams that lie side by side may differ."""
+
+_PLACE = ("offset", "size")
 
 
 @dataclass(frozen=True)
@@ -179,7 +190,8 @@ class Index:
     video stream and, if any is wanted, its audio stream, which are the container's ``indices``;
     frames of ``width`` by ``height`` pixels. ``changes`` are the pts from which on a decoder of
     H.264 or HEVC needs other parameters than the header's, or than before: streams joined end to
-    end may have several sizes."""
+    end may have several sizes. ``laid`` tells where the packets lie, if the source is an MP4 file
+    that can be copied from by its index; ``header`` is the video's."""
 
     source: Path
     indices: Sequence[int]
@@ -187,6 +199,8 @@ class Index:
     width: int
     height: int
     changes: NDArray[np.int64]
+    laid: Sequence[Laid] = ()
+    header: bytes = b""
 
     @property
     def video(self) -> PacketTable:
@@ -212,25 +226,81 @@ class Index:
 
 
 def read_index(source: Path, audio: bool) -> Index:
-    """Read the whole source, and decode nothing.
+    """Read the index of an MP4 file, and its keyframes; of others, the whole source. Nothing is
+    decoded.
 
     Raises :class:`~reelmill.errors.Rejected` where it cannot be used.
     """
+    return _from_tables(source, audio) or _from_packets(source, audio)
+
+
+def _from_packets(source: Path, audio: bool) -> Index:
     with open_media(source) as container:
         streams = streams_of(container, audio)
         watch = _Watch(container, streams[0])
         tables = read_packets(watch, streams)
-        # Nothing can be cut there, nor decoding begin.
-        tables[0].keyframe[watch.refreshing] = False
-        context = streams[0].codec_context
-        return Index(
-            source,
-            [stream.index for stream in streams],
-            tables,
-            context.width,
-            context.height,
-            np.sort(tables[0].pts[watch.changes]),
-        )
+        return _index(source, streams, tables, watch)
+
+
+def _from_tables(source: Path, audio: bool) -> Index | None:
+    """None where the file's own index leaves room for doubt."""
+    with suppress(Rejected), open_plain(source) as opened:
+        if opened is None:
+            return None
+        container, file = opened
+        size = os.fstat(file.fileno()).st_size
+        streams = streams_of(container, audio)
+        found = [laid_packets(file, size, stream) for stream in streams]
+        told = [one for one in found if one is not None]
+        if len(told) < len(found) or not _can_copy(told, size):
+            return None
+        video, laid = told[0]
+        watch = _Watch(container, streams[0])
+        for number in np.flatnonzero(video.keyframe).tolist():
+            data = os.pread(file.fileno(), int(laid.size[number]), int(laid.offset[number]))
+            watch.see(number, data)
+        tables = [table for table, _ in told]
+        index = _index(source, streams, tables, watch)
+        return replace(index, laid=[one for _, one in told])
+    return None
+
+
+def _index(
+    source: Path, streams: Sequence[Any], tables: Sequence[PacketTable], watch: _Watch
+) -> Index:
+    # Nothing can be cut there, nor decoding begin.
+    tables[0].keyframe[watch.refreshing] = False
+    context = streams[0].codec_context
+    return Index(
+        source,
+        [stream.index for stream in streams],
+        tables,
+        context.width,
+        context.height,
+        np.sort(tables[0].pts[watch.changes]),
+        header=bytes(context.extradata or b""),
+    )
+
+
+def _can_copy(found: Sequence[tuple[PacketTable, Laid]], size: int) -> bool:
+    """Whether the packets lie, each for itself, in a file of so many bytes, in the order in which
+    they are decoded, and those of a moment near each other."""
+    tables, laid = zip(*found, strict=True)
+    if any(one.format not in _FORMATS or not one.picture for one in laid):
+        return False
+    if any((np.diff(one.offset) <= 0).any() for one in laid):
+        return False
+    offset, length = (np.concatenate([getattr(one, of) for one in laid]) for of in _PLACE)
+    seconds = np.concatenate([one.dts.astype(np.float64) * float(one.time_base) for one in tables])
+    order = np.argsort(offset)
+    ends = (offset + length)[order]
+    behind = np.maximum.accumulate(seconds[order]) - seconds[order]
+    return bool(
+        offset.min() > 0
+        and (offset[order][1:] >= ends[:-1]).all()
+        and ends[-1] <= size
+        and behind.max() <= _APART
+    )
 
 
 class _Watch:
@@ -243,29 +313,37 @@ class _Watch:
         context = stream.codec_context
         self._codec = context.codec.canonical_name
         self._header = bytes(context.extradata or b"")
+        self._in_force: object = ()
         self.changes: list[int] = []
         self.refreshing: list[int] = []
 
     def demux(self, streams: list[Any]) -> Iterator[Any]:
-        in_force: object = ()
         number = 0
         for packet in self._container.demux(streams):
             if packet.size and packet.stream_index == self._stream.index:
-                if packet.is_keyframe or packet.has_sidedata("new_extradata"):
-                    found = self._others(packet)
-                    if found is not None and found != in_force:
-                        self.changes.append(number)
-                        in_force = found
-                    if packet.is_keyframe and not self._stands_alone(packet):
-                        self.refreshing.append(number)
+                if packet.has_sidedata("new_extradata"):
+                    sent = bytes(packet.get_sidedata("new_extradata"))
+                    self._take(number, () if sent == self._header else sent)
+                elif packet.is_keyframe:
+                    self._take(number, self._others(packet))
+                if packet.is_keyframe and not self._stands_alone(packet):
+                    self.refreshing.append(number)
                 number += 1
             yield packet
 
+    def see(self, number: int, packet: Any) -> None:
+        """Look at a keyframe, which is packet ``number``."""
+        self._take(number, self._others(packet))
+        if not self._stands_alone(packet):
+            self.refreshing.append(number)
+
+    def _take(self, number: int, found: object) -> None:
+        if found is not None and found != self._in_force:
+            self.changes.append(number)
+            self._in_force = found
+
     def _others(self, packet: Any) -> object:
         """The parameters that come with a packet and are not the header's; None for none."""
-        if packet.has_sidedata("new_extradata"):
-            sent = bytes(packet.get_sidedata("new_extradata"))
-            return () if sent == self._header else sent
         if not self._header or self._codec not in ("h264", "hevc"):
             return None
         with suppress(ValueError):

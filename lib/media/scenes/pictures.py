@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from fractions import Fraction
 from functools import cached_property, lru_cache
+from math import floor
 from typing import Any, TypeAlias
 
 import av
@@ -54,7 +56,8 @@ class Shrinker:
     :func:`small_size`: the frame as PyAV converts it to ``bgr24``, resized bilinearly by OpenCV.
 
     Where that resizing picks single pixels (an odd factor in both directions: 1280×720 by 5), or
-    the mean of four, only those are converted. That it comes to the same is tried out on noise,
+    the mean of four, only those are converted; where it passes over whole rows otherwise (1920×1080
+    by 7.5), only the others are. That it comes to the same is tried out on noise,
     once for each kind of frame; where it does not, the long way is taken.
     """
 
@@ -75,9 +78,9 @@ class Shrinker:
             raise Rejected("undecodable", "its colours cannot be converted to RGB") from error
 
     def _choose(self, kind: tuple[Any, ...]) -> _Way:
-        sampled = _Sampled.fitting(kind) if kind[:2] == self.size else None
-        if sampled is not None and _comes_to_the_same(kind):
-            return sampled
+        way = _shorter(kind) if kind[:2] == self.size else None
+        if way is not None and _comes_to_the_same(kind):
+            return way
         return _Whole(*self.size)
 
 
@@ -159,6 +162,75 @@ class _Sampled:
         return np.asarray(cv2.resize(picked, self._small, interpolation=cv2.INTER_LINEAR))
 
 
+class _Rows:
+    """Converts the rows that the resizing would read, and few others.
+
+    They are laid closer together in a frame of their own, so that resizing that frame, by a factor
+    that is smaller by a multiple of four, reads them with the same weights. They are moved in pairs
+    that share a row of chroma.
+    """
+
+    def __init__(self, kind: tuple[Any, ...], step: Fraction, pairs: Sequence[int]) -> None:
+        width, height, name, colorspace, color_range = kind
+        self._small = small_size(width, height)
+        self._pairs = pairs
+        self._apart = int(2 * step)
+        down = self._small[1] // 4 * 2 * len(pairs)
+        self._frame = av.VideoFrame(width, down, name)
+        self._frame.colorspace, self._frame.color_range = colorspace, color_range
+        self._widths = (width, (width + 1) // 2, (width + 1) // 2)
+        self._room = [_plane(self._frame, number) for number in range(3)]
+        for room in self._room:
+            room[:] = 128
+        self._reformatter = VideoReformatter()
+
+    @classmethod
+    def fitting(cls, kind: tuple[Any, ...]) -> _Rows | None:
+        """None for frames of which nearly all rows are read, or that do not fit the pattern."""
+        width, height, name = kind[:3]
+        small = small_size(width, height)
+        step = Fraction(height, small[1])
+        if _CHROMA.get(name) != (2, 2) or step.denominator > 2 or small[1] % 4:
+            return None
+        for closer in range(int(step - 2) // 4 * 4, 0, -4):
+            if (pairs := _pairs_read(step, step - closer)) is not None:
+                return cls(kind, step, pairs)
+        return None
+
+    def __call__(self, frame: Any) -> BGR:
+        import cv2
+
+        width, down = self._frame.width, self._frame.height
+        for number, (room, across) in enumerate(zip(self._room, self._widths, strict=True)):
+            plane, rows = _plane(frame, number), 1 if number else 2
+            for place, pair in enumerate(self._pairs):
+                for row in range(rows):
+                    moved = plane[rows * pair + row :: rows * self._apart, :across]
+                    room[rows * place + row :: rows * len(self._pairs), :across] = moved
+        close = self._reformatter.reformat(self._frame, width, down, "bgr24", threads=1)
+        bgr = _plane(close, 0)[:, : 3 * width].reshape(down, width, 3)
+        return np.asarray(cv2.resize(bgr, self._small, interpolation=cv2.INTER_LINEAR))
+
+
+def _pairs_read(step: Fraction, closer: Fraction) -> list[int] | None:
+    """For each pair of rows that four rows of a picture reduced by ``closer`` come of, the pair of
+    one reduced by ``step`` that is to stand there; None where two would have to. Where none is
+    needed, any will do."""
+    found: dict[int, int] = {}
+    for row in range(4):
+        middle = Fraction(2 * row + 1, 2)
+        read, laid = (floor(middle * by - Fraction(1, 2)) for by in (step, closer))
+        for tap in range(2):
+            if found.setdefault((laid + tap) // 2, (read + tap) // 2) != (read + tap) // 2:
+                return None
+    return [found.get(pair, 0) for pair in range(int(2 * closer))]
+
+
+def _shorter(kind: tuple[Any, ...]) -> _Way | None:
+    """A way that converts less than whole frames, if one may fit this kind."""
+    return _Sampled.fitting(kind) or _Rows.fitting(kind)
+
+
 def _read(length: int, step: int) -> NDArray[np.intp]:
     """What bilinear resizing by a whole ``step`` reads of a row or column: the middle sample of
     each step, or the two about the middle."""
@@ -182,7 +254,7 @@ def _plane(frame: Any, number: int) -> NDArray[np.uint8]:
 
 @lru_cache(maxsize=64)
 def _comes_to_the_same(kind: tuple[Any, ...]) -> bool:
-    """Whether sampling gives the same picture as the long way, tried out on noise."""
+    """Whether the shorter way gives the same picture as the long one, tried out on noise."""
     width, height, name, colorspace, color_range = kind
     frame = av.VideoFrame(width, height, name)
     frame.colorspace, frame.color_range = colorspace, color_range
@@ -190,5 +262,5 @@ def _comes_to_the_same(kind: tuple[Any, ...]) -> bool:
     for plane in frame.planes:
         values = np.frombuffer(plane, np.uint8)
         values[:] = noise.integers(0, 256, values.shape, dtype=np.uint8)
-    sampled = _Sampled.fitting(kind)
-    return sampled is not None and np.array_equal(sampled(frame), _Whole(width, height)(frame))
+    way = _shorter(kind)
+    return way is not None and np.array_equal(way(frame), _Whole(width, height)(frame))

@@ -18,7 +18,7 @@ import numpy as np
 
 from reelmill.media.probe import Source, demux, open_media, video_stream
 from reelmill.media.scenes.contract import Clock, Measure, Row, Scores
-from reelmill.media.scenes.measures import PairScorer, Pairwise
+from reelmill.media.scenes.measures import Content, PairScorer, Pairwise
 from reelmill.media.scenes.scores import clock_of, decoded
 
 LARGE = 0.5
@@ -27,8 +27,12 @@ LARGE = 0.5
 SPIKE = 2.0
 """So may one that is larger by this factor than any of those just before it."""
 
-NEAR = 8
+NEAR = 5
 """Packets about a large one in which frames are looked at one by one."""
+
+SAME = 20.0
+"""Keyframes whose hue, saturation and value differ by less than this on average (0 to 255) are of
+one scene: what stands out between them is no cut."""
 
 SHORT = 12
 """Frames of a group of pictures that is taken to be cut at its end if it is cut at all."""
@@ -56,11 +60,14 @@ def skim(source: Source, measures: Sequence[Measure]) -> Scores | None:
     with open_media(source) as container:
         stream = video_stream(container)
         clock = clock_of(stream)
+        # Smoothed edges of blocks would hardly change what is scored.
+        stream.codec_context.options |= {"skip_loop_filter": "all"}
         groups, end = _weigh(container, stream)
         rows = _keyframes(container, stream, groups, pairwise) if groups else {}
         if not groups or len(rows) < len(groups):
             # Damaged, or without timestamps, or not to be sought in.
             return None
+        seen = dict(rows)
         usual = max(group.packets for group in groups)
         for number, group in enumerate(groups):
             behind = groups[number + 1].start if number + 1 < len(groups) else None
@@ -68,9 +75,18 @@ def skim(source: Source, measures: Sequence[Measure]) -> Scores | None:
             if was_due and behind is not None:
                 # The keyframe behind is no cut, and compared with the one before only a far look.
                 rows.pop(behind, None)
-            if group.large:
+            if group.large and not (behind in seen and _is_one_scene(seen[behind], pairwise)):
                 rows |= _inside(container, stream, group, None if was_due else behind, pairwise)
     return _scores(clock, rows, end, PairScorer(pairwise))
+
+
+def _is_one_scene(row: Row, measures: Sequence[Pairwise]) -> bool:
+    """Whether a keyframe, by its row, surely shows the scene of the one before."""
+    names = [name for measure in measures for name in measure.columns]
+    if any(name not in names for name in Content.columns):
+        return False
+    changes = [row[names.index(name)] for name in Content.columns]
+    return sum(changes) / len(changes) < SAME
 
 
 def _weigh(container: Any, stream: Any) -> tuple[list[_Group], int]:
