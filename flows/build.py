@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import importlib.util
 import signal
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -18,7 +18,7 @@ from prefect.states import Cancelled, Completed, Failed
 from pydantic import Field
 
 from reelmill.errors import ReelmillError
-from reelmill.flows import again, drive
+from reelmill.flows import again, at_worker, drive
 from reelmill.flows.cards import Page
 from reelmill.flows.cluster import Need, open_cluster
 from reelmill.flows.drive import Build, Stop, StoppedError, prepare
@@ -38,7 +38,6 @@ from reelmill.store.model import Result
 from reelmill.store.patient import Patience
 from reelmill.store.reserve import Reservations
 from reelmill.tasks import Stages, get_stage
-from reelmill.tasks.frame import execute
 from reelmill.tasks.ingest import Source
 from reelmill.tasks.planner import Todo
 
@@ -201,8 +200,15 @@ async def _make(
     await asyncio.to_thread(reservations.sweep)
     async with (
         _unless_stopped(open_cluster(where, _most(build), list(needs.values())), stop) as cluster,
-        visible_work(cluster, where, execute, run=run, outcomes=page.outcomes) as work,
+        visible_work(cluster, where, at_worker.make, run=run, outcomes=page.outcomes) as work,
     ):
+
+        def hear(told: Mapping[str, Any]) -> None:
+            # Other runs on the same cluster are heard, too.
+            if told["run"] == run:
+                build.hear(told["dataset"], told["shard"], told["done"], told["of"])
+
+        cluster.listen(at_worker.SAMPLES, hear)
         page.dashboard = _dashboard(cluster.dashboard, where)
         logger.info("%d worker threads; Dask's dashboard: %s", cluster.capacity, page.dashboard)
 

@@ -142,7 +142,7 @@ class Page:
         for name, progress in self._build.progress.items():
             share = percentage(progress)
             # The run's page shows descriptions only, and the numbers behind a click.
-            told = f"{share:.0f} %: {progress_text(progress)}"
+            told = f"{share:.0f} %: {progress_text(progress)}{_inside(self._build, name)}"
             await self._show(client, "progress", progress_key(name), share, told)
         rows = json.dumps(progress_rows(self._build))
         await self._show(client, "table", "shards", rows, "shards by dataset")
@@ -222,6 +222,12 @@ def progress_text(progress: Progress) -> str:
     failed = f", {progress.failed} failed" if progress.failed else ""
     left = "" if progress.left is None else f", {format_seconds(progress.left)} left"
     return f"{_shards(progress)} shards{failed}{left}"
+
+
+def _inside(build: Build, dataset: str) -> str:
+    """``; in those being made: 41 of 200 samples``, where workers have told."""
+    done, total = build.sampled(dataset)
+    return f"; in those being made: {done:,} of {total:,} samples" if total else ""
 
 
 def progress_rows(build: Build) -> list[dict[str, Any]]:

@@ -102,6 +102,7 @@ class Cluster:
         self._suspects = asyncio.Lock()
         self._gone: str | None = None
         self._heard = 0.0
+        self._handlers: dict[str, Callable[[Any], object]] = {}
         self._client: Client
         self._watching: asyncio.Task[None]
 
@@ -162,6 +163,16 @@ class Cluster:
                     f"{deaths} workers died while making it (out of memory, or a crash); nothing "
                     "of it was committed"
                 ) from None
+
+    def listen(self, topic: str, handler: Callable[[Any], object]) -> None:
+        """Have ``handler`` called, in the event loop, with what workers tell on a topic of Dask's
+        from now on. What is told while the scheduler is away is lost."""
+        self._handlers[topic] = handler
+        self._subscribe()
+
+    def _subscribe(self) -> None:
+        for topic, handler in self._handlers.items():
+            self._client.subscribe_topic(topic, lambda event, tell=handler: tell(event[1]))
 
     async def _persist(self, name: str, *call: Any) -> Any:
         """Submit a call until it comes to an end of its own."""
@@ -267,6 +278,7 @@ class Cluster:
                         raise ReelmillError(self._gone) from None
                     await asyncio.sleep(RECONNECT_SECONDS)
             self._heard = loop.time()
+            self._subscribe()
             if self._client is not lost:
                 with contextlib.suppress(Exception):
                     await lost.close(timeout=RECONNECT_SECONDS)

@@ -205,7 +205,8 @@ class Build:
 
     ``labels`` name the versions of sources and of finished datasets: ``clips@3fa9c1d20b7e``;
     ``notes`` are for whoever watches, by what they are about; ``error`` is what a build that is
-    ``over`` failed of.
+    ``over`` failed of. ``samples`` counts those of shards that are being made, by dataset and
+    shard: how many input samples are done, and of how many; (0, 0) before it is heard of.
     """
 
     recipe: Recipe
@@ -223,6 +224,18 @@ class Build:
     error: ReelmillError | None = None
     over: bool = False
     listeners: list[Listener] = field(default_factory=list)
+    samples: dict[tuple[str, str], tuple[int, int]] = field(default_factory=dict)
+
+    def hear(self, dataset: str, shard: str, done: int, total: int) -> None:
+        """Take in how many input samples of a shard are done, if it is being made."""
+        if (dataset, shard) in self.samples:
+            self.samples[dataset, shard] = done, total
+
+    def sampled(self, dataset: str) -> tuple[int, int]:
+        """How many input samples of the shards that are being made are done, and of how many, of
+        those that were heard of; (0, 0) where none was."""
+        heard = [count for (name, _), count in self.samples.items() if name == dataset]
+        return sum(done for done, _ in heard), sum(total for _, total in heard)
 
     @property
     def note(self) -> str:
@@ -551,6 +564,7 @@ async def drive(
         progress = build.progress[todo.dataset]
         progress.started = progress.started or time.time()
         progress.running += 1
+        build.samples[todo.dataset, todo.shard] = 0, 0
         order = order_of(build, todo, run)
         active[asyncio.ensure_future(submit(todo, order))] = _Running(todo, time.time())
 
@@ -568,7 +582,7 @@ async def drive(
                 build.stopping = stop.is_set()
                 running = active.pop(task)
                 if _is_taken(task):
-                    build.progress[running.todo.dataset].running -= 1
+                    _leave(build, running.todo)
                     taken.append(running.todo)
                     continue
                 if (
@@ -576,7 +590,7 @@ async def drive(
                     and not build.stopping
                     and await asyncio.to_thread(store_has_failed, running.started)
                 ):
-                    build.progress[running.todo.dataset].running -= 1
+                    _leave(build, running.todo)
                     enqueue([running.todo])
                     continue
                 ready = _take(build, running, task)
@@ -633,10 +647,16 @@ def _waiting(taken: Sequence[Todo], *ours: Collection[object]) -> str:
     return f"waiting for {len(taken)} shards that other runs are making"
 
 
+def _leave(build: Build, todo: Todo) -> None:
+    """Count a shard no longer as one that is being made."""
+    build.progress[todo.dataset].running -= 1
+    del build.samples[todo.dataset, todo.shard]
+
+
 def _take(build: Build, running: _Running, task: asyncio.Task[str]) -> list[Todo]:
     todo = running.todo
     progress = build.progress[todo.dataset]
-    progress.running -= 1
+    _leave(build, todo)
     progress.ended = time.time()
     seconds = progress.ended - running.started
     if task.cancelled() or task.exception():

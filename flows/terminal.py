@@ -105,7 +105,7 @@ def _logged(console: Console, build: Build) -> Iterator[None]:
 
     def write() -> None:
         while not over.wait(LOG_SECONDS):
-            brief = "  ".join(_brief(p) for p in build.progress.values())
+            brief = "  ".join(_brief(build, p) for p in build.progress.values())
             console.print(f"{brief}  {build.note}".rstrip(), highlight=False)
 
     thread = threading.Thread(target=write, name="progress", daemon=True)
@@ -117,9 +117,11 @@ def _logged(console: Console, build: Build) -> Iterator[None]:
         thread.join()
 
 
-def _brief(progress: Progress) -> str:
+def _brief(build: Build, progress: Progress) -> str:
     expected = "?" if progress.expected is None else progress.expected
-    return f"{progress.name} {progress.have}/{expected}"
+    done, total = build.sampled(progress.name)
+    inside = f" (+ {done:,}/{total:,} samples)" if total else ""
+    return f"{progress.name} {progress.have}/{expected}{inside}"
 
 
 def _screen(build: Build) -> RenderableType:
@@ -136,8 +138,10 @@ def _screen(build: Build) -> RenderableType:
         if progress.failed:
             notes.append(f"[red]{progress.failed} failed[/]")
         if progress.running:
+            done, total = build.sampled(progress.name)
+            inside = f": {done:,} of {total:,} samples" if total else ""
             left = "" if progress.left is None else f", {format_seconds(progress.left)} left"
-            notes.append(f"{progress.running} running{left}")
+            notes.append(f"{progress.running} running{inside}{left}")
         shown.add_row(
             f"[bold]{progress.name}[/]",
             ProgressBar(total=1.0, completed=share, width=_BAR_WIDTH),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,13 +119,15 @@ class Slot:
 
 @dataclass(frozen=True)
 class Job(Generic[P]):
-    """An action in a worker's hands."""
+    """An action in a worker's hands. ``watch``, if anybody does, is told how many input samples are
+    done, and of how many."""
 
     store: Store
     action: Action
     params: P
     shards: Mapping[str, Shard]
     scratch: Path
+    watch: Callable[[int, int], object] | None = None
 
     def reader(self, role: str) -> ShardReader:
         """The input shard of a role."""
@@ -242,11 +244,19 @@ class SampleStage(Stage[P]):
         return 1
 
     def make(self, job: Job[P]) -> Iterator[Output]:
+        total = job.shards[self.roles[0]].samples
+        for done, outputs in enumerate(self._by_sample(job), 1):
+            yield from outputs
+            if job.watch is not None:
+                job.watch(done, total)
+
+    def _by_sample(self, job: Job[P]) -> Iterator[Iterable[Output]]:
+        """What each input sample becomes, in order."""
         samples = job.reader(self.roles[0]).samples(self.reads)
         count = self.at_once(job.params)
         if count == 1:
             for sample in samples:
-                yield from self._outputs(job, sample)
+                yield self._outputs(job, sample)
             return
         with ThreadPoolExecutor(count) as pool:
             waiting: deque[Future[list[Output]]] = deque()
@@ -254,9 +264,9 @@ class SampleStage(Stage[P]):
                 for sample in samples:
                     waiting.append(pool.submit(lambda one: list(self._outputs(job, one)), sample))
                     if len(waiting) > count:
-                        yield from waiting.popleft().result()
+                        yield waiting.popleft().result()
                 while waiting:
-                    yield from waiting.popleft().result()
+                    yield waiting.popleft().result()
             finally:
                 pool.shutdown(cancel_futures=True)
 

@@ -10,7 +10,7 @@ import resource
 import shutil
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +48,15 @@ class Order(BaseModel):
         return label(self.action.stage, self.dataset, self.shard)
 
 
-def execute(order: str) -> str:
+Watch = Callable[[Order, int, int], object]
+"""Is told of an order how many input samples are done, and of how many."""
+
+
+def execute(order: str, watch: Watch | None = None) -> str:
     """Make the shard that an ``Order`` (as JSON) describes, unless it was made meanwhile.
 
-    Returns the ``Result`` that stands, as JSON.
+    Returns the ``Result`` that stands, as JSON. Stages that work sample by sample tell ``watch`` of
+    each, in this thread.
 
     Raises:
         StageError: nothing was committed, for a reason outside the data.
@@ -63,7 +68,7 @@ def execute(order: str) -> str:
         return made[task.action.key].model_dump_json()
     started, cpu = time.time(), _cpu_seconds()
     try:
-        written, origins = _make(store, task)
+        written, origins = _make(store, task, watch)
     except (ReelmillError, OSError) as error:
         raise StageError(str(error)) from error
     result = _commit(store, task, written, origins, started)
@@ -71,13 +76,14 @@ def execute(order: str) -> str:
     return result.model_dump_json()
 
 
-def _make(store: Store, task: Order) -> tuple[Written, bytes | None]:
+def _make(store: Store, task: Order, watch: Watch | None) -> tuple[Written, bytes | None]:
     stage = _stage(task.action.stage)
     params = stage.params.model_validate(task.params)
     _same_tools(stage, params, task.action)
     scratch = store.backend.scratch()
     with _folder(scratch) as folder:
-        job = Job(store, task.action, params, task.shards, folder)
+        told = functools.partial(watch, task) if watch is not None else None
+        job = Job(store, task.action, params, task.shards, folder, told)
         writer = ShardWriter(scratch, stage.schema(job))
         origins: dict[str, Mapping[str, Any]] = {}
         try:

@@ -79,7 +79,9 @@ class ScoresParams(Params):
         "histogram alone",
     )
     jobs: Annotated[int, Field(ge=1, le=256), Runtime] = Field(
-        1, description="threads that decode one video; several are for few and long ones"
+        1,
+        description="cores for one video: pieces that are decoded at a time; several are for few "
+        "and long videos, since each worker has one core",
     )
 
     @model_validator(mode="after")

@@ -123,6 +123,11 @@ class SplitParams(Params):
     timeout: Annotated[Seconds, Field(gt=0), Runtime] = Field(
         Decimal(3600), description="for the cutting of one video"
     )
+    jobs: Annotated[int, Field(ge=1, le=256), Runtime] = Field(
+        1,
+        description="cores for one video: pieces that are searched for scenes, and processes that "
+        "encode, at a time; several are for few and long videos, since each worker has one core",
+    )
 
     @model_validator(mode="after")
     def _spans_fit_together(self) -> SplitParams:
@@ -300,6 +305,7 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         encoding=params.encoding,
         cover=params.method == "spans",
         timeout_s=float(params.timeout),
+        jobs=params.jobs,
         device=params.device,
     )
     for number, clip in enumerate(cut):
@@ -328,7 +334,13 @@ def _spans(
     if params.method == "scenes" and "scenes" in job.shards:
         found = scenes_of(job.reader("scenes"), key)
     elif params.method == "scenes":
-        found = detect(path, params.search(), exact=params.exact_scenes, device=params.device)
+        found = detect(
+            path,
+            params.search(),
+            jobs=params.jobs,
+            exact=params.exact_scenes,
+            device=params.device,
+        )
     elif params.method == "fixed":
         found = [_shown(path)]
     else:

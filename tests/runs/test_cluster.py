@@ -319,6 +319,8 @@ def test_a_scheduler_that_comes_back_finds_its_callers_waiting(
         nonlocal scheduler
         async with open_cluster(at(processes, patience="60s"), needs=[PLAIN]) as cluster:
             await until(lambda: cluster.threads == 2)
+            heard: list[str] = []
+            cluster.listen("news", heard.append)
             for away in (0.1, 1.5 * CONNECT_SECONDS):
                 plain = asyncio.ensure_future(many(4, lambda: run(cluster, work.where, 0.5)))
                 gpu = asyncio.ensure_future(many(2, lambda: run(cluster, work.where, need=ON_GPU)))
@@ -329,6 +331,8 @@ def test_a_scheduler_that_comes_back_finds_its_callers_waiting(
                 scheduler = processes.scheduler()
                 assert await plain == {"cpu": 4}
                 assert await gpu == {"gpu": 2}
+                await run(cluster, work.say, "news", f"away for {away}")
+                await until(lambda told=f"away for {away}": heard[-1:] == [told])
 
     asyncio.run(main())
 

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import json
+import threading
 from decimal import Decimal
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 
 from reelmill.errors import RecipeError, Rejected
 from reelmill.flows.derivation import derivation
+from reelmill.media.cut import encode
 from reelmill.media.cut.output import CODECS
-from reelmill.media.scenes import KINDS, AdaptiveDetector, ContentDetector, detect, find, kept
+from reelmill.media.scenes import (
+    KINDS,
+    AdaptiveDetector,
+    ContentDetector,
+    detect,
+    find,
+    kept,
+    ranges,
+)
 from reelmill.shards import parquet
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.tasks.contract import key_params
@@ -24,7 +35,7 @@ from reelmill.tasks.scenes import ScenesParams, scenes_of
 from reelmill.tasks.scores import FIELD, ScoresParams
 from reelmill.tasks.split import SplitParams
 
-from .media_samples import CUTS, UNEVEN, make_video, sample
+from .media_samples import CUTS, UNEVEN, make_video, picture, sample, x264
 from .test_stages import Bench
 
 
@@ -101,6 +112,47 @@ def test_skimmed_scores_find_what_stands_at_keyframes(bench: Bench) -> None:
     assert starts == [UNEVEN[i] for i in (0, *CUTS)]
 
 
+def test_stages_on_several_cores_have_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranges, "LEAST_FRAMES", 10)
+    monkeypatch.setattr(encode, "MAX_GROUP", 2)
+    path = make_video(
+        tmp_path / "scenes.mp4",
+        90,
+        draw=lambda number: picture(number) ^ np.uint8(255 * (number >= 43)),
+        options=x264(),
+    )
+    decoders: list[threading.Thread] = []
+    encoders: list[int] = []
+    piece, run_each = ranges._piece, encode.run_each
+
+    def watched_piece(*args: Any) -> Any:
+        decoders.append(threading.current_thread())
+        return piece(*args)
+
+    def watched_run(*args: Any, jobs: int, **more: Any) -> Any:
+        encoders.append(jobs)
+        return run_each(*args, jobs=jobs, **more)
+
+    monkeypatch.setattr(ranges, "_piece", watched_piece)
+    monkeypatch.setattr(encode, "run_each", watched_run)
+    made = []
+    for jobs in (1, 3):
+        bench = Bench(tmp_path / str(jobs))
+        videos = bench.videos(path)
+        split = bench.make("split", videos, cut="exact", seconds="0.3s", min_seconds=0, jobs=jobs)
+        clips = bench.samples(split).values()
+        assert len(clips) == 11
+        assert 43 in {clip.columns["start_frame"] for clip in clips}
+        made.append((split, bench.make("scores", videos, jobs=jobs)))
+    assert made[0] == made[1]
+    assert encoders == [1, 3]
+    # Three pieces for each of the two stages.
+    assert len(decoders) == 6
+    assert threading.current_thread() not in decoders
+
+
 def test_params_with_one_meaning_have_one_key() -> None:
     def key(params: Any) -> dict[str, Any]:
         return key_params(params)
@@ -116,6 +168,7 @@ def test_params_with_one_meaning_have_one_key() -> None:
     split = SplitParams.model_validate
     several = {"detectors": ["adaptive"]}
     assert key(split({**several, "detector": "content"})) == key(split(several))
+    assert key(split({"jobs": 3})) == key(split({}))
     assert key(split({**several, "method": "spans"})) == key(split({"method": "spans"}))
     assert AdaptiveDetector() in split(several).detectors
 

@@ -159,10 +159,15 @@ def test_what_workers_are_sent_is_a_name_and_not_code() -> None:
 
     import cloudpickle
 
+    from reelmill.flows.at_worker import make
     from reelmill.tasks.frame import execute
 
     # By value it would bring the globals it touches along, and no cache of a module would ever hit.
-    sent = cloudpickle.dumps(execute)
-    assert sent == cloudpickle.dumps(pickle.loads(sent))
-    assert len(sent) < 200
-    assert b"reelmill.tasks.frame" in sent
+    for function, module in (
+        (execute, b"reelmill.tasks.frame"),
+        (make, b"reelmill.flows.at_worker"),
+    ):
+        sent = cloudpickle.dumps(function)
+        assert sent == cloudpickle.dumps(pickle.loads(sent))
+        assert len(sent) < 200
+        assert module in sent

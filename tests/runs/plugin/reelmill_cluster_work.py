@@ -16,6 +16,13 @@ def where(seconds: float = 0) -> str:
     return os.environ.get("WORKER", "")
 
 
+def say(topic: str, message: str) -> None:
+    """Tell it to whoever listens."""
+    from distributed import get_worker
+
+    get_worker().log_event(topic, message)
+
+
 def stay(marker: str) -> str:
     """Leave this process's number in ``marker`` and never come back; the name of the worker if
     another process has been here before."""
