@@ -191,7 +191,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def _is_as_the_command(path: Path) -> int:
     """Check the cuts of all detectors; how many there are."""
-    detectors = [kind() for kind in KINDS.values()]
+    detectors = [KINDS[name]() for name in COMMANDS]
     scores = score(path, detectors)
     clock = scores.clock
     total = 0
