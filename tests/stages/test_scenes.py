@@ -637,7 +637,7 @@ def test_what_is_no_file_of_scores_is_rejected(data: bytes) -> None:
     assert caught.value.reason == "bad_scores"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_cuts_are_certain_when_they_are_said_to_be(kind: str, made: Callable[[str], Path]) -> None:
     for name in ("flashes.mp4", "fades.mp4"):
         detector = KINDS[kind](min_frames=6)
