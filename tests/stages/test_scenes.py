@@ -191,7 +191,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def _is_as_the_command(path: Path) -> int:
     """Check the cuts of all detectors; how many there are."""
-    detectors = [kind() for kind in KINDS.values()]
+    detectors = [KINDS[name]() for name in COMMANDS]
     scores = score(path, detectors)
     clock = scores.clock
     total = 0
@@ -637,7 +637,7 @@ def test_what_is_no_file_of_scores_is_rejected(data: bytes) -> None:
     assert caught.value.reason == "bad_scores"
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", COMMANDS)
 def test_cuts_are_certain_when_they_are_said_to_be(kind: str, made: Callable[[str], Path]) -> None:
     for name in ("flashes.mp4", "fades.mp4"):
         detector = KINDS[kind](min_frames=6)
