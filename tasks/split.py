@@ -38,7 +38,7 @@ from reelmill.tasks.contract import (
 from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
-from reelmill.units import Number, Seconds
+from reelmill.units import Number, Seconds, format_seconds
 
 _LONGEST = 64
 """Characters of a field of subtitles, at most."""
@@ -143,6 +143,11 @@ class SplitParams(Params):
             raise ValueError("remainder 'merge' is for clips without gaps: stride is over seconds")
         if self.max_seconds is not None and self.max_seconds < self.min_seconds:
             raise ValueError("max_seconds is less than min_seconds")
+        if self.seconds is not None and self.seconds < self.min_seconds:
+            raise ValueError(
+                f"seconds is less than min_seconds ({format_seconds(self.min_seconds)}), so that "
+                "no clip would be left: give a min_seconds that is no more"
+            )
         if self.method == "scenes":
             self._scenes_can_be_found()
         return self
@@ -215,6 +220,12 @@ class SplitParams(Params):
         if self.seconds is None or self.overlap is None:
             return self.stride or self.seconds
         return self.seconds - self.overlap
+
+    @property
+    def shortest(self) -> Decimal:
+        """Of the spans that can become a clip, in seconds."""
+        whole = self.seconds if self.remainder == "drop" else None
+        return max(self.min_seconds, whole or self.min_seconds)
 
     def effective(self) -> dict[str, Any]:
         meant: dict[str, Any] = {"stride": self.step, "overlap": None, "crf": None, "preset": None}
@@ -292,7 +303,7 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
     path.write_bytes(video_of(sample.fields))
     wished = _spans(job, sample.key, path, about)
     if not wished:
-        raise Rejected("no_clips", f"no span of {params.min_seconds} s or more to cut")
+        raise Rejected("no_clips", f"no span of {params.shortest} s or more to cut")
     out = folder / "clips"
     out.mkdir()
     texts = _texts(path, sample.fields) if params.subtitles == "extract" else {}

@@ -942,7 +942,7 @@ def test_what_does_not_fit_together_says_so(params: dict[str, Any], message: str
         ),
         ({"variants": {"a": {}}}, {"variants": {"a": {"crf": 18, "audio": {}}}}, True),
         ({"variants": {"a": {}}}, {"variants": {"b": {}}}, False),
-        ({"cut": "copy"}, {"cut": "copy", "crf": 9}, True),
+        ({"cut": "copy"}, {"cut": "copy", "audio": True}, True),
         ({"seconds": 4, "stride": 3}, {"seconds": 4, "overlap": 1}, True),
         ({"seconds": 4}, {"seconds": 4, "stride": 4, "pick": "spread"}, True),
         ({"max_clips": 4}, {"max_clips": 4, "pick": "spread"}, False),

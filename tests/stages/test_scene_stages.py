@@ -183,6 +183,7 @@ def test_params_with_one_meaning_have_one_key() -> None:
         (ScoresParams, {"detectors": []}, "at least 1"),
         (SplitParams, {"detector": "adaptive", "exact_scenes": False}, "exact_scenes: true"),
         (SplitParams, {"threshold": 300}, "255"),
+        (SplitParams, {"method": "fixed", "seconds": "0.5"}, "less than min_seconds (1s)"),
         (SplitParams, {"detectors": ["hash"], "threshold": 20}, "within them"),
         (SplitParams, {"detectors": ["hash"], "detector": "adaptive"}, "within them"),
         (ScenesParams, {"detectors": ["hash"], "min_scene": 2}, "within them"),

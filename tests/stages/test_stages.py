@@ -171,6 +171,12 @@ def test_the_index_says_how_clips_came_to_be(bench: Bench, cut: str, ways: list[
     assert [json.loads(clip.fields["json"])["cut"] for _, clip in made] == ways
 
 
+def test_a_video_that_is_too_short_for_a_whole_window_says_how_long_one_is(bench: Bench) -> None:
+    shard = bench.make("split", bench.videos(sample("silent.mp4")), **fixed("9s", remainder="drop"))
+    (row,) = ShardReader(bench.store, shard).rows("rejected")
+    assert (row["reason"], row["message"]) == ("no_clips", "no span of 9 s or more to cut")
+
+
 def test_given_spans_become_clips_and_rows_without_any_are_rejects(bench: Bench) -> None:
     even, uneven = sample("silent.mp4"), sample("uneven.mkv")
     shard = bench.make(
@@ -330,7 +336,8 @@ def test_parameters_that_mean_the_same_are_one_action(bench: Bench) -> None:
     assert key("frames") == key("frames", step=3)
     assert key("frames", format="png") == key("frames", format="png", quality=50)
     assert key("split", **fixed("2s")) == key("split", **fixed("2s", stride="2s", detector="hash"))
-    assert key("split", **fixed("2s", cut="copy")) == key("split", **fixed("2s", cut="copy", crf=9))
+    copied = fixed("2s", cut="copy")
+    assert key("split", **copied) == key("split", **copied, device="cuda", pick="spread")
     assert key("split", **fixed("2s")) != key("split", **fixed("2s", crf=9))
 
 
