@@ -237,7 +237,7 @@ class Split(SampleStage[SplitParams]):
     """
 
     name = "split"
-    version = 3
+    version = 4
     roles = ("source", "scenes")
     optional = ("scenes",)
     params = SplitParams

@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, clamp
 from reelmill.media.probe import PacketTable, demux
 
+MAX_OPEN = 64
+"""Most copies that are open at a time: each is a file and, with borders to encode, an encoder."""
+
 
 @dataclass(frozen=True)
 class Track:
@@ -73,10 +76,7 @@ class Copy:
     _out: Any = None
     _streams: list[Any] = field(default_factory=list)
     _left: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self._out is not None and not self._left
+    is_done: bool = False
 
     def write(self, packet: Any, place: int, number: int, sources: Sequence[Any]) -> None:
         """Take packet ``number`` of stream ``place``, opening and closing the file as needed."""
@@ -90,6 +90,8 @@ class Copy:
             self._left -= 1
             if not self._left:
                 self._out.close()
+                # With its buffers: there may be thousands of copies.
+                self._out, self._streams, self.is_done = None, [], True
         except OSError:
             raise
         except (av.FFmpegError, ValueError):
@@ -171,22 +173,25 @@ def write_copies(
     index: Index, copies: Sequence[Copy], timeout: Callable[[], float]
 ) -> dict[int, Clip | CutFailure]:
     """Write all ``copies`` in one pass over the source, and say what came of each plan's number;
-    those that overlap share packets. ``timeout`` tells how many seconds are left.
+    those that overlap share packets. More than ``MAX_OPEN`` that overlap take more passes.
+    ``timeout`` tells how many seconds are left.
 
     Raises ``OSError`` where a clip cannot be written.
     """
     for copy in copies:
         if index.has_changed(copy.plan):
             copy.fail("container", "the parameters of the stream change: use `cut: exact`")
-    if going := [copy for copy in copies if copy.failure is None]:
+    wanted = copies
+    while going := [copy for copy in copies if copy.failure is None]:
         with index.open() as (container, streams):
-            _write(container, streams, going, timeout)
-    return {copy.plan.number: copy.outcome() for copy in copies}
+            copies = _write(container, streams, going, timeout)
+    return {copy.plan.number: copy.outcome() for copy in wanted}
 
 
 def _write(
     container: Any, streams: Sequence[Any], copies: Sequence[Copy], timeout: Callable[[], float]
-) -> None:
+) -> list[Copy]:
+    """Write copies, and return those for which too many others were open when they began."""
     places = {stream.index: place for place, stream in enumerate(streams)}
     beginning: list[dict[int, list[Copy]]] = [defaultdict(list) for _ in streams]
     for copy in copies:
@@ -195,6 +200,8 @@ def _write(
     live: list[list[Copy]] = [[] for _ in streams]
     count = [0] * len(streams)
     left = sum(len(copy.tracks) for copy in copies)
+    opened: set[Copy] = set()
+    later: dict[Copy, None] = {}
     for packet in demux(container, list(streams)):
         if not packet.size:
             continue
@@ -206,11 +213,20 @@ def _write(
         place = places[packet.stream_index]
         number = count[place]
         count[place] += 1
-        live[place] += beginning[place].pop(number, [])
+        for copy in beginning[place].pop(number, []):
+            if copy in opened or (copy not in later and len(opened) < MAX_OPEN):
+                opened.add(copy)
+                live[place].append(copy)
+            else:
+                later[copy] = None
+                left -= 1
         for copy in live[place]:
             copy.write(packet, place, number, streams)
+            if copy.is_done or copy.failure is not None:
+                opened.discard(copy)
         going = [copy for copy in live[place] if number + 1 < copy.tracks[place].stop]
         left -= len(live[place]) - len(going)
         live[place] = going
         if not left:
             break
+    return list(later)
