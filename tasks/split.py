@@ -23,6 +23,7 @@ from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
 from reelmill.media.scenes import AnyDetector, Detector, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import MAX_TRACKS, Cue, Script, parse_webvtt, tracks_of, webvtt
+from reelmill.shards import tar
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
     Job,
@@ -219,8 +220,9 @@ class SplitParams(Params):
         if self.method != "scenes":
             meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
             meant |= {"exact_scenes": None}
-        elif self.detectors:
+        else:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
+            meant |= {"detectors": self.search()}
         if self.device == "cpu" or (self.method != "scenes" and self.cut == "copy"):
             meant["device"] = None
         meant |= self.encoding.meant()
@@ -314,8 +316,13 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
                 "end": float(clip.wished_end),
             }
             yield Reject(key, clip.reason, clip.message, columns)
+        elif any(
+            file.stat().st_size > tar.MAX_MEMBER for file in (clip.path, *clip.others.values())
+        ):
+            yield Reject(key, "too_large", "the clip does not fit into a tar: give max_seconds")
         else:
             yield _sample(key, sample.key, clip, about, captions, texts)
+        if isinstance(clip, Clip):
             for path in (clip.path, *clip.others.values()):
                 path.unlink()
 

@@ -115,6 +115,7 @@ def test_params_with_one_meaning_have_one_key() -> None:
     several = {"detectors": ["adaptive"]}
     assert key(split({**several, "detector": "hash"})) == key(split(several))
     assert key(split({**several, "method": "spans"})) == key(split({"method": "spans"}))
+    assert key(split({"threshold": 27})) == key(split({})) != key(split({"threshold": 26}))
     assert AdaptiveDetector() in split(several).detectors
 
 
