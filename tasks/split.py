@@ -323,8 +323,12 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         else:
             yield _sample(key, sample.key, clip, about, captions, texts)
         if isinstance(clip, Clip):
-            for path in (clip.path, *clip.others.values()):
+            for path in _files(clip):
                 path.unlink()
+
+
+def _files(clip: Clip) -> list[Path]:
+    return [clip.path, *clip.others.values()]
 
 
 def _spans(
