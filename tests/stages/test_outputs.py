@@ -784,6 +784,17 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+def test_many_outputs_are_parted_among_processes(
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "MAX_GROUP_OUTPUTS", 12)
+    variants = {f"v{i}": Variant(size=Size(min_side=16), preset="ultrafast") for i in range(3)}
+    spans = [(F(i, 5), F(i + 1, 5)) for i in range(5)]
+    clips = _cut(sample("silent.mp4"), tmp_path, spans, variants=variants)
+    assert [len(clip.others) for clip in clips] == [3] * 5
+    assert len(runs) == 2
+
+
 def test_the_stage_writes_every_output_as_a_field(bench: Bench, spoken: Path) -> None:
     shard = bench.make(
         "split",
