@@ -387,7 +387,7 @@ def test_other_readers_see_the_same_frames_in_smart_clips(kind: str, tmp_path: P
         found.append(number_of(cv2.cvtColor(frame[1], cv2.COLOR_BGR2GRAY)))
     assert found == list(range(one.hidden + 7, one.hidden + 43))
     # A seek into the copied part, and one into the border behind it. OpenCV seeks by even rates.
-    for at in () if kind == "variable rate" else (20, 34):
+    for at in () if kind.startswith("variable rate") else (20, 34):
         video.set(cv2.CAP_PROP_POS_FRAMES, at)
         grey = cv2.cvtColor(video.read()[1], cv2.COLOR_BGR2GRAY)
         assert number_of(grey) == one.hidden + 7 + at
