@@ -24,6 +24,7 @@ from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
 from reelmill.media.probe import VideoInfo, packet_table
 from reelmill.media.scenes import AnyDetector, Detector, Kind, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import MAX_TRACKS, Cue, Script, parse_webvtt, tracks_of, webvtt
+from reelmill.shards import tar
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
     Job,
@@ -236,8 +237,9 @@ class SplitParams(Params):
         if self.method != "scenes":
             meant |= {"detector": None, "threshold": None, "min_scene": None, "detectors": None}
             meant |= {"exact_scenes": None}
-        elif self.detectors:
+        else:
             meant |= {"detector": None, "threshold": None, "min_scene": None}
+            meant |= {"detectors": self.search()}
         if self.device == "cpu" or (self.method != "scenes" and self.cut == "copy"):
             meant["device"] = None
         meant |= self.encoding.meant()
@@ -332,10 +334,17 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
                 "end": float(clip.wished_end),
             }
             yield Reject(key, clip.reason, clip.message, columns)
+        elif any(file.stat().st_size > tar.MAX_MEMBER for file in _files(clip)):
+            yield Reject(key, "too_large", "the clip does not fit into a tar: give max_seconds")
         else:
             yield _sample(key, sample.key, clip, about, captions, texts)
-            for made in (clip.path, *clip.others.values()):
+        if isinstance(clip, Clip):
+            for made in _files(clip):
                 made.unlink()
+
+
+def _files(clip: Clip) -> list[Path]:
+    return [clip.path, *clip.others.values()]
 
 
 def _spans(

@@ -6,6 +6,8 @@ FFmpeg, which reads the packets themselves.
 
 from __future__ import annotations
 
+import io
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, TypeAlias
@@ -26,7 +28,9 @@ _MAX_BOXES = 1024
 _MOST_BOXES = 2**22
 """In a whole file: those of a fragment for each frame, through half a day."""
 
-_PARENTS = frozenset((b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"udta"))
+_PARENTS = frozenset(
+    (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"moof", b"traf", b"udta", b"cmov")
+)
 _DEPTH = 8
 _OF_EACH = 0xF00
 """Flags of a ``trun``: it holds the duration, size, flags or offset of each of its samples."""
@@ -80,21 +84,38 @@ def read_samples(file: BinaryIO, size: int, track: int) -> Samples | None:
         return None
 
 
-def names_too_many(file: BinaryIO, size: int) -> bool:
-    """Whether a file of ``size`` bytes names more samples than it has bytes, or has boxes without
-    end: FFmpeg would make an entry of its index, of 24 bytes, for each. A few bytes can name any
-    number of samples of one size."""
+def names_too_many(file: BinaryIO, size: int, limit: int | None = None) -> bool:
+    """Whether a file of ``size`` bytes names more samples than it has bytes (or than ``limit``), or
+    has boxes without end: FFmpeg would make an entry of its index, of 24 bytes, for each. A few
+    bytes can name any number of samples of one size."""
+    limit = size if limit is None else limit
     named, track = 0, _Named()
     try:
         for kind, start, end in _nested(file, 0, size, _DEPTH, iter(range(_MOST_BOXES))):
             if kind == b"trak":
                 named, track = named + track.count, _Named()
+            elif kind == b"cmvd" and names_too_many(*_unpacked(file, start, end), limit=size):
+                return True
             elif kind in (b"hdlr", b"stsz", b"stts", b"trun"):
                 file.seek(start)
                 track.take(kind, file.read(min(16, end - start)).ljust(16, b"\0"))
     except _Doubtful:
         return True
-    return named + track.count > size
+    return named + track.count > limit
+
+
+def _unpacked(file: BinaryIO, start: int, end: int) -> tuple[BinaryIO, int]:
+    """What a compressed header holds, as a file, and its size. Raises ``_Doubtful`` where that is
+    too large to be looked through, or broken."""
+    file.seek(start + 4)
+    packed = zlib.decompressobj()
+    try:
+        header = packed.decompress(file.read(min(end - start, MAX_INDEX)), MAX_INDEX)
+    except zlib.error:
+        raise _Doubtful from None
+    if packed.unconsumed_tail:
+        raise _Doubtful
+    return io.BytesIO(header), len(header)
 
 
 class _Named:

@@ -20,7 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from reelmill.errors import MissingDependencyError, Rejected, StageError
-from reelmill.media.cut import Clip, CutFailure, Encoding, Video, cut_spans, encoders
+from reelmill.media.cut import Clip, CutFailure, Encoding, Video, copy, cut_spans, encoders
 from reelmill.media.cut import encode as module
 from reelmill.media.cut.output import CODECS
 from reelmill.media.ffmpeg import FfmpegError, encoder_id, ffmpeg_exe, run, run_each
@@ -383,6 +383,31 @@ def test_copied_spans_snap_back_and_never_overlap(tmp_path: Path) -> None:
     # Spans that overlap share packets.
     assert [numbers(o.path) for o in outcomes[1:3] if isinstance(o, Clip)] == [list(range(20))] * 2
     assert [numbers(o.path) for o in outcomes[3:] if isinstance(o, Clip)] == [list(range(80, 90))]
+
+
+@pytest.mark.parametrize("name", ["plain.mp4", "plain.ts"])
+def test_copies_that_overlap_are_open_a_few_at_a_time(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spans = [(F(i % 5, 5), F(3)) for i in range(20)]
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+    at_once = [sha256(c.path) for c in _clips(_copy(sample(name), spans, tmp_path / "a"))]
+    monkeypatch.setattr(copy, "MAX_OPEN", 3)
+    opened: list[copy.Copy] = []
+    most = 0
+    begin = copy.Copy._begin
+
+    def counted(self: copy.Copy, sources: Any) -> None:
+        nonlocal most
+        begin(self, sources)
+        opened.append(self)
+        most = max(most, sum(not one.is_done for one in opened))
+
+    monkeypatch.setattr(copy.Copy, "_begin", counted)
+    clips = _clips(_copy(sample(name), spans, tmp_path / "b"))
+    assert [sha256(clip.path) for clip in clips] == at_once
+    assert (len(opened), most) == (20, 3)
 
 
 def test_open_gops_are_not_cut(tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ from reelmill.media.ffmpeg import ffmpeg_exe, gpu_encoder_id, has_encoder, run_e
 from reelmill.media.probe import packet_table, probe
 from reelmill.media.spans import Span
 from reelmill.media.subtitles import Cue, Script, parse_webvtt, tracks_of, webvtt
+from reelmill.shards import tar
 from reelmill.shards.reader import Sample
 from reelmill.tasks import split
 from reelmill.tasks.contract import Job, key_params
@@ -793,6 +794,17 @@ def bench(tmp_path: Path) -> Bench:
     return Bench(tmp_path)
 
 
+def test_many_outputs_are_parted_among_processes(
+    runs: list[list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "MAX_GROUP_OUTPUTS", 12)
+    variants = {f"v{i}": Variant(size=Size(min_side=16), preset="ultrafast") for i in range(3)}
+    spans = [(F(i, 5), F(i + 1, 5)) for i in range(5)]
+    clips = _cut(sample("silent.mp4"), tmp_path, spans, variants=variants)
+    assert [len(clip.others) for clip in clips] == [3] * 5
+    assert len(runs) == 2
+
+
 def test_the_stage_writes_every_output_as_a_field(bench: Bench, spoken: Path) -> None:
     shard = bench.make(
         "split",
@@ -849,6 +861,15 @@ def _split(fields: dict[str, bytes], folder: Path, **params: Any) -> Iterator[An
     values = SplitParams(method="fixed", seconds=1, **params)
     job: Any = Job(None, None, values, {}, folder)  # type: ignore[arg-type]
     yield from Split().each(job, Sample("000000000", fields, {}))
+
+
+def test_a_clip_that_fits_into_no_tar_is_rejected(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    videos = bench.videos(sample("plain.mp4"))
+    monkeypatch.setattr(tar, "MAX_MEMBER", 30_000)
+    made = bench.make("split", videos, method="fixed", seconds="2s", audio={"extract": "wav"})
+    assert list(bench.rejects(made).values()) == ["too_large", "too_large"]
 
 
 def test_scenes_are_divided_into_windows_that_hold_no_cut(bench: Bench) -> None:

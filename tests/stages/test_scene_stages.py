@@ -170,6 +170,7 @@ def test_params_with_one_meaning_have_one_key() -> None:
     assert key(split({**several, "detector": "content"})) == key(split(several))
     assert key(split({"jobs": 3})) == key(split({}))
     assert key(split({**several, "method": "spans"})) == key(split({"method": "spans"}))
+    assert key(split({"threshold": 27})) == key(split({})) != key(split({"threshold": 26}))
     assert AdaptiveDetector() in split(several).detectors
 
 

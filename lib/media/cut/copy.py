@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from fractions import Fraction
 from functools import cached_property
 from math import ceil, floor
 from typing import Any
@@ -23,8 +22,11 @@ from numpy.typing import NDArray
 
 from reelmill.media.cut import nal
 from reelmill.media.cut.boxes import Part, can_write, write_mp4
-from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, clamp
+from reelmill.media.cut.plan import LATE, Clip, CutFailure, Index, Plan, average_rate, clamp
 from reelmill.media.probe import PacketTable, demux
+
+MAX_OPEN = 64
+"""Most copies that are open at a time: each is a file and, with borders to encode, an encoder."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,7 @@ class Copy:
     _out: Any = None
     _streams: list[Any] = field(default_factory=list)
     _left: int = 0
-
-    @property
-    def is_done(self) -> bool:
-        return self._out is not None and not self._left
+    is_done: bool = False
 
     def write(self, packet: Any, place: int, number: int, sources: Sequence[Any]) -> None:
         """Take packet ``number`` of stream ``place``, opening and closing the file as needed."""
@@ -99,6 +98,8 @@ class Copy:
             self._left -= 1
             if not self._left:
                 self._out.close()
+                # With its buffers: there may be thousands of copies.
+                self._out, self._streams, self.is_done = None, [], True
         except OSError:
             raise
         except (av.FFmpegError, ValueError):
@@ -133,7 +134,10 @@ class Copy:
         if isinstance(made, CutFailure):
             return made
         # The container counts hidden frames too.
-        return replace(made, frames=self.plan.last - self.plan.first)
+        frames = self.plan.last - self.plan.first
+        return replace(
+            made, frames=frames, fps=average_rate(frames, made.end - made.start, made.fps)
+        )
 
 
 def snapped(index: Index, plan: Plan, cover: bool) -> Copy | None:
@@ -180,7 +184,8 @@ def write_copies(
     index: Index, copies: Sequence[Copy], timeout: Callable[[], float]
 ) -> dict[int, Clip | CutFailure]:
     """Write all ``copies`` in one pass over the source, and say what came of each plan's number;
-    those that overlap share packets. ``timeout`` tells how many seconds are left.
+    those that overlap share packets. More than ``MAX_OPEN`` that overlap take more passes.
+    ``timeout`` tells how many seconds are left.
 
     Raises ``OSError`` where a clip cannot be written.
     """
@@ -189,9 +194,10 @@ def write_copies(
             copy.fail("container", "the parameters of the stream change: use `cut: exact`")
     made = _from_tables(index, copies, timeout) if index.laid else {}
     others = [copy for copy in copies if copy.plan.number not in made]
-    if going := [copy for copy in others if copy.failure is None]:
+    left = others
+    while going := [copy for copy in left if copy.failure is None]:
         with index.open() as (container, streams):
-            _write(container, streams, going, timeout)
+            left = _write(container, streams, going, timeout)
     return made | {copy.plan.number: copy.outcome() for copy in others}
 
 
@@ -237,7 +243,7 @@ def _begins_whole(index: Index, video: Part, source: int) -> bool:
 
 def _alike(copy: Copy, known: Clip, parts: Sequence[Part], size: int) -> Clip:
     """What is in a clip whose stream is that of the one that is ``known``."""
-    plan, video = copy.plan, parts[0]
+    plan = copy.plan
     count = plan.last - plan.first
     return replace(
         known,
@@ -248,7 +254,7 @@ def _alike(copy: Copy, known: Clip, parts: Sequence[Part], size: int) -> Clip:
         frames=count,
         wished_start=plan.span[0],
         wished_end=plan.span[1],
-        fps=Fraction(len(video.pts) * video.laid.timescale, int(video.steps.sum())),
+        fps=average_rate(count, plan.end - plan.start, known.fps),
         audio=len(parts) > 1,
         size=size,
     )
@@ -256,7 +262,8 @@ def _alike(copy: Copy, known: Clip, parts: Sequence[Part], size: int) -> Clip:
 
 def _write(
     container: Any, streams: Sequence[Any], copies: Sequence[Copy], timeout: Callable[[], float]
-) -> None:
+) -> list[Copy]:
+    """Write copies, and return those for which too many others were open when they began."""
     places = {stream.index: place for place, stream in enumerate(streams)}
     beginning: list[dict[int, list[Copy]]] = [defaultdict(list) for _ in streams]
     for copy in copies:
@@ -265,6 +272,8 @@ def _write(
     live: list[list[Copy]] = [[] for _ in streams]
     count = [0] * len(streams)
     left = sum(len(copy.tracks) for copy in copies)
+    opened: set[Copy] = set()
+    later: dict[Copy, None] = {}
     for packet in demux(container, list(streams)):
         if not packet.size:
             continue
@@ -276,11 +285,20 @@ def _write(
         place = places[packet.stream_index]
         number = count[place]
         count[place] += 1
-        live[place] += beginning[place].pop(number, [])
+        for copy in beginning[place].pop(number, []):
+            if copy in opened or (copy not in later and len(opened) < MAX_OPEN):
+                opened.add(copy)
+                live[place].append(copy)
+            else:
+                later[copy] = None
+                left -= 1
         for copy in live[place]:
             copy.write(packet, place, number, streams)
+            if copy.is_done or copy.failure is not None:
+                opened.discard(copy)
         going = [copy for copy in live[place] if number + 1 < copy.tracks[place].stop]
         left -= len(live[place]) - len(going)
         live[place] = going
         if not left:
             break
+    return list(later)

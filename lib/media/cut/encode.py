@@ -26,6 +26,9 @@ MAX_GROUP_PIXELS = 2**23
 """Most pixels of a frame of each clip of a process, together: a process keeps the encoders of all
 its clips to its end, and x264 takes some 80 bytes for a pixel. Two clips there are in any case."""
 
+MAX_GROUP_OUTPUTS = 256
+"""Most outputs of all clips of a process: its filters are one argument, of 128 KiB at most."""
+
 WORTH_A_SEEK = 2**24
 """Pixels whose decoding a process of its own must save: to start one, open the source and seek in
 it took as long as 15 frames of 1280x720 (45 ms of CPU)."""
@@ -107,6 +110,7 @@ class _Encode:
     def groups(self, plans: Sequence[Plan]) -> Iterator[list[Plan]]:
         """Plans (ordered by start) that are worth a common decode."""
         most = MAX_GROUP_PIXELS // self.rendering.pixels
+        most = min(most, MAX_GROUP_OUTPUTS // len(self.rendering.encoding.outputs))
         most = max(2, min(MAX_GROUP, most))
         begin = 0
         while begin < len(plans):

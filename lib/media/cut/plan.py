@@ -157,7 +157,7 @@ class Plan:
             width=info.width,
             height=info.height,
             rotation=info.rotation,
-            fps=average_rate(info, self.end - start),
+            fps=average_rate(info.frames or 0, self.end - start, info.fps),
             audio=info.has_audio,
             size=info.size_bytes,
             how=how,
@@ -178,10 +178,11 @@ def made(path: Path, *, check: bool) -> VideoInfo | None:
     return info if info.frames else None
 
 
-def average_rate(info: VideoInfo, seconds: Fraction) -> Fraction:
-    """Frames a second of a file that shows ``seconds`` of its source. What MP4 states itself is the
-    rate in coding order, which B-frames of a variable rate make another one."""
-    return (info.frames or 0) / seconds if seconds > 0 else info.fps
+def average_rate(frames: int, seconds: Fraction, stated: Fraction) -> Fraction:
+    """Frames a second of a file that shows ``seconds`` of its source; what it has ``stated`` where
+    those are none. MP4 states the rate in coding order, which B-frames of a variable rate make
+    another one."""
+    return frames / seconds if seconds > 0 else stated
 
 
 @dataclass(frozen=True)

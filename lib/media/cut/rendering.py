@@ -91,7 +91,7 @@ class Rendering:
                 info = made(others[ending], check=False)
                 if info is None:
                     return plan.failure("undecodable", "a variant of the clip has no frame")
-                rate = average_rate(info, clip.end - clip.start)
+                rate = average_rate(info.frames or 0, clip.end - clip.start, info.fps)
                 info = replace(info, fps=Fraction(video.fps or rate))
                 variants[ending.partition(".")[0]] = info
             sound = sound_ending(ending, audio)
