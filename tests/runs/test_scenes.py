@@ -98,7 +98,7 @@ def test_the_command_shows_scenes_and_why(project: Project) -> None:
     ("arguments", "message"),
     [
         (("-d", "sharp"), "no detector sharp; there are content"),
-        (("-d", "hash", "-t", "27"), "--threshold: Input should be less than or equal to 1"),
+        (("-d", "hash", "-t", "27"), "--threshold: it must be less than or equal to 1"),
         (("-d", "hash", "-d", "content", "-t", "1"), "--threshold is for one detector"),
         (("-d", "adaptive", "--fast"), "leave out --fast"),
         (("-m", "soon"), "--min-scene"),

@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from reelmill.dataset import open_version
 from reelmill.flows.server import free_port
 from tests.runs.project import COMMAND, Project, let_pass
-from tests.runs.serving import RECIPE, Serving, call, serving, until
+from tests.runs.serving import PATIENCE, RECIPE, Serving, call, serving, until
 
 GATED = RECIPE + "  last: {stage: trouble, from: videos, kind: gate, marker: GATE}\n"
 """Goes on when it is let: ``pass_gate``."""
@@ -327,9 +327,16 @@ def test_a_proxy_that_answers_anything_is_outlived(
     monkeypatch.setenv("PREFECT_CLIENT_MAX_RETRIES", "0")
     monkeypatch.setenv("PREFECT_RUNNER_POLL_FREQUENCY", "1")
     proxy = Proxy(int(project.prefect_url.removesuffix("/api").rpartition(":")[2]))
+    log = project.folder / "serve.log"
+
+    def said(text: str) -> None:
+        deadline = time.monotonic() + PATIENCE
+        while text not in (all_said := log.read_text()):
+            assert time.monotonic() < deadline, f"{text!r} is not in: {all_said}"
+            time.sleep(0.1)
+
     with proxy.open():
         behind = Project(project.folder, f"http://127.0.0.1:{proxy.port}/api")
-        log = project.folder / "serve.log"
         with log.open("wb") as output:
             served = subprocess.Popen(
                 [sys.executable, str(COMMAND), "serve", "outlived.yaml", "--workers", "1"],
@@ -339,13 +346,13 @@ def test_a_proxy_that_answers_anything_is_outlived(
                 stderr=subprocess.STDOUT,
             )
         try:
-            until(lambda: "Ctrl-C stops" in log.read_text(), "serve")
+            said("Ctrl-C stops")
             proxy.answer = SOON
-            until(lambda: "server does not answer" in log.read_text(), "a complaint")
+            said("server does not answer")
             # It is back, but not for all.
             proxy.refused = b"/automations"
             proxy.answer = b""
-            until(lambda: "server takes no deployments" in log.read_text(), "a complaint")
+            said("server takes no deployments")
             proxy.refused = b""
             name = "deployments/name/build/outlived"
             known = call(project.prefect_url, name, method="GET")["id"]
