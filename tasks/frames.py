@@ -16,7 +16,14 @@ from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
 from reelmill.media.images import encode_jpeg, encode_png
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import MAX_COUNT, Job, Output, Params, Sample, SampleStage, sample_json
-from reelmill.tasks.media_fields import VIDEO, about_of, picture_field, texts_of, video_of
+from reelmill.tasks.media_fields import (
+    OF_SOURCE,
+    VIDEO,
+    about_of,
+    picture_field,
+    texts_of,
+    video_of,
+)
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -146,7 +153,7 @@ def _sample(clip: str, pictures: list[_Picture], about: Mapping[str, Any], endin
     value = {
         "key": key,
         "clip": clip,
-        "source": texts_of(about.get("source"), ("key", "url", "caption", "sha256")),
+        "source": texts_of(about.get("source"), ("key", *OF_SOURCE)),
         "frames": [picture.number for picture in pictures],
         "times": times,
         "source_times": [round(offset + time, 6) for time in times],

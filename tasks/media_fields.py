@@ -83,6 +83,9 @@ not in ticks, since that is what spans and other columns are in, and filters nee
 MAX_KEYFRAMES = 2**16
 """A longer list of keyframes is left out of the index."""
 
+OF_SOURCE = ("url", "caption", "sha256")
+"""What the ``json`` of whatever is made of a video says of it, where it is known."""
+
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
 
 

@@ -20,7 +20,7 @@ from reelmill.media.spans import Span
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.shards.reader import ShardReader
 from reelmill.tasks.contract import Job, Output, Params, Sample, SampleStage, sample_json
-from reelmill.tasks.media_fields import about_of, texts_of
+from reelmill.tasks.media_fields import OF_SOURCE, about_of, texts_of
 from reelmill.tasks.scores import FIELD
 from reelmill.units import Number, Seconds
 
@@ -89,7 +89,7 @@ class Scenes(SampleStage[ScenesParams]):
                 {"start": round(float(start), 6), "end": round(float(end), 6)}
                 for start, end in spans(scores, cuts)
             ],
-            "source": texts_of(about_of(sample.fields).get("source"), ("url", "caption", "sha256")),
+            "source": texts_of(about_of(sample.fields).get("source"), OF_SOURCE),
         }
         columns = {"scenes": len(cuts) + 1, "frames": len(scores)}
         yield Sample(sample.key, {"json": sample_json(value)}, columns)

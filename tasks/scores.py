@@ -26,7 +26,7 @@ from reelmill.media.scenes import (
 from reelmill.media.scenes.kept import pack
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage, sample_json
-from reelmill.tasks.media_fields import VIDEO, about_of, texts_of, video_of
+from reelmill.tasks.media_fields import OF_SOURCE, VIDEO, about_of, texts_of, video_of
 from reelmill.tasks.site_params import AbsolutePath
 
 FIELD = "scores.parquet"
@@ -178,6 +178,6 @@ class ScoreFrames(SampleStage[ScoresParams]):
             "end": round(float(scores.end * tick), 6),
             "fps": round(float(scores.clock.rate), 6),
         }
-        source = texts_of(about_of(sample.fields), ("url", "caption", "sha256"))
+        source = texts_of(about_of(sample.fields), OF_SOURCE)
         about = sample_json({"key": sample.key, **columns, "source": source})
         yield Sample(sample.key, {FIELD: pack(scores), "json": about}, columns)

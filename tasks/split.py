@@ -36,7 +36,7 @@ from reelmill.tasks.contract import (
     SampleStage,
     sample_json,
 )
-from reelmill.tasks.media_fields import about_of, caption_field, texts_of, video_of
+from reelmill.tasks.media_fields import OF_SOURCE, about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds, format_seconds
@@ -476,7 +476,7 @@ def _sample(
     value: dict[str, Any] = {
         "key": key,
         **columns,
-        "source": {"key": source, **texts_of(about, ("url", "caption", "sha256"))},
+        "source": {"key": source, **texts_of(about, OF_SOURCE)},
         "wished": {
             "start": round(float(clip.wished_start), 6),
             "end": round(float(clip.wished_end), 6),

@@ -138,7 +138,7 @@ class _Work:
             found = [exact_copy(index, plan) or joined(index, plan, encoding) for plan in plans]
         elif mode == "auto" and encoding.allows_copy and kept:
             found = [exact_copy(index, plan) for plan in plans]
-            if any(found) and not is_alike(index, encoding):
+            if any(found) and not is_alike(index, self._rendering.picture, encoding):
                 found = []
         return [copy for copy in found if copy is not None]
 

@@ -6,8 +6,8 @@ import numpy as np
 
 from reelmill.media.cut.copy import Copy, Track, audio_tracks
 from reelmill.media.cut.output import Encoding
+from reelmill.media.cut.picture import Picture
 from reelmill.media.cut.plan import Index, Plan
-from reelmill.media.probe import first_frame
 
 
 def exact_copy(index: Index, plan: Plan) -> Copy | None:
@@ -24,17 +24,11 @@ def exact_copy(index: Index, plan: Plan) -> Copy | None:
     return Copy(plan, [track, *audio_tracks(index, plan)])
 
 
-def is_alike(index: Index, encoding: Encoding) -> bool:
+def is_alike(index: Index, picture: Picture, encoding: Encoding) -> bool:
     """Whether the source is what ``encoding`` would make of it, so that its copies and encodes can
     stand side by side: of the same codecs and pixel format, upright and even-sized."""
-    with index.open() as (container, streams):
-        codec = streams[0].codec_context.codec.canonical_name
-        sounds = [one.codec_context.codec.canonical_name for one in streams[1:]]
-        if codec != encoding.video.format or sounds not in ([], ["aac"]):
-            return False
-        frame = first_frame(container, streams[0])
-        return (
-            frame is not None
-            and (frame.format.name, frame.rotation) == (encoding.video.ffmpeg_pix_fmt, 0)
-            and frame.width % 2 == frame.height % 2 == 0
-        )
+    return (
+        index.codecs in ([encoding.video.format], [encoding.video.format, "aac"])
+        and (picture.pix_fmt, picture.rotation) == (encoding.video.ffmpeg_pix_fmt, 0)
+        and picture.width % 2 == picture.height % 2 == 0
+    )

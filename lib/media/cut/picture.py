@@ -22,7 +22,8 @@ class Picture:
     """Upright pictures of ``width`` × ``height`` pixels, each ``sar`` times as wide as it is high.
 
     ``transfer``, ``primaries`` and ``matrix`` are the numbers of ITU-T H.273; 2 is unknown.
-    ``codec`` is FFmpeg's name.
+    ``codec`` is FFmpeg's name. ``rotation`` is what brought them upright, in degrees as in
+    :class:`~reelmill.media.probe.VideoInfo`; None where none decodes and the header alone tells.
     """
 
     width: int
@@ -33,6 +34,7 @@ class Picture:
     primaries: int = 2
     matrix: int = 2
     codec: str = "h264"
+    rotation: int | None = None
 
     @property
     def is_hdr(self) -> bool:
@@ -82,6 +84,7 @@ def picture_of(container: Any, stream: Any) -> Picture:
         primaries=int(frame.color_primaries),
         matrix=int(frame.colorspace),
         codec=codec,
+        rotation=frame.rotation,
     )
 
 

@@ -188,14 +188,16 @@ def average_rate(frames: int, seconds: Fraction, stated: Fraction) -> Fraction:
 @dataclass(frozen=True)
 class Index:
     """What a source holds, read once for every way to cut it: the tables of the packets of its
-    video stream and, if any is wanted, its audio stream, which are the container's ``indices``;
-    frames of ``width`` by ``height`` pixels. ``changes`` are the pts from which on a decoder of
-    H.264 or HEVC needs other parameters than the header's, or than before: streams joined end to
-    end may have several sizes. ``laid`` tells where the packets lie, if the source is an MP4 file
-    that can be copied from by its index; ``header`` is the video's."""
+    video stream and, if any is wanted, its audio stream, which are the container's ``indices`` and
+    have FFmpeg's names of their ``codecs``; frames of ``width`` by ``height`` pixels. ``changes``
+    are the pts from which on a decoder of H.264 or HEVC needs other parameters than the header's,
+    or than before: streams joined end to end may have several sizes. ``laid`` tells where the
+    packets lie, if the source is an MP4 file that can be copied from by its index; ``header`` is
+    the video's."""
 
     source: Path
     indices: Sequence[int]
+    codecs: list[str]
     tables: Sequence[PacketTable]
     width: int
     height: int
@@ -275,6 +277,7 @@ def _index(
     return Index(
         source,
         [stream.index for stream in streams],
+        [stream.codec_context.codec.canonical_name for stream in streams],
         tables,
         context.width,
         context.height,

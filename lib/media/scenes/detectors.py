@@ -360,18 +360,32 @@ class _FlashFilter:
         return self._clock.frames(end - start) >= self._least
 
 
-class _Rolling:
+class _Spaced:
+    """What searches have in common that count the shortest scene from their last cut."""
+
+    def __init__(self, detector: _Detector, clock: Clock) -> None:
+        self._clock, self._least = clock, detector._least(clock)
+        self._last_cut: int | None = None
+        self.settled: int | None = None
+
+    def finish(self) -> Sequence[int]:
+        return ()
+
+    def _is_scene(self, pts: int) -> bool:
+        assert self._last_cut is not None
+        return self._clock.frames(pts - self._last_cut) >= self._least
+
+
+class _Rolling(_Spaced):
     """Compares each frame's score with the mean of those around it."""
 
     def __init__(self, detector: AdaptiveDetector, clock: Clock) -> None:
+        super().__init__(detector, clock)
         self._score = detector.score
         self._threshold = float(detector.threshold)
         self._least_change = float(detector.min_content_val)
         self._width = detector.window_width
-        self._clock, self._least = clock, detector._least(clock)
         self._window: deque[tuple[int, float]] = deque(maxlen=2 * self._width + 1)
-        self._last_cut: int | None = None
-        self.settled: int | None = None
 
     def push(self, pts: int, row: Mapping[str, float]) -> Sequence[int]:
         if self._last_cut is None:
@@ -381,13 +395,10 @@ class _Rolling:
             return ()
         at, score = self._window[self._width]
         self.settled = at
-        if not self._stands_out(score) or self._clock.frames(at - self._last_cut) < self._least:
+        if not self._stands_out(score) or not self._is_scene(at):
             return ()
         self._last_cut = at
         return (at,)
-
-    def finish(self) -> Sequence[int]:
-        return ()
 
     def _stands_out(self, score: float) -> bool:
         others = [score for i, (_, score) in enumerate(self._window) if i != self._width]
@@ -400,7 +411,7 @@ class _Rolling:
         return ratio >= self._threshold and score >= self._least_change
 
 
-class _Jumps:
+class _Jumps(_Spaced):
     """Cuts wherever a score reaches a threshold, unless the scene would be too short."""
 
     def __init__(
@@ -411,11 +422,9 @@ class _Jumps:
         *,
         below: bool = False,
     ) -> None:
+        super().__init__(detector, clock)
         (self._column,) = detector.measures[0].columns
         self._threshold, self._below = threshold, below
-        self._clock, self._least = clock, detector._least(clock)
-        self._last_cut: int | None = None
-        self.settled: int | None = None
 
     def push(self, pts: int, row: Mapping[str, float]) -> Sequence[int]:
         self.settled = pts
@@ -424,25 +433,20 @@ class _Jumps:
             return ()
         score = row[self._column]
         reached = score <= self._threshold if self._below else score >= self._threshold
-        if not reached or self._clock.frames(pts - self._last_cut) < self._least:
+        if not reached or not self._is_scene(pts):
             return ()
         self._last_cut = pts
         return (pts,)
 
-    def finish(self) -> Sequence[int]:
-        return ()
 
-
-class _Ends:
+class _Ends(_Spaced):
     """Cuts at the first frame behind each run of scores above a threshold."""
 
     def __init__(self, detector: TransNetV2Detector, clock: Clock) -> None:
+        super().__init__(detector, clock)
         (self._column,) = Transitions.columns
         self._threshold = float(detector.threshold)
-        self._clock, self._least = clock, detector._least(clock)
         self._is_transition = False
-        self._last_cut: int | None = None
-        self.settled: int | None = None
 
     def push(self, pts: int, row: Mapping[str, float]) -> Sequence[int]:
         self.settled = pts
@@ -450,30 +454,25 @@ class _Ends:
             self._last_cut = pts
         was, self._is_transition = self._is_transition, row[self._column] > self._threshold
         has_ended = was and not self._is_transition
-        if not has_ended or self._clock.frames(pts - self._last_cut) < self._least:
+        if not has_ended or not self._is_scene(pts):
             return ()
         self._last_cut = pts
         return (pts,)
 
-    def finish(self) -> Sequence[int]:
-        return ()
 
-
-class _Fades:
+class _Fades(_Spaced):
     """Waits for pictures to fade out, and cuts between there and where they fade in again."""
 
     def __init__(self, detector: ThresholdDetector, clock: Clock) -> None:
+        super().__init__(detector, clock)
         (self._column,) = Brightness().columns
         self._threshold = int(detector.threshold)
         self._is_floor = detector.method == "floor"
         self._share = (1.0 + float(detector.fade_bias)) / 2.0
         self._adds_final = detector.add_final_scene
-        self._clock, self._least = clock, detector._least(clock)
         self._least_out = _in_frames(detector.min_out, clock)
-        self._last_cut: int | None = None
         self._last_pts = 0
         self._out: list[int] = []  # pts of the frames since it faded out, if it did
-        self.settled: int | None = None
 
     def push(self, pts: int, row: Mapping[str, float]) -> Sequence[int]:
         dark = row[self._column] < self._threshold
@@ -509,10 +508,6 @@ class _Fades:
         right = min(bisect_left(self._out, wished), len(self._out) - 1)
         near = self._out[max(right - 1, 0) : right + 1]
         return (min(near, key=lambda at: (abs(at - wished), at)),)
-
-    def _is_scene(self, pts: int) -> bool:
-        assert self._last_cut is not None
-        return self._clock.frames(pts - self._last_cut) >= self._least
 
     def _is_fade(self, end: int) -> bool:
         return self._clock.frames(end - self._out[0]) >= self._least_out

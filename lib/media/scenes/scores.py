@@ -7,12 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import chain
-from typing import Any, Literal
+from typing import Any
 
 import av
 import numpy as np
 
 from reelmill.errors import Rejected
+from reelmill.media.decode import Device
 from reelmill.media.probe import Source, demux, open_media, video_stream
 from reelmill.media.scenes.contract import Clock, Detector, Measure, Row, Scorer, Scores
 from reelmill.media.scenes.measures import PairScorer, Pairwise
@@ -27,7 +28,6 @@ class Scoring:
         others = [one for one in asked if not isinstance(one, Pairwise)]
         self.pairs = PairScorer(pairwise)
         self.columns = tuple(chain.from_iterable(one.columns for one in (*pairwise, *others)))
-        self.lag = max((one.lag for one in others), default=0)
         scorers: list[Scorer] = [self.pairs] if pairwise else []
         scorers += [one.start() for one in others]
         self._scorers = [(scorer, deque[Row]()) for scorer in scorers]
@@ -66,7 +66,7 @@ def score(
     *,
     jobs: int = 1,
     exact: bool = True,
-    device: Literal["cpu", "cuda"] = "cpu",
+    device: Device = "cpu",
 ) -> Scores:
     """All that ``detectors`` need to know of the best video stream of ``source``.
 
