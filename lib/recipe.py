@@ -63,12 +63,14 @@ _URL: Final = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*(://|::)")
 _VARIABLE: Final = re.compile(
     r"\$\$\{|\$\{(?:([A-Za-z_][A-Za-z0-9_]*)(?::-([^{}]*))?\})?", re.ASCII
 )
+_SEVERAL: Final = "two or more"
 _TOP: Final = ("store", "sources", "datasets")
 
 
 class StageSpec(Protocol):
     """What a recipe needs to know of a stage. The short ``from: clips`` fills a stage's only role,
-    or the only one that is not ``optional``."""
+    or the only one that is not ``optional``; one that is ``open`` has further roles, by names of
+    the recipe's own, and none of its own may be given as a list of datasets."""
 
     @property
     def name(self) -> str: ...
@@ -78,6 +80,8 @@ class StageSpec(Protocol):
     def roles(self) -> tuple[str, ...]: ...
     @property
     def optional(self) -> tuple[str, ...]: ...
+    @property
+    def open(self) -> bool: ...
 
 
 class _Common(BaseModel):
@@ -670,21 +674,35 @@ class _Checker:
         keys: _Keys = ("datasets", name, "from")
         needed = [role for role in stage.roles if role not in stage.optional]
         reads = f"stage {stage.name} reads {' and '.join(needed) or 'nothing'}"
-        if stage.optional:
+        if stage.open:
+            reads = f"stage {stage.name} reads {needed[0] + ' and others' if needed else _SEVERAL}"
+        elif stage.optional:
             reads += f", and may read {' and '.join(stage.optional)}"
         given = raw.get("from", {})
-        if isinstance(given, str) and len(needed) == 1:
+        if stage.open and not needed and isinstance(given, list):
+            given = {str(name): name for name in given}
+        if isinstance(given, str) and len(needed) == 1 and not stage.open:
             parents: dict[str, Any] = {needed[0]: given}
             places: dict[str, _Keys] = {needed[0]: keys}
         elif isinstance(given, dict):
             parents = given
             places = {role: (*keys, role) for role in given}
+        elif stage.open:
+            self._report.add(keys, f"{reads}; write role: name for each")
+            return {}
         else:
             form = "the name of a dataset or source" if len(needed) == 1 else "role: name"
             self._report.add(keys, f"{reads}; write {form}" if stage.roles else reads)
             return {}
-        unknown = [role for role in parents if role not in stage.roles]
+        unknown = [role for role in parents if role not in stage.roles and not stage.open]
         missing = [role for role in needed if role not in parents]
+        if stage.open:
+            for role in parents:
+                if not _NAME.fullmatch(role):
+                    message = "a role's name is made as those of datasets are"
+                    self._report.add(places[role], message)
+            if len(parents) < 2:
+                self._report.add(keys, f"{reads}; write role: name for each")
         for role in unknown:
             self._report.add(places[role], f"unknown role; {reads}", role, stage.roles)
         if missing and not unknown:

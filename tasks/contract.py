@@ -19,7 +19,7 @@ from reelmill.shards import index
 from reelmill.shards.index import Row
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.shards.reader import ShardReader
-from reelmill.shards.writer import Data, Span
+from reelmill.shards.writer import Data, SampleOrder, Span
 from reelmill.store import Store
 from reelmill.store.model import Action, Blob, Generation, History, Shard
 
@@ -158,10 +158,18 @@ class Stage(abc.ABC, Generic[P]):
         roles: names of its inputs; a recipe's ``from`` fills them.
         optional: those of its roles, never the first, that a recipe may leave out; a job then has
             no shard for them.
+        open: whether a recipe may fill further roles, and name them as it likes.
+        uneven: whether its inputs may have grown unequally; those without a generation then give
+            no shards to it. Its output has as many as the input that has the most.
         scope: ``shard`` if an output shard reads the input shards of the same ID, ``generation``
             if it reads all of them, ``history`` if it reads those of the same ID and besides knows
             all shards of its first role: those of its generation and of the generations before.
-        conserves: every input sample comes out as exactly one sample or reject.
+        conserves: every input sample comes out as exactly one sample or reject: those of the first
+            role, or of all roles where it has none of its own.
+        intended: reasons of rejects that a recipe asked for, such as a filter's: they do not count
+            against ``max_rejects``.
+        order: how samples lie in a shard: by keyed hash, so that a shuffle reads contiguous runs,
+            or by key, where people read a shard from its beginning to its end.
         columns: its own columns of the index.
         provenance: columns that say how samples and rejects were had: what may be different when
             an action is executed again, and so belongs to no version.
@@ -177,8 +185,12 @@ class Stage(abc.ABC, Generic[P]):
     params: ClassVar[type[Params]]
     roles: ClassVar[tuple[str, ...]] = ("source",)
     optional: ClassVar[tuple[str, ...]] = ()
+    open: ClassVar[bool] = False
+    uneven: ClassVar[bool] = False
     scope: ClassVar[Scope] = "shard"
     conserves: ClassVar[bool] = False
+    intended: ClassVar[frozenset[str]] = frozenset()
+    order: ClassVar[SampleOrder] = "hash"
     columns: ClassVar[pa.Schema] = pa.schema([])
     provenance: ClassVar[pa.Schema | None] = None
     takes: ClassVar[Literal["samples", "rows"]] = "samples"
@@ -211,6 +223,11 @@ class Stage(abc.ABC, Generic[P]):
     def needs(self, params: P) -> Mapping[str, float]:
         """What a worker must have, as Dask resources, with these parameters."""
         return self.resources
+
+    def merges(self, params: P) -> int:
+        """How many generations of its inputs, from the first, count as one: of a stage whose scope
+        is ``generation``."""
+        return 1
 
     def may_pass(self, reason: str) -> bool:
         """Whether a reject of this reason may turn out well another time (a host was down)."""

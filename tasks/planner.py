@@ -90,9 +90,22 @@ class _State:
     node: Node
     depth: int
     growths: list[_Growth]
+    merged: int
     tools: dict[str, str]
     failure: str | None = None
     reported: bool = False
+
+    def reads(self, number: int) -> range:
+        """The generations of its inputs that one generation is made of."""
+        return (
+            range(self.merged)
+            if number == 0
+            else range(number + self.merged - 1, number + self.merged)
+        )
+
+    def made_of(self, generation: int) -> int:
+        """The generation that a generation of its inputs goes into."""
+        return max(0, generation - self.merged + 1)
 
 
 def by_count(reasons: Mapping[str, int]) -> list[tuple[str, int]]:
@@ -138,13 +151,8 @@ class Planner:
         self._woken: list[str] = []
         self._listed: dict[str, list[tuple[str, bytes]]] = {}
         for node in nodes:
-            counts = {
-                len(self._given[parent].generations)
-                if parent in self._given
-                else len(self._states[parent].growths)
-                for parent in node.parents.values()
-            }
-            if len(counts) > 1:
+            counts = {self._grew(parent) for parent in node.parents.values()}
+            if len(counts) > 1 and not node.stage.uneven:
                 raise RecipeError(
                     f"{node.name}: its inputs grew differently ({min(counts)} and {max(counts)} "
                     "generations); datasets are joined only if they come from the same source"
@@ -153,8 +161,9 @@ class Planner:
                 (self._states[p].depth for p in node.parents.values() if p in self._states),
                 default=-1,
             )
-            growths = [_Growth() for _ in range(counts.pop())]
-            self._states[node.name] = _State(node, depth, growths, _tools(node))
+            merged = max(1, min(node.stage.merges(node.params), max(counts)))
+            growths = [_Growth() for _ in range(max(counts) - merged + 1)]
+            self._states[node.name] = _State(node, depth, growths, merged, _tools(node))
             self._removed[node.name] = _union(self._removed[p] for p in node.parents.values())
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
@@ -300,9 +309,8 @@ class Planner:
         if not stage.conserves or any(growth.holes for growth in state.growths):
             return None
         name = state.node.name
-        parent = state.node.parents[stage.roles[0]]
-        source = self._given[parent] if parent in self._given else self.manifest(parent)
-        taken = source.totals().samples
+        roles = stage.roles[:1] or tuple(state.node.parents)
+        taken = sum(self._samples(state.node.parents[role]) for role in roles)
         made = self.manifest(name).totals()
         if taken == made.samples + made.rejects:
             return None
@@ -311,10 +319,20 @@ class Planner:
             "this is a fault in the stage, no version was committed"
         )
 
+    def _samples(self, name: str) -> int:
+        return (self._given[name] if name in self._given else self.manifest(name)).totals().samples
+
     def _too_many_rejects(self, state: _State) -> str | None:
         totals = self.manifest(state.node.name).totals()
         retried = sum(self._retried.get(parent, 0) for parent in set(state.node.parents.values()))
-        rejects = totals.rejects - retried
+        asked = sum(
+            count
+            for growth in state.growths
+            for result in growth.results.values()
+            for reason, count in result.reasons.items()
+            if reason in state.node.stage.intended
+        )
+        rejects = totals.rejects - retried - asked
         seen = totals.samples + rejects
         if not seen or Decimal(rejects) <= state.node.max_rejects * seen:
             return None
@@ -322,7 +340,8 @@ class Planner:
         for growth in state.growths:
             for result in growth.results.values():
                 for reason, count in result.reasons.items():
-                    reasons[reason] = reasons.get(reason, 0) + count
+                    if reason not in state.node.stage.intended:
+                        reasons[reason] = reasons.get(reason, 0) + count
         worst = ", ".join(f"{reason} {count}" for reason, count in by_count(reasons))
         return (
             f"{state.node.name}: {rejects} of {seen} samples were rejected ({worst}), more "
@@ -334,7 +353,7 @@ class Planner:
         if state.node.stage.scope != "shard":
             yield from self._plan_generations(state)
         elif cause is not None:
-            yield from self._plan_shards(state, cause.generation, cause.shard)
+            yield from self._plan_shards(state, state.made_of(cause.generation), cause.shard)
         else:
             for number in range(len(state.growths)):
                 yield from self._plan_shards(state, number, None)
@@ -342,9 +361,9 @@ class Planner:
     def _plan_shards(self, state: _State, number: int, shard_id: str | None) -> Iterator[Todo]:
         node = state.node
         if not state.growths[number].closed:
-            inputs = {r: self._available(p, number, shard_id) for r, p in node.parents.items()}
+            inputs = self._inputs(state, number, shard_id)
             yield from self._take(state, number, node.stage.plan(node.params, inputs, 0))
-            if all(self._complete(parent, number) for parent in node.parents.values()):
+            if self._is_whole(state, number):
                 self._close(state, number)
 
     def _plan_generations(self, state: _State) -> Iterator[Todo]:
@@ -355,9 +374,9 @@ class Planner:
             # Shards may be numbered through, and a generation may know those before it.
             if any(not earlier.closed for earlier in state.growths[:number]):
                 return
-            if not all(self._complete(parent, number) for parent in node.parents.values()):
+            if not self._is_whole(state, number):
                 return
-            inputs = {r: self._available(p, number, None) for r, p in node.parents.items()}
+            inputs = self._inputs(state, number, None)
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
             slots = node.stage.plan(node.params, inputs, first)
             if node.stage.scope == "history":
@@ -392,7 +411,29 @@ class Planner:
             # No more results of this generation will ever come to wake its children.
             self._woken += self._children.get(state.node.name, ())
 
+    def _inputs(self, state: _State, number: int, shard_id: str | None) -> dict[str, list[Shard]]:
+        return {
+            role: [s for g in state.reads(number) for s in self._available(parent, g, shard_id)]
+            for role, parent in state.node.parents.items()
+        }
+
+    def _is_whole(self, state: _State, number: int) -> bool:
+        """Whether all is there that a generation is made of."""
+        return all(
+            self._complete(parent, generation)
+            for parent in state.node.parents.values()
+            for generation in state.reads(number)
+        )
+
+    def _grew(self, name: str) -> int:
+        """How many generations a dataset or source has."""
+        if name in self._given:
+            return len(self._given[name].generations)
+        return len(self._states[name].growths)
+
     def _available(self, name: str, number: int, shard_id: str | None) -> list[Shard]:
+        if number >= self._grew(name):
+            return []
         if name in self._given:
             shards = self._given[name].generations[number].shards
             return [s for s in shards if shard_id is None or s.id == shard_id]
@@ -401,4 +442,6 @@ class Planner:
         return [results[i].shard(i) for i in ids if i in results]
 
     def _complete(self, name: str, number: int) -> bool:
-        return name in self._given or self._states[name].growths[number].complete
+        if name in self._given or number >= self._grew(name):
+            return True
+        return self._states[name].growths[number].complete

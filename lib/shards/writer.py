@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import xxhash
@@ -23,6 +23,9 @@ from reelmill.store.local import scratch_name
 from reelmill.store.model import Blob, Result
 
 Data = bytes | memoryview | Path
+
+SampleOrder = Literal["hash", "key"]
+"""How samples lie in a shard: by a keyed hash of their keys, or by the keys themselves."""
 
 _BATCH = 1 << 20
 _PIECE = 4 << 20
@@ -83,12 +86,13 @@ def put_shard(store: Store, written: Written, origins: bytes | None = None) -> R
 class ShardWriter:
     """Collects the samples and rejects of one shard.
 
-    Samples are written as they come and hashed behind the writer's back. If they came in the
-    keyed order the file is the tar; if not, one more pass lays them in order. Either way the
-    bytes depend on the set of samples only. Memory does not grow with the shard.
+    Samples are written as they come and hashed behind the writer's back. If they came in their
+    order the file is the tar; if not, one more pass lays them in order. Either way the bytes
+    depend on the set of samples only. Memory does not grow with the shard.
     """
 
-    def __init__(self, scratch: Path, columns: pa.Schema) -> None:
+    def __init__(self, scratch: Path, columns: pa.Schema, order: SampleOrder = "hash") -> None:
+        self._by_hash = order == "hash"
         self._columns = columns
         self._scratch = scratch
         self._path = scratch_name(scratch)
@@ -250,7 +254,7 @@ class ShardWriter:
 
     def _take(self, key: str, row: Row) -> int:
         self._refuse_taken(key)
-        place = order_hash(key)
+        place = order_hash(key) if self._by_hash else 0
         self._rows[key] = (place, row)
         return place
 

@@ -12,7 +12,7 @@ from reelmill.digest import sha256
 from reelmill.errors import RecipeError
 from reelmill.store.model import Blob, Generation, History, Manifest, Result, Shard
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Job, Output, Params, Stage, key_params
+from reelmill.tasks.contract import Job, Output, Params, Slot, Stage, digests, key_params
 from reelmill.tasks.download import DownloadParams
 from reelmill.tasks.planner import Node, Planner, Todo
 from reelmill.tasks.shuffle import ShuffleParams
@@ -356,6 +356,87 @@ def test_inputs_that_grew_differently_cannot_be_joined() -> None:
     node = Node("c", Second(), Params(), {"left": "x", "right": "y"})
     with pytest.raises(RecipeError, match="grew differently"):
         Planner([node], {"x": table(1), "y": table(1, 1)})
+
+
+class Together(Narrow):
+    """As a stage that puts datasets side by side: each input shard is one of its own."""
+
+    name = "together"
+    roles = ()
+    open = True
+    uneven = True
+    scope = "generation"
+    conserves = True
+
+    def plan(self, params, inputs, first):  # type: ignore[no-untyped-def]
+        taken = [shard for role in sorted(inputs) for shard in inputs[role]]
+        return [
+            Slot(f"{first + place:05d}", {"source": digests(shard)}, {"source": shard})
+            for place, shard in enumerate(taken)
+        ]
+
+
+def test_inputs_of_an_uneven_stage_give_what_they_have() -> None:
+    node = Node("c", Together(), Params(), {"left": "x", "right": "y"})
+    planner = Planner([node], {"x": table(1), "y": table(1, 2)})
+    order, versions = finish(planner)
+    assert [(t.shard, t.generation) for t in order] == [
+        ("00000", 0),
+        ("00001", 0),
+        ("00002", 1),
+        ("00003", 1),
+    ]
+    assert "c" in versions
+
+
+class Merging(Together):
+    name = "merging"
+    roles = ("source",)
+    open = False
+
+    def merges(self, params: Params) -> int:
+        return 2
+
+
+@pytest.mark.parametrize(
+    ("grown", "expected"), [((1,), [1]), ((1, 2), [3]), ((1, 2, 1, 2), [3, 1, 2])]
+)
+def test_a_stage_may_take_its_first_generations_for_one(
+    grown: tuple[int, ...], expected: list[int]
+) -> None:
+    chain = [
+        Node("a", Narrow(), Params(), {"source": "urls"}),
+        Node("b", Merging(), Params(), {"source": "a"}),
+        Node("c", Narrow(), Params(), {"source": "b"}),
+    ]
+    for pick in (lambda todos: 0, lambda todos: len(todos) - 1):
+        planner = Planner(chain, {"urls": table(*grown)})
+        finish(planner, pick)
+        for name in "bc":
+            sizes = [len(g.shards) for g in planner.manifest(name).generations]
+            assert sizes == expected
+    # What came first stays as it is when more comes.
+    before = [s for g in planner.manifest("b").generations for s in g.shards]
+    planner = Planner(chain, {"urls": table(*grown, 1)})
+    finish(planner)
+    after = [s for g in planner.manifest("b").generations for s in g.shards]
+    assert len(grown) == 1 or after[: len(before)] == before
+
+
+def test_rejects_that_were_asked_for_are_not_too_many() -> None:
+    class Filter(Narrow):
+        name = "filter"
+        intended = frozenset({"filtered"})
+
+    node = Node("few", Filter(), Params(), {"source": "urls"}, max_rejects=Decimal("0.5"))
+    for torn, problem in ((0, None), (1, None), (2, "2 of 3 samples were rejected (torn 2)")):
+        planner = Planner([node], {"urls": table(1)})
+        (todo,) = planner.start()
+        reasons = {"filtered": 7, "torn": torn}
+        planner.done(todo, made(todo, samples=3 - torn, rejects=7 + torn, reasons=reasons))
+        list(planner.finished())
+        assert (problem or "") in planner.problems().get("few", "")
+        assert bool(planner.problems()) is bool(problem)
 
 
 def test_planning_ten_thousand_shards_is_linear_in_their_number() -> None:

@@ -73,6 +73,7 @@ class Stage:
     params: type[BaseModel]
     roles: tuple[str, ...] = ("samples",)
     optional: tuple[str, ...] = ()
+    open: bool = False
 
 
 STAGES: Mapping[str, StageSpec] = {
@@ -83,6 +84,8 @@ STAGES: Mapping[str, StageSpec] = {
         Stage("pair", PairParams, ("frames", "flow")),
         Stage("map", OpenParams),
         Stage("noise", Frozen, ()),
+        Stage("join", Frozen, ("source",), open=True),
+        Stage("concat", Frozen, (), open=True),
         Stage("clash", ClashParams),
     )
 }
@@ -180,10 +183,10 @@ BAD = [
     ("  clips:", "  !x clips:", "7: datasets: a key must be plain text"),
     # stages
     ("stage: split", "stage: spilt", "10: clips.stage: unknown stage spilt; did you mean split?"),
-    ("stage: split", "stage: zzz", "10: clips.stage: unknown stage zzz; choose from download, split, pair, map, noise, clash"),
-    ("stage: split", "salt: x", "9: clips.stage: missing; stages are download, split, pair, map, noise, clash"),
-    ("stage: split", "stage: 3", "10: clips.stage: must be the name of a stage; stages are download, split, pair, map, noise, clash"),
-    ("stage: split", "stage: {split: 1}", "10: clips.stage: must be the name of a stage; stages are download, split, pair, map, noise, clash"),
+    ("stage: split", "stage: zzz", "10: clips.stage: unknown stage zzz; choose from download, split, pair, map, noise, join, concat, clash"),
+    ("stage: split", "salt: x", "9: clips.stage: missing; stages are download, split, pair, map, noise, join, concat, clash"),
+    ("stage: split", "stage: 3", "10: clips.stage: must be the name of a stage; stages are download, split, pair, map, noise, join, concat, clash"),
+    ("stage: split", "stage: {split: 1}", "10: clips.stage: must be the name of a stage; stages are download, split, pair, map, noise, join, concat, clash"),
     # parameters
     ("max_seconds", "max_secondz", "12: clips.max_secondz: unknown parameter of stage split; did you mean max_seconds?"),
     ("max_seconds", "max_reject", "12: clips.max_reject: unknown parameter of stage split; did you mean max_rejects?"),
@@ -323,6 +326,43 @@ def test_roles() -> None:
 )
 def test_bad_roles(given: str, message: str) -> None:
     assert error_of(PAIR % given) == f"recipe.yaml:8: triplets.{message}"
+
+
+JOINED = """\
+store: s
+datasets:
+  a: {stage: noise}
+  b: {stage: noise}
+  c: {stage: %s, from: %s}
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "expected"),
+    [
+        ("join", "{source: a, more: b}", {"source": "a", "more": "b"}),
+        ("concat", "{one: a, two: b}", {"one": "a", "two": "b"}),
+        ("concat", "[a, b]", {"a": "a", "b": "b"}),
+    ],
+)
+def test_roles_of_the_recipes_own(stage: str, given: str, expected: dict[str, str]) -> None:
+    assert parse(JOINED % (stage, given)).datasets["c"].inputs == expected
+
+
+@pytest.mark.parametrize(
+    ("stage", "given", "message"),
+    [
+        ("join", "a", "from: stage join reads source and others; write role: name for each"),
+        ("join", "[a, b]", "from: stage join reads source and others; write role: name for each"),
+        ("join", "{more: b, less: a}", "from: role source missing; stage join reads source and"),
+        ("concat", "[a]", "from: stage concat reads two or more; write role: name for each"),
+        ("concat", "[a, c1]", "from.c1: no dataset or source is named c1"),
+        ("concat", "[a, {b: c}]", "from.{'b': 'c'}: a role's name is made as those of datasets"),
+        ("concat", "{A: a, b: b}", "from.A: a role's name is made as those of datasets are"),
+    ],
+)
+def test_bad_roles_of_the_recipes_own(stage: str, given: str, message: str) -> None:
+    assert error_of(JOINED % (stage, given)).startswith(f"recipe.yaml:5: c.{message}")
 
 
 def test_a_stage_without_inputs_takes_none() -> None:

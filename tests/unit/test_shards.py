@@ -661,6 +661,18 @@ def test_coalesced_ranges_cover_all_and_join_no_wider_gap(
             reached = max(reached, stop)
 
 
+@pytest.mark.parametrize("first", ["a", "c"])
+def test_samples_may_lie_in_the_order_of_their_keys(scratch: Path, first: str) -> None:
+    keys = sorted("abcde", key=lambda key: (key != first, key))
+    shard = ShardWriter(scratch, NO_COLUMNS, "key")
+    for key in keys:
+        shard.add(key, {"txt": key.encode()}, {})
+    written = shard.close()
+    with tarfile.open(fileobj=io.BytesIO(take(written))) as archive:
+        assert archive.getnames() == [f"{key}.txt" for key in "abcde"]
+    assert [row["key"] for row in rows(written)] == list("abcde")
+
+
 def test_the_order_of_samples_is_that_of_a_keyed_hash() -> None:
     """A value that must never change: it decides where samples lie in all shards."""
     assert order_hash("000010005") == 16887039844629370838
