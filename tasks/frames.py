@@ -84,6 +84,9 @@ class Frames(SampleStage[FramesParams]):
         return _selected(clip, params, starts)
 
 
+_NO_CUT = {True: ", and no scene cut", False: ""}
+
+
 @dataclass(frozen=True, slots=True)
 class _Clip:
     key: str
@@ -141,8 +144,10 @@ def _selected(
     chosen = choose(params, places, clip.key, place_at)
     for order, missed in enumerate(chosen.missed):
         yield Reject(f"{clip.key}_missed_{order:03d}", missed.reason, missed.message)
-    if not chosen.starts and not chosen.missed:
-        raise _too_short(len(numbers), params)
+    if not chosen.starts:
+        if not chosen.missed:
+            raise _too_short(len(numbers), params)
+        return
     window: Window[_Picture] = params.window(chosen.starts)
     for at, picture in _pictures(clip, params, there, numbers, chosen):
         for place in at:
@@ -199,7 +204,8 @@ def _picture(number: int, frame: VideoFrame, params: FramesParams) -> _Picture:
 
 def _too_short(count: int, params: FramesParams) -> Rejected:
     return Rejected(
-        "too_short", f"{count} frames; a sample spans {params.reach + 1}, and no scene cut"
+        "too_short",
+        f"{count} frames; a sample spans {params.reach + 1}{_NO_CUT[params.minds_cuts]}",
     )
 
 
