@@ -79,7 +79,7 @@ class Frames(SampleStage[FramesParams]):
         params = job.params
         clip = _Clip(sample.key, video_of(sample.fields), about_of(sample.fields))
         starts = scene_starts(job, clip.key, clip.about) if params.minds_cuts else []
-        if params.takes_every_frame:
+        if params.begin_at_steps and (params.takes_every_frame or starts is None):
             return _gathered(clip, params, starts)
         return _selected(clip, params, starts)
 
@@ -109,6 +109,9 @@ def _gathered(
     """Samples at every step, from frames that pass by: one decode, which ends with the last sample;
     memory for one sample's pictures."""
     window: Window[_Picture] = params.window()
+    numbers = None
+    if not params.takes_every_frame:
+        numbers = _sequence(shown(clip.video), params).tolist()
     seen = 0
 
     def picture(number: int, frame: VideoFrame) -> _Picture:
@@ -121,10 +124,10 @@ def _gathered(
             yield frame
 
     cuts = watched(params, starts, clip.video)
-    for places, pictures in gathered(counted(), window, cuts, picture):
-        yield _sample(clip, places[0], pictures, params.format)
+    for places, pictures in gathered(counted(), window, cuts, picture, numbers):
+        yield _sample(clip, places, pictures, params)
     if not window.given:
-        raise _too_short(seen, params)
+        raise _too_short(seen if numbers is None else len(numbers), params)
 
 
 def _selected(
@@ -154,8 +157,7 @@ def _selected(
             if window.wants(place):
                 window.put(place, picture)
             for gathered_at, pictures in window.take():
-                first = gathered_at[0] if params.fps is not None else pictures[0].number
-                yield _sample(clip, first, pictures, params.format)
+                yield _sample(clip, gathered_at, pictures, params)
 
 
 def _sequence(there: Shown, params: FramesParams) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -209,7 +211,11 @@ def _too_short(count: int, params: FramesParams) -> Rejected:
     )
 
 
-def _sample(clip: _Clip, first: int, pictures: Sequence[_Picture], ending: str) -> Sample:
+def _sample(
+    clip: _Clip, places: Sequence[int], pictures: Sequence[_Picture], params: FramesParams
+) -> Sample:
+    # At a rate, one frame may be the first of several samples.
+    first = places[0] if params.fps is not None else pictures[0].number
     key = f"{clip.key}_{first:06d}"
     times = [picture.time for picture in pictures]
     exact: dict[str, list[str]] = {"times": [ratio(time) for time in times]}
@@ -228,7 +234,9 @@ def _sample(clip: _Clip, first: int, pictures: Sequence[_Picture], ending: str) 
         "exact": exact,
         **size,
     }
-    fields = {picture_field(place, ending): picture.data for place, picture in enumerate(pictures)}
+    fields = {
+        picture_field(place, params.format): picture.data for place, picture in enumerate(pictures)
+    }
     columns = {
         "clip": clip.key,
         "frame": pictures[0].number,
