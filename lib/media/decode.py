@@ -88,9 +88,14 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray
     return upright(frame, _merged(red, green, blue))
 
 
-def to_bgr16(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint16]:
-    """The same as uint16 blue, green and red: all that video of more than 8 bits tells."""
-    green, blue, red = planes_of(frame, "gbrp16le", stored_size(frame, size))
+def to_bgr16(
+    frame: av.VideoFrame,
+    size: tuple[int, int] | None = None,
+    untagged: Colorspace = Colorspace.ITU601,
+) -> NDArray[np.uint16]:
+    """The same as uint16 blue, green and red: all that video of more than 8 bits tells. Where no
+    matrix is told, it is ``untagged``."""
+    green, blue, red = planes_of(frame, "gbrp16le", stored_size(frame, size), untagged)
     return upright(frame, _merged(blue, green, red))
 
 
@@ -120,7 +125,12 @@ def to_jpeg_planes(
     return [cv2.LUT(luma, _FULL_LUMA), *(cv2.LUT(plane, _FULL_CHROMA) for plane in chroma)]
 
 
-def planes_of(frame: av.VideoFrame, layout: str, size: tuple[int, int]) -> list[NDArray[Any]]:
+def planes_of(
+    frame: av.VideoFrame,
+    layout: str,
+    size: tuple[int, int],
+    untagged: Colorspace = Colorspace.ITU601,
+) -> list[NDArray[Any]]:
     """The planes of a frame, not turned, converted to the pixel format ``layout`` (of RGB, or of
     YUV in BT.601: its own range with ``yuv``, full with ``yuvj``) and scaled to ``size``. Planar
     RGB takes swscale half the time that packed RGB does, and comes to the same."""
@@ -130,7 +140,7 @@ def planes_of(frame: av.VideoFrame, layout: str, size: tuple[int, int]) -> list[
             frame,
             *size,
             layout,
-            src_colorspace=Colorspace.ITU601 if frame.colorspace in _NO_MATRIX else None,
+            src_colorspace=untagged if frame.colorspace in _NO_MATRIX else None,
             dst_colorspace=Colorspace.ITU601 if layout[:4] in ranges else None,
             dst_color_range=ranges.get(layout[:4]),
             interpolation=_INTERPOLATION,

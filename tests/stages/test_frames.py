@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
+from tempfile import NamedTemporaryFile
 from typing import Any, cast
 
 import av
@@ -19,6 +20,8 @@ from pydantic import ValidationError
 
 from reelmill.errors import Rejected
 from reelmill.media import shown as shown_module
+from reelmill.media.cut import tone
+from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import frames, to_jpeg_planes, to_rgb
 from reelmill.media.images import decode_gray, decode_image
 from reelmill.media.pictures import PictureFormat, encode
@@ -33,6 +36,7 @@ from reelmill.tasks.media_fields import pictures_of
 
 from .media_samples import CUTS, NUMBERED, number_of, real_media, sample
 from .test_exactness import KINDS, read_back, source
+from .test_outputs import _hdr, _sdr_of
 from .test_stages import Bench, bench, fixed
 
 __all__ = ["bench"]
@@ -470,6 +474,50 @@ def test_16_bits_keep_what_8_would_lose() -> None:
     assert len(np.unique(eight[16, :, 1])) < 130
 
 
+@pytest.mark.parametrize("transfer", ["smpte2084", "arib-std-b67"])
+def test_hdr_becomes_sdr_by_the_formulas_unless_it_is_kept(transfer: str, tmp_path: Path) -> None:
+    path = _hdr(tmp_path / "hdr.mp4", transfer)
+    expected = np.array([255 * _sdr_of(2 * x / 876, transfer) for x in range(438)])
+    # The grid's steps, and those of a JPEG.
+    for format, steps in (("png", 2.5), ("jpg", 4)):
+        (one, *_) = made(path, count=1, format=format)
+        row = decode_image(pictures(one)[0])[16, :438].astype(int)
+        assert np.abs(row - expected[:, None]).max() <= steps
+        assert np.ptp(row, axis=-1).max() <= 1, "grey stays grey"
+    kept = [255 * 2 * x / 876 for x in range(438)]
+    for more, most in (({"hdr": "keep"}, 255), ({"bits": 16}, 65535)):
+        (one, *_) = made(path, count=1, format="png", **more)
+        data = np.frombuffer(pictures(one)[0], np.uint8)
+        row = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)[16, :438, 1] * (255 / most)
+        assert np.abs(row - kept).max() <= 1.5
+
+
+def test_tones_are_interpolated_as_ffmpeg_does_it() -> None:
+    picture = Picture(64, 48, transfer=16, primaries=9, matrix=9)
+    bgr = np.random.default_rng(0).integers(0, 65536, (48, 64, 3)).astype(np.uint16)
+    bgr[0, :3] = [[0, 0, 0], [65535, 65535, 65535], [40000, 40000, 100]]
+    frame = av.VideoFrame(64, 48, "gbrp16le")
+    for plane, channel in zip(frame.planes, (1, 0, 2), strict=True):
+        rows = np.zeros((48, plane.line_size // 2), "<u2")
+        rows[:, :64] = bgr[..., channel]
+        plane.update(rows.tobytes())
+    frame.pts, frame.time_base = 0, F(1)
+    with NamedTemporaryFile(suffix=".cube") as file:
+        file.write(tone.table(picture))
+        file.flush()
+        graph = av.filter.Graph()
+        nodes = (
+            graph.add_buffer(width=64, height=48, format="gbrp16le", time_base=F(1)),
+            graph.add("lut3d", file=file.name, interp="tetrahedral"),
+            graph.add("buffersink"),
+        )
+        graph.link_nodes(*nodes).configure()
+    graph.push(frame)
+    planes = [np.frombuffer(plane, "<u2").reshape(48, -1)[:, :64] for plane in graph.pull().planes]
+    theirs = np.stack([planes[1], planes[0], planes[2]], axis=-1) / 257
+    assert np.abs(tone.toned(bgr, picture) - theirs).max() <= 0.51
+
+
 def test_webp_is_read_back_by_all_and_smaller_than_png() -> None:
     frame = next(frames(sample("silent.mp4")))
     png, lossless, lossy = (
@@ -533,6 +581,7 @@ def test_upright_pictures_take_the_size_that_is_asked_for() -> None:
         ({"seed": 2}, "seed is for random"),
         ({"count": 1, "stride": 2}, "stride is for several frames"),
         ({"fps": "0"}, "not between"),
+        ({"bits": 16, "hdr": "sdr", "format": "png"}, "makes pictures of 8 bits"),
         ({"bits": 16}, "bits is for format 'png'"),
         ({"lossless": True}, "lossless is for format 'webp'"),
         ({"subsampling": "444", "format": "png"}, "subsampling is for format 'jpg'"),
@@ -558,6 +607,7 @@ def test_one_meaning_has_one_key() -> None:
     assert key(cuts="ignore", detectors=["hash"]) == key(cuts="ignore")
     assert key(format="webp", lossless=True, quality=3) == key(format="webp", lossless=True)
     assert key(format="webp", quality=3) != key(format="webp")
+    assert key(hdr="sdr") == key() != key(hdr="keep")
     assert key(random=3) != key(random=3, seed=1)
     assert key(indices=[0]) != key(indices=[1])
     assert key(count=2) != key(count=2, cuts="ignore")
