@@ -46,7 +46,7 @@ def _one_size(label: str, store: Store, shards: Sequence[Shard]) -> None:
             execute(order.model_dump_json())
 
     def reset() -> None:
-        shuffle._layout.cache_clear()
+        shuffle._deal.cache_clear()
         _forget(store, [*orders[0], *orders[1]])
 
     subjects: dict[str, Callable[[Path], object]] = {
