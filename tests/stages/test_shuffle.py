@@ -102,21 +102,21 @@ def parts(splits: dict[str, str], **more: Any) -> dict[str, dict[str, Any]]:
     return {part: {**common, "part": part} for part in splits}
 
 
-def test_a_split_takes_every_video_whole_to_one_side_and_loses_no_sample(world: World) -> None:
-    world.grow()
-    world.grow(1)
-    versions = world.build(**parts(SHARES))
-    everything = sorted(world.keys(s for g in world.generations for s in g.shards))
+def test_a_split_takes_every_video_whole_to_one_side_and_loses_no_sample(local: World) -> None:
+    local.grow()
+    local.grow(1)
+    versions = local.build(**parts(SHARES))
+    everything = sorted(local.keys(s for g in local.generations for s in g.shards))
     side: dict[str, str] = {}
     for part, manifest in versions.items():
-        kept = world.keys(manifest.shards)
-        left = world.keys(manifest.shards, "rejected")
+        kept = local.keys(manifest.shards)
+        left = local.keys(manifest.shards, "rejected")
         assert sorted(kept + left) == everything
         for key in kept:
             assert side.setdefault(key[:9], part) == part
         for shard in manifest.shards:
-            assert list(verify_shard(world.store, shard)) == []
-            for row in ShardReader(world.store, shard).rows("rejected"):
+            assert list(verify_shard(local.store, shard)) == []
+            for row in ShardReader(local.store, shard).rows("rejected"):
                 assert (row["reason"], row["channel"]) == ("other_part", None)
     assert len(side) == 3 * EACH
     assert set(side.values()) == set(SHARES)
@@ -197,28 +197,28 @@ def test_shards_are_balanced_by_their_real_bytes(local: World) -> None:
 # Growth
 
 
-def test_generations_taken_together_are_shuffled_as_one_and_later_ones_stay(world: World) -> None:
+def test_generations_taken_together_are_shuffled_as_one_and_later_ones_stay(local: World) -> None:
     for shards in (2, 1, 1):
-        world.grow(shards)
+        local.grow(shards)
     plain, three = {"samples_per_shard": 25}, {"samples_per_shard": 25, "compact": 3}
-    (grown,) = world.build(mixed=plain).values()
+    (grown,) = local.build(mixed=plain).values()
     assert [len(generation.shards) for generation in grown.generations] == [3, 2, 2]
-    (compacted,) = world.build(mixed=three).values()
+    (compacted,) = local.build(mixed=three).values()
     assert [len(generation.shards) for generation in compacted.generations] == [6]
     assert [shard.id for shard in compacted.shards] == [f"{n:05d}" for n in range(6)]
 
-    once = World(world.store.url)
-    once.generations = [Generation(shards=tuple(s for g in world.generations for s in g.shards))]
+    once = World(local.store.url)
+    once.generations = [Generation(shards=tuple(s for g in local.generations for s in g.shards))]
     assert once.build(mixed=plain)["mixed"] == compacted
     assert once.made == [], "the very same actions"
 
-    world.grow(1)
-    (again,) = world.build(mixed=three).values()
+    local.grow(1)
+    (again,) = local.build(mixed=three).values()
     assert again.generations[:1] == compacted.generations
-    assert world.made == ["mixed/00006", "mixed/00007"]
+    assert local.made == ["mixed/00006", "mixed/00007"]
     # What comes after is what it would be without: only the numbers of its shards differ.
-    (without,) = world.build(mixed=plain).values()
-    assert world.made == []
+    (without,) = local.build(mixed=plain).values()
+    assert local.made == []
     contents = [
         [(shard.tar, shard.index) for shard in manifest.generations[-1].shards]
         for manifest in (again, without)
