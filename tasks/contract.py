@@ -99,7 +99,20 @@ class Adopted:
     rows: Sequence[Row]
 
 
-Output = Sample | Copied | Adopted | Reject
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """A whole shard at once, of samples taken over verbatim from input tars.
+
+    ``rows`` is its index: the samples in their order, as they will lie, then rejects by key.
+    ``data`` are the samples' bytes, in pieces that stand until the next is asked for. There can be
+    no other samples or rejects in the shard.
+    """
+
+    rows: pa.Table
+    data: Iterable[Sequence[memoryview]]
+
+
+Output = Sample | Copied | Adopted | Gathered | Reject
 
 
 @dataclass(frozen=True, slots=True)

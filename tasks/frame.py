@@ -24,7 +24,17 @@ from reelmill.store import Store
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Action, Result, Shard, action_name
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Adopted, Copied, Job, Params, Reject, Sample, Stage, label
+from reelmill.tasks.contract import (
+    Adopted,
+    Copied,
+    Gathered,
+    Job,
+    Params,
+    Reject,
+    Sample,
+    Stage,
+    label,
+)
 
 TRACE = "REELMILL_TRACE"
 """Environment variable: a file that gets one JSON line for every action executed."""
@@ -97,6 +107,8 @@ def _make(store: Store, task: Order, watch: Watch | None) -> tuple[Written, byte
                         writer.add_span(key, span, columns)
                     case Adopted(blob, rows):
                         writer.adopt(blob, rows)
+                    case Gathered(table, data):
+                        writer.lay(table, data)
                     case Reject(key, reason, message, columns):
                         writer.reject(key, reason, message, columns)
             _balance(stage, task, writer)

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-_MOTO = """
+MOTO = """
 import logging, sys
 from moto.server import ThreadedMotoServer
 logging.getLogger("werkzeug").setLevel(logging.ERROR)
@@ -27,6 +27,7 @@ server.start()
 print(server.get_host_and_port()[1], flush=True)
 sys.stdin.read()
 """
+"""The program of a server: prints its port, and ends when its standard input does."""
 
 
 class Fault(enum.Enum):
@@ -183,7 +184,7 @@ class S3Server:
     def __enter__(self) -> Self:
         # The server ends when its standard input does, and so never outlives the tests.
         self._moto = subprocess.Popen(
-            [sys.executable, "-c", _MOTO],
+            [sys.executable, "-c", MOTO],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,

@@ -1,10 +1,21 @@
-"""The shuffle's reading side: which run of each input shard an output shard is, and its bytes."""
+"""The shuffle's reading side: which samples an output shard gets, their index and their bytes.
+
+Samples lie in a shard by a keyed hash of their keys, and are dealt by it: an output shard is one
+contiguous run of each input shard. So its bytes are read in its own order, tar by tar, and written
+as they come: memory holds a buffer of 1 MiB, or of a remote store one window of the output. Nothing
+lies on disk but the output.
+
+Locally a read into a buffer that is kept and a write from it cost less than ``copy_file_range``,
+which on filesystems that share no extents is the same copy through fresh pages: 0.30 instead of
+0.47 CPU-seconds per GB in samples of 1 MB, 0.36 instead of 0.57 in samples of 50 KB.
+"""
 
 from __future__ import annotations
 
+import bisect
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,48 +35,70 @@ from reelmill.store.backend import Range
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Shard, blob_name
 
+Hashes = npt.NDArray[np.uint64]
+Integers = npt.NDArray[np.int64]
+
+WINDOW = 128 << 20
+"""Bytes of an output that are fetched at once from a remote store. Each window costs one request or
+more for each input, so a larger one costs fewer, and memory."""
+
+_BUFFER = 1 << 20
 _MAX_OPEN = 256
-_MAX_FETCH = 64 << 20
+_MAX_VIEWS = 512
 
 
-@dataclass(frozen=True, slots=True)
-class Layout:
-    """Where every sample of a generation goes.
-
-    ``hashes`` holds an array of uint64 for each input shard, in the order of its index;
-    ``bounds`` (uint64, one per output but the first) are where the next output shard begins.
-    """
-
-    hashes: tuple[npt.NDArray[np.uint64], ...]
-    bounds: npt.NDArray[np.uint64]
-
-    def rows(self, source: int, output: int) -> npt.NDArray[np.int64]:
-        """The index rows of input shard ``source`` that belong to output shard ``output``."""
-        hashes = self.hashes[source]
-        inside = np.ones(len(hashes), dtype=bool)
-        if output > 0:
-            inside &= hashes >= self.bounds[output - 1]
-        if output < len(self.bounds):
-            inside &= hashes < self.bounds[output]
-        return np.flatnonzero(inside)
+# Who goes where
 
 
-def layout(keys: Sequence[Sequence[str]], outputs: int, seed: int = 0) -> Layout:
-    """Deal the samples of a generation to ``outputs`` shards of equal counts, give or take one.
+def hashes(keys: Iterable[str], seed: int = 0) -> Hashes:
+    """The places of samples in the order in which they are dealt.
 
     Args:
-        keys: the sample keys of each input shard.
-        seed: 0 follows the order in which shards are written, so that every output is one
-            contiguous run of each input; any other seed deals differently, by scattered reads.
+        seed: 0 is the order in which shards are written, so that every output is one contiguous
+            run of each input; any other seed deals differently, by scattered reads.
     """
     order_seed = ORDER_SEED if seed == 0 else order_hash(str(seed))
-    hashes = tuple(
-        np.fromiter((order_hash(key, order_seed) for key in shard), np.uint64, len(shard))
-        for shard in keys
-    )
-    ranked = np.sort(np.concatenate(hashes)) if hashes else np.empty(0, np.uint64)
-    firsts = [len(ranked) * output // outputs for output in range(1, outputs)]
-    return Layout(hashes, ranked[np.array(firsts, np.int64)])
+    return np.fromiter((order_hash(key, order_seed) for key in keys), np.uint64)
+
+
+def even_bounds(order: Hashes, outputs: int, sizes: Integers | None = None) -> Hashes:
+    """Where each output but the first begins, in the order in which samples are dealt.
+
+    Outputs get equal counts of samples, give or take one. With ``sizes``, which are each sample's
+    bytes, they get equal bytes as far as samples allow: each begins with the sample that begins
+    nearest to where it should, except that none is without a sample.
+    """
+    count = len(order)
+    if not count:
+        return np.array([(output << 64) // outputs for output in range(1, outputs)], np.uint64)
+    if sizes is None or count < outputs:
+        ranked = np.sort(order)
+        return ranked[np.array([count * o // outputs for o in range(1, outputs)], np.int64)]
+    by_place = np.argsort(order, kind="stable")
+    return order[by_place][_even_cuts(sizes[by_place], outputs)]
+
+
+def _even_cuts(sizes: Integers, outputs: int) -> Integers:
+    """The number of the first sample of each output but the first, of samples in order."""
+    ends = np.cumsum(sizes)
+    total, count = int(ends[-1]), len(sizes)
+    cuts: list[int] = []
+    for output in range(1, outputs):
+        target = total * output // outputs
+        after = int(np.searchsorted(ends, target))
+        before = int(ends[after - 1]) if after else 0
+        nearest = after + (target - before > int(ends[after]) - target)
+        first = cuts[-1] + 1 if cuts else 1
+        cuts.append(min(max(nearest, first), count - outputs + output))
+    return np.array(cuts, np.int64)
+
+
+def dealt(order: Hashes, bounds: Hashes) -> Integers:
+    """The output of each sample."""
+    return np.searchsorted(bounds, order, side="right")
+
+
+# The index
 
 
 def sample_rows(data: bytes) -> pa.Table:
@@ -74,12 +107,57 @@ def sample_rows(data: bytes) -> pa.Table:
     return table.filter(pc.equal(table["status"], index.OK))
 
 
-class Gatherer:
-    """Samples of many tars as spans of open files; a context manager that closes them.
+@dataclass(frozen=True, slots=True)
+class Extents:
+    """Where samples lie, in the order in which they are wanted: ``tars`` are places in a list of
+    input shards, ``offsets`` and ``sizes`` bytes of their spans there."""
 
-    Locally the spans are of the blobs themselves. Remotely the asked ranges are fetched in few
-    coalesced requests into one scratch file, no larger than the output shard.
+    tars: Integers
+    offsets: Integers
+    sizes: Integers
+
+    @classmethod
+    def of(cls, rows: pa.Table, tars: Integers) -> Extents:
+        """The extents of the samples of an index.
+
+        Raises:
+            ShardError: a sample has no place.
+        """
+        if rows["offset"].null_count or rows["size"].null_count:
+            raise ShardError("an index has a sample without a place in the tar")
+        return cls(tars, rows["offset"].to_numpy(), rows["size"].to_numpy())
+
+
+def laid(rows: pa.Table) -> pa.Table:
+    """The index of samples as they lie in one tar, one after the other.
+
+    Args:
+        rows: an index of samples, each with its place in a tar of its own.
     """
+    sizes = rows["size"].to_numpy()
+    offsets = np.cumsum(sizes) - sizes
+    shifts = offsets - rows["offset"].to_numpy()
+    cells = rows["fields"].combine_chunks()
+    members = cells.flatten()
+    counts = cells.value_lengths().to_numpy()
+    moved = members.field("offset").to_numpy() + np.repeat(shifts, counts)
+    kind = index.BASE.field("fields").type
+    structs = pa.StructArray.from_arrays(
+        [members.field("name"), pa.array(moved), members.field("size")], fields=kind.value_type
+    )
+    starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    fields = pa.ListArray.from_arrays(pa.array(starts), structs, type=kind)
+    for name, array in (("offset", pa.array(offsets)), ("fields", fields)):
+        place = rows.schema.get_field_index(name)
+        rows = rows.set_column(place, rows.schema.field(place), array)
+    return rows
+
+
+# The bytes
+
+
+class Gatherer:
+    """Samples of many tars; a context manager that closes them."""
 
     def __init__(self, store: Store, scratch: Path) -> None:
         self._store = store
@@ -99,14 +177,24 @@ class Gatherer:
             os.close(descriptor)
         self._open.clear()
 
+    def stream(self, tars: Sequence[str], extents: Extents) -> Iterator[list[memoryview]]:
+        """The bytes of extents, one after the other, in pieces that stand until the next is asked.
+
+        Args:
+            tars: the blob names that the extents' ``tars`` are places of.
+        """
+        if self._store.backend.is_local:
+            return self._read(tars, extents)
+        return self._fetch(tars, extents)
+
     def spans(self, wanted: Sequence[tuple[Shard, dict[str, object]]]) -> Iterator[Span]:
-        """The span of each (shard, index row), in the order asked."""
+        """The span of each (shard, index row), in the order asked, of open files: locally of the
+        blobs themselves, otherwise of one scratch file as large as all spans together."""
         if self._store.backend.is_local:
             for shard, row in wanted:
-                name = _tar_name(shard)
-                yield _span(self._descriptor(name), row, 0)
+                yield _span(self._descriptor(_tar_name(shard)), row, 0)
         else:
-            yield from self._fetched(wanted)
+            yield from self._fetched_spans(wanted)
 
     def _descriptor(self, name: str) -> int:
         if name in self._open:
@@ -117,31 +205,117 @@ class Gatherer:
         self._open[name] = os.open(self._store.backend.locate(name), os.O_RDONLY)
         return self._open[name]
 
-    def _fetched(self, wanted: Sequence[tuple[Shard, dict[str, object]]]) -> Iterator[Span]:
-        by_name: dict[str, list[tuple[int, int]]] = {}
-        for shard, row in wanted:
-            start = _integer(row["offset"])
-            by_name.setdefault(_tar_name(shard), []).append((start, start + _integer(row["size"])))
-        runs = [
-            Range(name, start, stop)
-            for name, ranges in by_name.items()
-            for start, stop in coalesce(ranges, MAX_GAP)
-        ]
+    def _read(self, tars: Sequence[str], extents: Extents) -> Iterator[list[memoryview]]:
+        buffer = memoryview(bytearray(_BUFFER))
+        filled = 0
+        for tar, start, size in _joined(extents):
+            at, stop = start, start + size
+            while at < stop:
+                room = buffer[filled : filled + stop - at]
+                # Looked up anew each time: whoever asks for the next piece may have closed it.
+                count = os.preadv(self._descriptor(tars[tar]), [room], at)
+                if not count:
+                    raise ShardError(
+                        f"{self._store.backend.locate(tars[tar])} is shorter than its index says; "
+                        "run 'reelmill verify'"
+                    )
+                at += count
+                filled += count
+                if filled == _BUFFER:
+                    yield [buffer]
+                    filled = 0
+        if filled:
+            yield [buffer[:filled]]
+
+    def _fetch(self, tars: Sequence[str], extents: Extents) -> Iterator[list[memoryview]]:
+        for window in _windows(_joined(extents), WINDOW):
+            by_tar: dict[int, list[tuple[int, int]]] = {}
+            for tar, start, size in window:
+                by_tar.setdefault(tar, []).append((start, start + size))
+            runs = [
+                (tar, *run) for tar, wanted in by_tar.items() for run in coalesce(wanted, MAX_GAP)
+            ]
+            ranges = [Range(tars[tar], start, stop) for tar, start, stop in runs]
+            blocks = self._store.backend.read_ranges(ranges)
+            fetched: dict[int, tuple[list[int], list[memoryview]]] = {}
+            for (tar, start, _), block in zip(runs, blocks, strict=True):
+                starts, of_tar = fetched.setdefault(tar, ([], []))
+                starts.append(start)
+                of_tar.append(memoryview(block))
+            yield from _views(window, fetched)
+
+    def _fetched_spans(self, wanted: Sequence[tuple[Shard, dict[str, object]]]) -> Iterator[Span]:
+        places: dict[str, int] = {}
+        tars = [places.setdefault(_tar_name(shard), len(places)) for shard, _ in wanted]
+        offsets = [_integer(row["offset"]) for _, row in wanted]
+        sizes = [_integer(row["size"]) for _, row in wanted]
+        extents = Extents(*(np.array(column, np.int64) for column in (tars, offsets, sizes)))
         path = scratch_name(self._scratch)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._open[str(path)] = descriptor
         path.unlink()
-        shifts: dict[str, list[tuple[Range, int]]] = {}
         at = 0
-        for batch in _portions(runs):
-            for run, data in zip(batch, self._store.backend.read_ranges(batch), strict=True):
-                _write_all(descriptor, data, at)
-                shifts.setdefault(run.name, []).append((run, at - run.start))
-                at += len(data)
-        for shard, row in wanted:
-            offset = _integer(row["offset"])
-            shift = next(s for r, s in shifts[_tar_name(shard)] if r.start <= offset < r.stop)
-            yield _span(descriptor, row, shift)
+        for views in self._fetch(list(places), extents):
+            for view in views:
+                write_all(descriptor, view, at)
+                at += len(view)
+        at = 0
+        for _, row in wanted:
+            yield _span(descriptor, row, at - _integer(row["offset"]))
+            at += _integer(row["size"])
+
+
+_Extent = tuple[int, int, int]
+
+
+def _joined(extents: Extents) -> Iterator[_Extent]:
+    """The (tar, offset, size) of extents, as one where one follows the other in its tar."""
+    columns = (extents.tars.tolist(), extents.offsets.tolist(), extents.sizes.tolist())
+    last, start, stop = -1, 0, 0
+    for tar, offset, size in zip(*columns, strict=True):
+        if tar == last and offset == stop:
+            stop += size
+            continue
+        if stop > start:
+            yield last, start, stop - start
+        last, start, stop = tar, offset, offset + size
+    if stop > start:
+        yield last, start, stop - start
+
+
+def _windows(extents: Iterable[_Extent], most: int) -> Iterator[list[_Extent]]:
+    """Extents in portions of at most ``most`` bytes; one that is larger is cut."""
+    window: list[_Extent] = []
+    room = most
+    for tar, offset, size in extents:
+        while size:
+            taken = min(size, room)
+            window.append((tar, offset, taken))
+            offset, size, room = offset + taken, size - taken, room - taken
+            if not room:
+                yield window
+                window, room = [], most
+    if window:
+        yield window
+
+
+def _views(
+    window: Sequence[_Extent], fetched: Mapping[int, tuple[list[int], list[memoryview]]]
+) -> Iterator[list[memoryview]]:
+    """The bytes of each extent, out of the blocks of each tar: where each starts, and it."""
+    views: list[memoryview] = []
+    held = 0
+    for tar, start, size in window:
+        starts, blocks = fetched[tar]
+        place = bisect.bisect_right(starts, start) - 1
+        at = start - starts[place]
+        views.append(blocks[place][at : at + size])
+        held += size
+        if held >= _BUFFER or len(views) == _MAX_VIEWS:
+            yield views
+            views, held = [], 0
+    if views:
+        yield views
 
 
 def _span(descriptor: int, row: dict[str, object], shift: int) -> Span:
@@ -155,26 +329,11 @@ def _span(descriptor: int, row: dict[str, object], shift: int) -> Span:
     )
 
 
-def _portions(runs: Sequence[Range]) -> Iterator[list[Range]]:
-    batch: list[Range] = []
-    size = 0
-    for run in runs:
-        # A run may be as large as its shard: it is fetched in pieces, and laid piece by piece.
-        for start in range(run.start, run.stop, _MAX_FETCH):
-            piece = Range(run.name, start, min(start + _MAX_FETCH, run.stop))
-            batch.append(piece)
-            size += piece.stop - piece.start
-            if size >= _MAX_FETCH:
-                yield batch
-                batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _write_all(descriptor: int, data: bytes, at: int) -> None:
+def write_all(descriptor: int, data: memoryview, at: int) -> None:
+    """Write at a place of a file, as often as the disk takes less than asked."""
     done = 0
     while done < len(data):
-        done += os.pwrite(descriptor, memoryview(data)[done:], at + done)
+        done += os.pwrite(descriptor, data[done:], at + done)
 
 
 def _tar_name(shard: Shard) -> str:

@@ -131,6 +131,27 @@ def encode_table(keys: pa.Array, table: pa.Table) -> bytes:
     return write(pa.table([*columns.values(), *stage.columns], schema=schema))
 
 
+def rejects(keys: pa.Array, reason: str, message: str, columns: pa.Schema) -> pa.Table:
+    """Rows of samples that were left out for one reason, with nothing in the stage's columns."""
+    count = len(keys)
+    given = {
+        "key": keys,
+        "status": pa.repeat(REJECTED, count),
+        "reason": pa.repeat(reason, count),
+        "message": pa.repeat(message, count),
+    }
+    schema = schema_with(columns)
+    arrays = [given.get(field.name, pa.nulls(count, field.type)) for field in schema]
+    return pa.table(arrays, schema=schema)
+
+
+def encode_rows(rows: pa.Table, columns: pa.Schema) -> bytes:
+    """An index that is a table already as parquet bytes: those that `encode` gives equal rows."""
+    schema = schema_with(columns)
+    rows = rows.select(schema.names).combine_chunks()
+    return write(pa.table(rows.columns, schema=schema))
+
+
 def write(table: pa.Table) -> bytes:
     """A whole index as parquet bytes; equal tables give equal bytes for one version of pyarrow."""
     return parquet.write(table, row_group_size=65536)

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 import queue
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 
 from reelmill.digest import order_hash
@@ -30,7 +32,7 @@ SampleOrder = Literal["hash", "key"]
 _BATCH = 1 << 20
 _PIECE = 4 << 20
 _MAX_IOV = 512
-_NOT_ALONE = "a shard that takes over a whole tar has other samples besides"
+_NOT_ALONE = "a shard that is made whole, of other shards, has other samples besides"
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,21 +100,23 @@ class ShardWriter:
         self._path = scratch_name(scratch)
         self._file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         self._hasher: _Follower | None = _Follower(self._file)
-        self._pending: list[bytes] = []
+        self._pending: list[bytes | memoryview] = []
         self._pending_size = 0
         self._size = 0
         self._rows: dict[str, tuple[int, Row]] = {}
         self._rejects: list[Row] = []
         self._adopted: Blob | None = None
+        self._whole: pa.Table | None = None
         self._last = (-1, "")
 
     @property
     def samples(self) -> int:
-        return len(self._rows)
+        return len(self._rows) if self._whole is None else _count(self._whole, index.OK)
 
     @property
     def rejects(self) -> int:
-        return len(self._rejects)
+        whole = 0 if self._whole is None else _count(self._whole, index.REJECTED)
+        return len(self._rejects) + whole
 
     def add(self, key: str, fields: Mapping[str, Data], columns: Mapping[str, Any]) -> None:
         """Add a sample; its fields are written sorted by name. A path is read, not removed.
@@ -166,14 +170,39 @@ class ShardWriter:
         Raises:
             ShardError: there are other samples, before or after.
         """
-        if self._rows or self._adopted:
+        if self._rows or self._adopted or self._whole is not None:
             raise ShardError(_NOT_ALONE)
         for row in rows:
             self._take(row.key, row)
         self._adopted = blob
 
+    def lay(self, rows: pa.Table, data: Iterable[Sequence[memoryview]]) -> None:
+        """Let samples that come in their order, all at once, be the shard.
+
+        Args:
+            rows: the index of the shard: its samples as they will lie, then rejects by key.
+            data: the samples' bytes, in pieces that stand until the next is asked for.
+
+        Raises:
+            ShardError: there are other samples or rejects, before or after; or the samples come in
+                another order, or with more or fewer bytes than the index says.
+        """
+        if self._rows or self._rejects or self._adopted or self._whole is not None:
+            raise ShardError(_NOT_ALONE)
+        samples = rows.filter(pc.equal(rows["status"], index.OK))
+        self._refuse_disorder(samples["key"].to_pylist())
+        self._whole = rows
+        for views in data:
+            for view in views:
+                self._append(view)
+            self._flush()
+        if self._size != (pc.sum(samples["size"]).as_py() or 0):
+            raise ShardError("the samples of a shard have other sizes than its index says")
+
     def reject(self, key: str, reason: str, message: str, columns: Mapping[str, Any]) -> None:
         """Record that a sample was left out, and why."""
+        if self._whole is not None:
+            raise ShardError(_NOT_ALONE)
         self._rejects.append(Row(key, index.REJECTED, reason, message, columns=columns))
 
     def row(self, key: str, columns: Mapping[str, Any]) -> None:
@@ -200,12 +229,15 @@ class ShardWriter:
         self._file = -1
         if not self._size:
             self._path.unlink()
+        path = self._path if self._size else None
+        if self._whole is not None:
+            return _written(path, blob, self._whole, self._columns)
         rejects = sorted(self._rejects, key=lambda row: (row.key, row.reason, row.message))
         reasons: dict[str, int] = {}
         for row in rejects:
             reasons[str(row.reason)] = reasons.get(str(row.reason), 0) + 1
         return Written(
-            path=self._path if self._size else None,
+            path=path,
             tar=blob,
             index=index.encode([*rows, *rejects], self._columns),
             samples=len(rows),
@@ -246,8 +278,15 @@ class ShardWriter:
             self._hasher = None
         self._last = (place, key)
 
+    def _refuse_disorder(self, keys: Sequence[str]) -> None:
+        places = [(order_hash(key) if self._by_hash else 0, key) for key in keys]
+        for one, two in itertools.pairwise(places):
+            if one >= two:
+                what = "two samples have the key" if one == two else "out of its order comes"
+                raise ShardError(f"{what} {two[1]!r}")
+
     def _refuse_taken(self, key: str) -> None:
-        if self._adopted:
+        if self._adopted or self._whole is not None:
             raise ShardError(_NOT_ALONE)
         if key in self._rows:
             raise ShardError(f"two samples of the shard have the key {key!r}")
@@ -262,7 +301,7 @@ class ShardWriter:
         checksum.update(data)
         self._append(data)
 
-    def _append(self, data: bytes) -> None:
+    def _append(self, data: bytes | memoryview) -> None:
         if not len(data):
             return
         self._pending.append(data)
@@ -330,6 +369,7 @@ class _Follower:
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
         self._hash = hashlib.sha256()
+        self._buffer: memoryview | None = None
         self._reached: queue.SimpleQueue[int | None] = queue.SimpleQueue()
         self._stopping = False
         self._announced = 0
@@ -374,13 +414,39 @@ class _Follower:
             self._error = error
 
     def _advance(self, at: int, size: int) -> int:
+        if self._buffer is None:
+            # One for all pieces: fresh memory for each would cost as much as reading it.
+            self._buffer = memoryview(bytearray(min(_BATCH, size)))
         while at < size and not self._stopping:
-            piece = os.pread(self._descriptor, min(_BATCH, size - at), at)
-            if not piece:
+            count = os.preadv(self._descriptor, [self._buffer[: size - at]], at)
+            if not count:
                 raise ShardError("a file in scratch became shorter while it was written")
-            self._hash.update(piece)
-            at += len(piece)
+            self._hash.update(self._buffer[:count])
+            at += count
         return at
+
+
+def _written(path: Path | None, blob: Blob | None, rows: pa.Table, columns: pa.Schema) -> Written:
+    """A shard of which the index is a table already."""
+    of_fields = rows["fields"].combine_chunks().flatten().field("name").unique().to_pylist()
+    counts = rows["reason"].drop_null().value_counts().to_pylist()
+    return Written(
+        path=path,
+        tar=blob,
+        index=index.encode_rows(rows, columns),
+        samples=_count(rows, index.OK),
+        rejects=_count(rows, index.REJECTED),
+        fields=tuple(sorted(of_fields)),
+        reasons={one["values"]: one["counts"] for one in sorted(counts, key=_by_reason)},
+    )
+
+
+def _by_reason(count: Mapping[str, Any]) -> str:
+    return str(count["values"])
+
+
+def _count(rows: pa.Table, status: str) -> int:
+    return pc.sum(pc.equal(rows["status"], status)).as_py() or 0
 
 
 def _copy_range(source: int, start: int, target: int, at: int, size: int) -> None:

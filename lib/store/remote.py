@@ -30,6 +30,7 @@ _FIRST_PAUSE = 0.1
 _LONGEST_PAUSE = 5.0
 _PIECE = 8 << 20
 _SINGLE_PUT = 64 << 20
+_PART = 16 << 20
 _FEW = 64
 _PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotImplementedError)
 _PERMANENT_NAMES = frozenset(
@@ -61,6 +62,8 @@ class RemoteBackend:
         # One request for a whole object, where s3fs by default looks up its size first. Every
         # reader of a whole object checks what it got: by its digest, or by parsing it.
         self._at_once = {"max_concurrency": 1} if self.conditional else {}
+        # Parts of a large upload that are in memory together: by default s3fs holds 500 MB of them.
+        self._parts = {"chunksize": _PART, "max_concurrency": 4} if self.conditional else {}
 
     def create(self, name: str, data: bytes) -> bool:
         path = self._path(name)
@@ -92,7 +95,11 @@ class RemoteBackend:
         if size <= _SINGLE_PUT:
             self.put(name, path.read_bytes())
         else:
-            self._retry("write", name, lambda: self._fs.put_file(str(path), self._path(name)))
+            self._retry(
+                "write",
+                name,
+                lambda: self._fs.put_file(str(path), self._path(name), **self._parts),
+            )
         if (stored := self.size(name)) != size:
             raise StoreError(
                 f"{self.locate(name)} holds {stored} bytes after an upload of {size}; "

@@ -22,7 +22,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("urls", "gpu")
+LONG = ("urls", "gpu", "shuffle_memory")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

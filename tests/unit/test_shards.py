@@ -496,7 +496,7 @@ def test_a_digest_of_half_the_bytes_is_never_given(
         raise error
 
     shard = ShardWriter(scratch, NO_COLUMNS)
-    monkeypatch.setattr(os, "pread", fail)
+    monkeypatch.setattr(os, "preadv", fail)
     shard.add("key", {"mp4": bytes(size)}, {})
     with pytest.raises(type(error)):
         shard.close()
