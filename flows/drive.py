@@ -511,7 +511,8 @@ def _uncounted(build: Build, name: str, manifest: Manifest) -> Uncounted | None:
     narrow = {one for one, source in recipe.sources.items() if isinstance(source, Source)}
     for one in build.names:
         dataset = recipe.datasets[one]
-        if get_stage(dataset.stage).scope == "shard" and narrow.issuperset(dataset.inputs.values()):
+        scope = get_stage(dataset.stage).scope_of(dataset.params)
+        if scope == "shard" and narrow.issuperset(dataset.inputs.values()):
             narrow.add(one)
     read = partial(build.store.read_blob, suffix="parquet")
     return uncounted(manifest, read, by_shard=name in narrow)

@@ -47,6 +47,9 @@ from reelmill.units import Share, format_bytes, nearest
 
 __all__ = ["Dataset", "Pinned", "Recipe", "StageSpec", "load_recipe", "parse_recipe", "recipe_name"]
 
+BASE: Final = "base"
+"""In the context of a model's validation: the recipe's folder, where its paths begin."""
+
 _Keys: TypeAlias = tuple[str | int, ...]
 """Where a value is in a recipe: ``("datasets", "clips", "max_seconds")``."""
 
@@ -793,7 +796,8 @@ class _Checker:
             message = f"unknown parameter of {owner}"
             self._report.add((*keys, key), message, key, [*fields, *others])
         try:
-            return model.model_validate({key: raw[key] for key in raw if key not in strays})
+            known = {key: raw[key] for key in raw if key not in strays}
+            return model.model_validate(known, context={BASE: self._base})
         except ValidationError as error:
             self._explain(error, model, raw, keys, owner)
             return None

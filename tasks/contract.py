@@ -224,6 +224,19 @@ class Stage(abc.ABC, Generic[P]):
         """What a worker must have, as Dask resources, with these parameters."""
         return self.resources
 
+    def scope_of(self, params: P) -> Scope:
+        """The stage's ``scope`` with these parameters."""
+        return self.scope
+
+    def memory_of(self, params: P) -> int | None:
+        """The stage's ``memory`` with these parameters."""
+        return self.memory
+
+    def prefix(self, params: P, role: str) -> str:
+        """What the stage puts before the keys of a role's samples, so that rows which no longer
+        count are told by their new keys, too."""
+        return ""
+
     def merges(self, params: P) -> int:
         """How many generations of its inputs, from the first, count as one: of a stage whose scope
         is ``generation``."""

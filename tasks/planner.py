@@ -27,6 +27,7 @@ from reelmill.store.model import (
 from reelmill.tasks.contract import (
     HISTORY,
     Params,
+    Scope,
     Slot,
     Stage,
     action_of,
@@ -47,6 +48,10 @@ class Node:
     salt: str = ""
     max_rejects: Decimal = Decimal(1)
     max_holes: Decimal = Decimal(0)
+
+    @property
+    def scope(self) -> Scope:
+        return self.stage.scope_of(self.params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,7 +252,7 @@ class Planner:
             found[name] = None
             if all(growth.closed for growth in state.growths):
                 found[name] = sum(len(growth.planned) for growth in state.growths)
-            elif state.node.stage.scope != "generation":
+            elif state.node.scope != "generation":
                 counts = [found[parent] for parent in state.node.parents.values()]
                 if None not in counts:
                     found[name] = min(count for count in counts if count is not None)
@@ -350,7 +355,7 @@ class Planner:
 
     def _advance(self, name: str, cause: Todo | None = None) -> Iterator[Todo]:
         state = self._states[name]
-        if state.node.stage.scope != "shard":
+        if state.node.scope != "shard":
             yield from self._plan_generations(state)
         elif cause is not None:
             yield from self._plan_shards(state, state.made_of(cause.generation), cause.shard)
@@ -379,7 +384,7 @@ class Planner:
             inputs = self._inputs(state, number, None)
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
             slots = node.stage.plan(node.params, inputs, first)
-            if node.stage.scope == "history":
+            if node.scope == "history":
                 slots = self._knowing(node.parents[node.stage.roles[0]], number, slots)
             yield from self._take(state, number, slots)
             self._close(state, number)
