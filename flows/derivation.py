@@ -85,7 +85,7 @@ def _tidy_all(
 ) -> None:
     """Tidy the fields of a model, and of the models within them, such as ``video.size``."""
     for name, info in model.model_fields.items():
-        shown = schema["properties"][name]
+        shown = schema["properties"][info.alias or name]
         inner = {one.__name__: one for one in models_in(info.annotation)}
         for ref in _refs(shown):
             group = handler.resolve_ref_schema({"$ref": ref})

@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 import importlib
+import importlib.abc
 import importlib.util
 import inspect
 import json
-import linecache
 import re
 import sys
 import threading
@@ -286,27 +286,37 @@ def load(document: bytes, file: str, name: str) -> Any:
         return _attribute(_module(document, file), name, file)
 
 
+class _Text(importlib.abc.ExecutionLoader):
+    """Loads a module from the text of its file, which need not be on this machine."""
+
+    def __init__(self, text: str, file: str) -> None:
+        self._text = text
+        self._file = file
+
+    def get_source(self, fullname: str) -> str:
+        return self._text
+
+    def get_filename(self, fullname: str) -> str:
+        return self._file
+
+
 @functools.lru_cache(maxsize=64)
 def _module(document: bytes, file: str) -> types.ModuleType:
-    text = _text(document)
-    module = types.ModuleType(f"reelmill_own_{sha256(document)[:16]}")
-    module.__file__ = file
-    # Whoever asks for a line of the source, or for the module of a class, finds them.
-    linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
-    sys.modules[module.__name__] = module
+    text = json.loads(document)["python"]
+    name = f"reelmill_own_{sha256(document)[:16]}"
+    loader = _Text(text, file)
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    # Before it runs: a dataclass looks for its module there.
+    sys.modules[name] = module
     try:
-        exec(compile(text, file, "exec"), module.__dict__)  # noqa: S102 - the user's own code
+        # This is the recipe's own code: whoever names a function in a file wants that file run.
+        loader.exec_module(module)
     except (Exception, SystemExit) as error:
-        del sys.modules[module.__name__]
+        del sys.modules[name]
         raise FunctionError(placed(error, file)) from error
     return module
-
-
-def _text(document: bytes) -> str:
-    text = json.loads(document)["python"]
-    if not isinstance(text, str):
-        raise FunctionError("a function's document holds no source")
-    return text
 
 
 def _attribute(module: types.ModuleType, name: str, shown: str) -> Any:

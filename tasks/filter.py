@@ -23,6 +23,7 @@ from reelmill.tasks.own import (
     OnError,
     field_names,
     matching,
+    typed,
     with_documents,
     wrong,
 )
@@ -131,8 +132,8 @@ def _ask(
         if isinstance(said, str):
             raise Rejected(FILTERED, said)
         if not isinstance(said, bool | np.bool_):
-            what = f"a {type(said).__name__}"
-            raise wrong(function, sample.key, what, "a filter says true, false, or why it goes")
+            right = "a filter says true, false, or why it goes"
+            raise wrong(function, sample.key, typed(said), right)
         if not said:
             raise Rejected(FILTERED, f"{function.name} says no")
 

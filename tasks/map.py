@@ -38,6 +38,7 @@ from reelmill.tasks.own import (
     carried,
     field_names,
     matching,
+    typed,
     with_documents,
     wrong,
 )
@@ -188,7 +189,7 @@ class _Maker:
         if isinstance(result, InputSample | Sample):
             return self._whole(sample, result, key)
         if not isinstance(result, Mapping):
-            raise self._wrong(sample, f"a {type(result).__name__}", _RIGHT)
+            raise self._wrong(sample, typed(result), _RIGHT)
         columns = {n: v for n, v in result.items() if n in self._columns.names}
         fields = {n: v for n, v in result.items() if n not in columns}
         kept = {n: v for n, v in sample.fields.items() if n in self._keeps}
@@ -249,7 +250,7 @@ class _Maker:
                 what = f"json that is none ({error})"
                 raise self._wrong(sample, what, "give JSON's types") from None
         right = "a field is bytes or text, and json may be a mapping; columns are declared"
-        raise self._wrong(sample, f"a {type(value).__name__} as {name}", right)
+        raise self._wrong(sample, f"{typed(value)} as {name}", right)
 
     def _cell(self, sample: InputSample, name: str, value: Any) -> Any:
         kind = self._columns.field(name).type

@@ -72,7 +72,7 @@ class Function(Params):
 
     def effective(self) -> dict[str, Any]:
         stated = self.version is not None
-        return {"source": None} if stated else {"address": None}
+        return {"source": None} if stated else {"address": None, "version": None}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -313,7 +313,7 @@ class Caller:
             return [self._ready(samples[0])]
         found = self._ready(samples)
         if not isinstance(found, list | tuple) or len(found) != len(samples):
-            count = len(found) if isinstance(found, list | tuple) else f"a {_kind(found)}"
+            count = len(found) if isinstance(found, list | tuple) else typed(found)
             raise StageError(
                 f"{self._function.address} returned {count} for a batch of {len(samples)}; it "
                 "returns a list with a result for each sample"
@@ -338,8 +338,9 @@ class Caller:
         return f"{placed(error, self._ready.file)} (sample {keys})"
 
 
-def _kind(value: Any) -> str:
-    return type(value).__name__
+def typed(value: Any) -> str:
+    """What a value is that it should not be."""
+    return f"a value of type {type(value).__name__}"
 
 
 def wrong(function: Function, key: str, what: str, right: str) -> StageError:

@@ -8,7 +8,7 @@ the digests of what came before.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -35,6 +35,9 @@ from reelmill.tasks.contract import (
     history_input,
     label,
 )
+
+Renamed = Callable[[Blob, str], Blob]
+"""Gives the blob of removed rows that has a text before the keys of another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +142,8 @@ class Planner:
         sources: the manifests of the tables that the build starts from.
         retried: how many rows of a table were rejects and are rows once more, so that their first
             rejection no longer counts.
+        renamed: the blob of removed rows that are those of another with so much before their keys:
+            for stages that put a prefix before keys.
     """
 
     def __init__(
@@ -146,7 +151,9 @@ class Planner:
         nodes: Sequence[Node],
         sources: Mapping[str, Manifest],
         retried: Mapping[str, int] | None = None,
+        renamed: Renamed | None = None,
     ) -> None:
+        self._renamed = renamed
         self._retried = retried or {}
         self._given = sources
         self._given_shards = {name: sum(1 for _ in m.shards) for name, m in sources.items()}
@@ -169,9 +176,19 @@ class Planner:
             merged = max(1, min(node.stage.merges(node.params), max(counts)))
             growths = [_Growth() for _ in range(max(counts) - merged + 1)]
             self._states[node.name] = _State(node, depth, growths, merged, _tools(node))
-            self._removed[node.name] = _union(self._removed[p] for p in node.parents.values())
+            self._removed[node.name] = _union(
+                self._removed_of(node, role, parent) for role, parent in node.parents.items()
+            )
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
+
+    def _removed_of(self, node: Node, role: str, parent: str) -> tuple[Blob, ...]:
+        removed = self._removed[parent]
+        prefix = node.stage.prefix(node.params, role)
+        if not prefix or not removed:
+            return removed
+        assert self._renamed is not None
+        return tuple(self._renamed(blob, prefix) for blob in removed)
 
     def start(self) -> list[Todo]:
         """What can be made before anything else is."""
@@ -364,10 +381,9 @@ class Planner:
                 yield from self._plan_shards(state, number, None)
 
     def _plan_shards(self, state: _State, number: int, shard_id: str | None) -> Iterator[Todo]:
-        node = state.node
         if not state.growths[number].closed:
             inputs = self._inputs(state, number, shard_id)
-            yield from self._take(state, number, node.stage.plan(node.params, inputs, 0))
+            yield from self._take(state, number, self._slots(state, inputs, 0))
             if self._is_whole(state, number):
                 self._close(state, number)
 
@@ -383,11 +399,20 @@ class Planner:
                 return
             inputs = self._inputs(state, number, None)
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
-            slots = node.stage.plan(node.params, inputs, first)
+            slots = self._slots(state, inputs, first)
             if node.scope == "history":
                 slots = self._knowing(node.parents[node.stage.roles[0]], number, slots)
             yield from self._take(state, number, slots)
             self._close(state, number)
+
+    @staticmethod
+    def _slots(state: _State, inputs: Mapping[str, Sequence[Shard]], first: int) -> list[Slot]:
+        """What a stage makes of these inputs; nothing where it refuses them."""
+        try:
+            return state.node.stage.plan(state.node.params, inputs, first)
+        except StageError as error:
+            state.failure = state.failure or f"{state.node.name}: {error}"
+            return []
 
     def _knowing(self, parent: str, number: int, slots: Sequence[Slot]) -> list[Slot]:
         """Slots whose actions also read the parent's generations up to ``number``."""

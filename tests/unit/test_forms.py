@@ -22,6 +22,14 @@ GROUPS = {"video", "audio", "variants"}
 """Fields of ``split`` that are models of their own."""
 
 
+NEEDED: dict[str, dict[str, Any]] = {
+    "map": {"function": "mymodule:score"},
+    "filter": {"where": "width > 640"},
+    "sample": {"share": "10%"},
+}
+"""What a form cannot fill in by itself."""
+
+
 def submitted(**make: Any) -> dict[str, Any]:
     return {"parent": "clips@latest", "name": "pairs", "store": "/srv/store", "make": make}
 
@@ -74,10 +82,11 @@ def test_fields_within_groups_are_plain_too() -> None:
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_what_a_form_fills_in_by_itself_means_the_defaults(stage: str) -> None:
-    values = defaults(stage)
+    needed = NEEDED.get(stage, {})
+    values = {**defaults(stage), **needed}
     assert refused(submitted(**values)) == {}
     filled = TypeAdapter(Make).validate_python(values)
-    plain = Stages()[stage].params()
+    plain = Stages()[stage].params(**needed)
     assert key_params(filled) == {**key_params(plain), "stage": stage}
 
 
@@ -99,6 +108,7 @@ def test_defaults_are_spelled_as_people_would() -> None:
         {"stage": "split", "variants": {"small": {"crf": 30, "audio": {"bit_rate": "96k"}}}},
         {"stage": "shuffle", "bytes_per_shard": "1 GiB"},
         {"stage": "flow", "preset": "medium"},
+        {"stage": "map", "function": "./own.py:f", "with": '{"limit": 0.5}', "keep": ["*.jpg"]},
     ],
 )
 def test_what_people_write_is_accepted(make: dict[str, Any]) -> None:
