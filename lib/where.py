@@ -234,7 +234,8 @@ def _failure(node: ast.expr, row: Mapping[str, Any]) -> str | None:
         return _comparison(node.left, node.ops[0], node.comparators[0], row)
     names = sorted({n.id for n in ast.walk(node) if isinstance(n, ast.Name)} - _WORDS.keys())
     values = ", ".join(f"{name} {_shown(row[name])}" for name in names)
-    return f"not {ast.unparse(node)}: {values}"
+    said = f"{ast.unparse(node)} does not hold"
+    return f"{said}: {values}" if values else said
 
 
 def _comparison(left: ast.expr, op: ast.cmpop, right: ast.expr, row: Mapping[str, Any]) -> str:

@@ -164,8 +164,8 @@ def _refuse_twice(job: Job[ConcatParams]) -> None:
     found = sorted(key for key, count in counts.items() if count > 1)
     if found:
         raise StageError(
-            f"{len(found)} keys are there more than once, such as {found[0]}; say prefix: true, or "
-            "leave them out of one of the datasets"
+            f"keys are there more than once ({len(found)} of them, such as {found[0]}); say "
+            "prefix: true, or leave them out of one of the datasets"
         )
 
 
