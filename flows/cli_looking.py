@@ -149,7 +149,8 @@ def show(
         "fields": ", ".join(manifest.fields) or "none: rows of a table",
         "shards": f"{totals.shards:,}, generations: {generations:,}",
         "samples": f"{totals.samples:,}",
-        "rejects": f"{totals.rejects:,}" + (f" ({reasons_text(reasons)})" if reasons else ""),
+        "rejects": f"{totals.rejects:,}"
+        + (f" ({reasons_text(reasons, ref.stage)})" if reasons else ""),
         **({"removed": _removed(version)} if manifest.removed else {}),
         "bytes": format_bytes(totals.bytes),
         "store": version.store.url,

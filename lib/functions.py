@@ -210,7 +210,7 @@ def _document(path: Path, shown: str) -> bytes:
     if len(data) > MAX_SOURCE:
         raise FunctionError(f"{shown} is longer than {MAX_SOURCE} bytes")
     try:
-        return plain_json({"python": data.decode()})
+        return plain_json({"python": data.decode("utf-8-sig")})
     except UnicodeDecodeError:
         raise FunctionError(f"{shown} is not UTF-8 text") from None
 

@@ -19,7 +19,8 @@ use where it is unset or empty; ``$${`` is a literal ``${``. A value that is one
 nothing else is read again as YAML, so that it may be a number; in single quotes it stays a string.
 
 Whoever writes a recipe chooses which variables it reads. Load a stranger's recipe with
-``environ={}``, and never load a stranger's Python file: loading it runs it.
+``environ={}``, and never load a stranger's Python file: loading it runs it. So does loading a
+recipe that names a function in a file beside it, which is run to see what the function declares.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ import functools
 import json
 import re
 import socket
+import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from fnmatch import fnmatchcase
@@ -50,6 +51,8 @@ FAILED: Final = "function_failed"
 
 NO_FIELD: Final = "no_field"
 """Why a sample was left out that lacks a field which the function reads."""
+
+_setting_up = threading.Lock()
 
 _REASON: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
@@ -147,7 +150,9 @@ class Function(Params):
             StageError: it cannot be loaded here, or set up.
         """
         try:
-            return _ready(store, self, arguments)
+            # One thread at a time: the second finds what the first has set up.
+            with _setting_up:
+                return _ready(store, self, arguments)
         except FunctionError as error:
             raise StageError(_here(error)) from error
 

@@ -347,3 +347,26 @@ def test_one_size_is_given(world: World) -> None:
     for params in ({}, {"share": "10%", "count": 3}):
         with pytest.raises(RecipeError, match="give share or count"):
             world.one("sample", "clips", **params)
+
+
+# On an object store
+
+
+def test_ranges_of_a_store_on_s3_give_the_same(tmp_path: Path, s3_url: str) -> None:
+    made = []
+    for world in (World(tmp_path), World(tmp_path, s3_url)):
+        clips(world, 6, 6)
+        shuffled = [*keys(0, 6), *keys(1, 6)]
+        random.Random(2).shuffle(shuffled)
+        captions(world, shuffled[:7], shuffled[7:], json_too=True)
+        recipe: dict[str, Any] = {
+            "some": {"stage": "filter", "from": "clips", "where": "width in [0, 2, 3, 5]"},
+            "joined": {"stage": "join", "from": {"source": "some", "c": "captions"}, "by": "key"},
+            "few": {"stage": "sample", "from": "joined", "count": 5},
+            "all": {"stage": "concat", "from": {"a": "few", "b": "clips"}, "prefix": True},
+        }
+        versions = world.build(recipe)
+        made.append(versions)
+        assert len(world.samples(versions["joined"])) == 8
+        assert len(world.samples(versions["all"])) == 17
+    assert made[0] == made[1]
