@@ -123,8 +123,11 @@ def differences(old: Action, new: Action) -> Iterator[str]:
 
 def _changed(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            yield f"{prefix}{name}: {_shown(old.get(name))} is now {_shown(new.get(name))}"
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changed(f"{prefix}{name}.", before, after)
+        elif before != after:
+            yield f"{prefix}{name}: {_shown(before)} is now {_shown(after)}"
 
 
 def _shown(value: Any) -> str:

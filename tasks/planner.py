@@ -336,10 +336,32 @@ class Planner:
         made = self.manifest(name).totals()
         if taken == made.samples + made.rejects:
             return None
+        if lacking := self._lacking(state):
+            return lacking
         return (
             f"{name}: {taken} samples in, {made.samples} and {made.rejects} rejects out; "
             "this is a fault in the stage, no version was committed"
         )
+
+    def _lacking(self, state: _State) -> str | None:
+        """Which of a dataset's inputs has no shard to go with another's."""
+        if state.node.scope != "shard":
+            return None
+        ids = {parent: self._ids(parent) for parent in state.node.parents.values()}
+        every = {shard_id for some in ids.values() for shard_id in some}
+        for shard_id in sorted(every):
+            lacking = [parent for parent, some in ids.items() if shard_id not in some]
+            if lacking:
+                has = next(parent for parent in ids if parent not in lacking)
+                return (
+                    f"{state.node.name}: {has} has a shard {shard_id} and {lacking[0]} has none, "
+                    "so its samples cannot be put together; no version was committed"
+                )
+        return None
+
+    def _ids(self, name: str) -> set[str]:
+        manifest = self._given[name] if name in self._given else self.manifest(name)
+        return {shard.id for shard in manifest.shards}
 
     def _samples(self, name: str) -> int:
         return (self._given[name] if name in self._given else self.manifest(name)).totals().samples

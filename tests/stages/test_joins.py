@@ -162,6 +162,16 @@ def test_roles_that_are_not_there_are_named(world: World) -> None:
         world.one("join", "clips")
 
 
+def test_a_shard_without_its_like_is_told(world: World) -> None:
+    clips(world, 1, 1)
+    captions(world, keys(0, 1))
+    world.build({"out": {"stage": "join", "from": JOIN}})
+    said = "out: clips has a shard 00001 and captions has none, so its samples cannot be put"
+    assert world.problems["out"].startswith(said)
+    kept = world.one("join", JOIN, by="key", missing="keep")
+    assert kept.totals().samples == 2
+
+
 @pytest.mark.parametrize("by", ["shard", "key"])
 def test_joins_grow_and_nothing_old_is_made_again(world: World, by: str) -> None:
     clips(world, 2, 2)
