@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reelmill.digest import sha256
+from reelmill.digest import SHORT, sha256
 from reelmill.errors import ReelmillError
 from reelmill.flows.drive import Build
 from reelmill.store import Store
 from reelmill.store.model import Action
 from reelmill.tasks.planner import Todo
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MANY = 200
 """Shards of a dataset whose reasons are looked up one by one; the rest are alike in practice."""
 
@@ -131,4 +133,5 @@ def _changed(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Ite
 
 
 def _shown(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    text = "unset" if value is None else str(value)
+    return text[:SHORT] if _DIGEST.fullmatch(text) else text
