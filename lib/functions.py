@@ -241,7 +241,9 @@ def _file_of(target: Any) -> str | None:
     found = inspect.unwrap(target) if not isinstance(target, type) else target
     methods = vars(found).values() if isinstance(found, type) else (found,)
     codes = (getattr(method, "__code__", None) for method in methods)
-    return next((code.co_filename for code in codes if code is not None), None)
+    files = (code.co_filename for code in codes if code is not None)
+    # A dataclass's own methods come from no file.
+    return next((file for file in files if not file.startswith("<")), None)
 
 
 def imported(address: str) -> Any:
