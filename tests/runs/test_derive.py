@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from reelmill.dataset import open_version
+from reelmill.errors import ReelmillError
+from reelmill.flows.cli import app
 from reelmill.store import Store
 from tests.runs.project import Project, wait_for
 
@@ -29,11 +32,35 @@ datasets:
 """
 
 
-@pytest.fixture
-def built(project: Project) -> Project:
+def _built(project: Project) -> Project:
     project.write(RECIPE, [f"https://example.org/{n}.mp4" for n in range(4)])
     project.build_here()
     return project
+
+
+@pytest.fixture
+def built(project: Project) -> Project:
+    return _built(project)
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """One for commands that make nothing: they run in this process, with no Prefect."""
+    return _built(Project(tmp_path_factory.mktemp("kept"), "http://127.0.0.1:9"))
+
+
+def ask(project: Project, arguments: str) -> Any:
+    """Run ``derive`` in this process."""
+    words = ["derive", *arguments.split(), "--store", str(project.folder / "store")]
+    return CliRunner().invoke(app, words)
+
+
+def told(project: Project, arguments: str) -> str:
+    """The error that ``derive`` ends with, which is one line."""
+    error = ask(project, arguments).exception
+    assert isinstance(error, ReelmillError)
+    assert "\n" not in str(error)
+    return str(error)
 
 
 def derive(project: Project, *arguments: str) -> Any:
@@ -60,7 +87,9 @@ async def _committed(url: str, name: str) -> list[dict[str, Any]]:
 def test_a_derived_dataset_is_what_a_recipe_on_the_same_version_makes(built: Project) -> None:
     store = Store.open(str(built.folder / "store"))
     parent = open_version(store, "rows")
-    made = derive(built, "rows@latest", "mixed", "shuffle", "samples_per_shard=2", "--json-log")
+    wish = ("--stage", "shuffle", "--set", "samples_per_shard=2")
+    before = built.recipe.read_text()
+    made = derive(built, "mixed", "--from", "rows@latest", *wish, "--json-log", "--save")
     assert made.returncode == 0, made.stderr
     version = open_version(store, "mixed")
     assert version.ref.parents == {"source": str(parent)}
@@ -74,12 +103,17 @@ def test_a_derived_dataset_is_what_a_recipe_on_the_same_version_makes(built: Pro
     ]
     assert events[-2]["version"] == version.digest
 
+    entry = "  mixed: {stage: shuffle, from: rows, samples_per_shard: 2}\n"
+    assert built.recipe.read_text() == before + entry
+    assert built.build_here().versions["mixed"] == version.digest
+    assert not built.executed(), "the recipe makes what was derived"
+
     assert built.run("tag", "rows", "v1", "--store", "store").returncode == 0
     (built.folder / "recipe.yaml").write_text(PINNED)
     assert built.build_here().versions == {"mixed": version.digest}
     assert open_version(store, "mixed").ref.parents == {"source": str(parent)}
     assert not built.executed()
-    again = derive(built, "rows@v1", "mixed", "shuffle", "samples_per_shard=2")
+    again = derive(built, "--name", "mixed", "--from", "rows@v1", *wish)
     assert "All 2 shards exist; nothing was made." in again.stdout
 
 
@@ -88,7 +122,8 @@ def test_a_new_version_is_an_event_and_an_old_one_is_none(built: Project) -> Non
         return asyncio.run(_committed(built.prefect_url, "heard"))
 
     for size in ("2", "2", "4"):
-        done = derive(built, "rows", "heard", "shuffle", f"samples_per_shard={size}")
+        size = f"samples_per_shard={size}"
+        done = derive(built, "heard", "--from", "rows", "--stage", "shuffle", "--set", size)
         assert done.returncode == 0, done.stderr
     wait_for(lambda: len(heard()) >= 2)
     newest, oldest = heard()
@@ -103,28 +138,59 @@ def test_a_new_version_is_an_event_and_an_old_one_is_none(built: Project) -> Non
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (("rows", "rows", "shuffle"), "give the new dataset another name than that of its parent"),
-        (("rows", "x", "shufle"), "unknown stage shufle; did you mean shuffle?"),
-        (("rows", "x", "shuffle", "seeds=1"), "unknown parameter of stage shuffle; did you mean"),
-        (("rows", "x", "shuffle", "seed"), "write it as path=value"),
-        (("rose", "x", "shuffle"), "no dataset 'rose' in"),
-        (("rows@v9", "x", "shuffle"), "no version or tag 'v9' in dataset 'rows'"),
-        (("rows", "x", "download"), "download cannot be derived from rows"),
-        (("rows", "urls", "shuffle"), "made by ingest from a table; give the new one another name"),
-        (("rows", "X y", "shuffle"), "a name begins with a letter a-z"),
+        ("rows -f rows --stage shuffle", "give the new dataset another name than that of its"),
+        ("x -f rows --stage shufle", "unknown stage shufle; did you mean shuffle?"),
+        ("x -f rows --stage shuffle --set seeds=1", "unknown parameter of stage shuffle; did you"),
+        ("x -f rows --stage shuffle --set seed", "--set seed: write it as path=value"),
+        ("x -f rows --stage shuffle --set seed=-1", "--set seed=-1: must be greater than or equal"),
+        ("x -f rows --stage shuffle --set max_rejects=0", "of the stage; give --max-rejects"),
+        ("x -f rows --stage shuffle --max-rejects much", "--max-rejects much: "),
+        ("x -f rose --stage shuffle", "no dataset 'rose' in"),
+        ("x -f rows@v9 --stage shuffle", "no version or tag 'v9' in dataset 'rows'"),
+        ("x -f rows --stage download", "download cannot be derived from rows"),
+        ("x -f urls --stage shuffle", "cannot read urls@"),
+        ("x -f rows --stage frames", "and these have txt"),
+        ("x -f rows -f rows@latest --stage shuffle", "is this? Say one of source=..."),
+        ("x -f more=rows --stage shuffle", "unknown role; stage shuffle reads source"),
+        ("x -f source=rows -f source=rows@latest --stage shuffle", "source is given twice"),
+        ("urls -f rows --stage shuffle", "made by ingest from a table; give the new one another"),
+        ("X_y -f rows --stage shuffle", "a name begins with a letter a-z"),
+        ("x -f Rows --stage shuffle", "--from Rows: write DATASET, DATASET@VERSION"),
+        ("x --name y -f rows --stage shuffle", "two names for one dataset, x and y"),
+        ("-f rows --stage shuffle", "what is the new dataset called?"),
+        ("x --stage shuffle", "from which version?"),
+        ("x -f rows", "what is made of it? --stage with one of frames, "),
+        ("x -f rows --stage shuffle --recipe recipe.yaml", "--recipe says where --save"),
     ],
 )
 def test_what_cannot_be_derived_is_said_in_one_line(
-    built: Project, arguments: tuple[str, ...], line: str
+    kept: Project, arguments: str, line: str
 ) -> None:
-    done = derive(built, *arguments)
-    assert done.returncode == 1
-    assert line in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert line in told(kept, arguments)
 
 
-def test_a_store_that_is_not_there_is_not_made(tmp_path: Path, built: Project) -> None:
-    done = built.run("derive", "rows", "x", "shuffle", "--store", str(tmp_path / "none"))
-    assert done.returncode == 1
-    assert "there is no store at" in done.stderr
+def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    wish = ["derive", "x", "--from", "rows", "--stage", "shuffle", "--store"]
+    done = CliRunner().invoke(app, [*wish, str(tmp_path / "none")])
+    assert "there is no store at" in str(done.exception)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_dry_run_tells_the_cost_and_what_a_recipe_would_get(kept: Project) -> None:
+    recipe = kept.recipe
+    before = recipe.read_text()
+    wish = f"mixed -f rows --stage shuffle --set samples_per_shard=2 --dry-run --recipe {recipe}"
+    done = ask(kept, f"{wish} --save")
+    assert done.exit_code == 0, done.exception
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert lines[:3] == [
+        "mixed  shuffle: 0 of 2 there",
+        "2 to make: never built",
+        "reads 40.0 KiB, makes 4 samples",
+    ]
+    assert lines[3] == "time unknown: no shard of stage shuffle was made in this store yet"
+    assert lines[-1] == "mixed: {stage: shuffle, from: rows, samples_per_shard: 2}"
+    (one,) = json.loads(ask(kept, f"{wish} --save --json").stdout)
+    assert (one["cost"]["samples"], one["cost"]["samples_exact"]) == (4, True)
+    assert recipe.read_text() == before
+    assert Store.open(str(kept.folder / "store")).latest("mixed") is None
