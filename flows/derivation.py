@@ -61,13 +61,15 @@ def stage_choices() -> Any:
     """A type for forms: the parameters of each stage that reads datasets, told apart by
     ``stage``."""
     stages = Stages()
+    return choices({name: stages[name].params for name in derivable()})
+
+
+def choices(params: Mapping[str, type[Params]]) -> Any:
+    """A type for forms: parameters of stages by their names, told apart by ``stage``."""
     models: list[type[BaseModel]] = []
-    for name in derivable():
-        params: type[Params] = stages[name].params
+    for name, model in params.items():
         fields: Any = {"stage": (Literal[name], Field(name, description="the kind of work"))}
-        models.append(
-            create_model(name, __base__=(_Form, params), __doc__=params.__doc__, **fields)
-        )
+        models.append(create_model(name, __base__=(_Form, model), __doc__=model.__doc__, **fields))
     union: Any = Union[tuple(models)]  # noqa: UP007
     return Annotated[union, Field(discriminator="stage"), _ToldApart()]
 
@@ -93,24 +95,32 @@ class _Form(BaseModel):
         schema = handler(core_schema)
         model = handler.resolve_ref_schema(schema)
         _tidy_all(model, cls, handler)
-        stage = model["properties"]["stage"]
-        stage |= {"enum": [stage.pop("const")], "position": -1}
         model["required"] = ["stage"]
         return schema
 
 
 def _tidy_all(
-    schema: JsonSchemaValue, model: type[BaseModel], handler: GetJsonSchemaHandler
+    schema: JsonSchemaValue,
+    model: type[BaseModel],
+    handler: GetJsonSchemaHandler,
+    within: tuple[type[BaseModel], ...] = (),
 ) -> None:
     """Tidy the fields of a model, and of the models within them, such as ``video.size``."""
     for name, info in model.model_fields.items():
-        shown = schema["properties"][name]
+        shown = schema["properties"][_key(name, info)]
         inner = {one.__name__: one for one in models_in(info.annotation)}
         for ref in _refs(shown):
             group = handler.resolve_ref_schema({"$ref": ref})
-            if group.get("title") in inner:
-                _tidy_all(group, inner[group["title"]], handler)
-        _tidy(shown, info)
+            one = inner.get(group.get("title", ""))
+            if one is not None and one not in within:
+                _tidy_all(group, one, handler, (*within, model, one))
+        _tidy(shown, info, handler)
+
+
+def _key(name: str, info: FieldInfo) -> str:
+    """What a field is called outside of Python."""
+    alias = info.validation_alias
+    return alias if isinstance(alias, str) else name
 
 
 def _refs(schema: Any) -> Iterator[str]:
@@ -121,18 +131,49 @@ def _refs(schema: Any) -> Iterator[str]:
             yield from _refs(one)
 
 
-def _tidy(shown: JsonSchemaValue, info: FieldInfo) -> None:
-    if "oneOf" in shown:
-        shown["anyOf"] = shown.pop("oneOf")  # as in _ToldApart
-    options = [option for option in shown.get("anyOf", []) if option != {"type": "null"}]
-    if info.default is None and len(options) == 1:
+def _tidy(shown: JsonSchemaValue, info: FieldInfo, handler: GetJsonSchemaHandler) -> None:
+    _any_of(shown)
+    if "const" in shown:
+        # What tells a model from others: no text to type.
+        shown |= {"enum": [shown.pop("const")], "position": -1}
+    options = [option for option in shown.get("anyOf", []) if option.get("type") != "null"]
+    if info.default is None and len(options) == 1 and not _fills_in(options[0], handler):
         # A field that may be left empty, where Prefect would draw a choice of two types.
         del shown["anyOf"], shown["default"]
         shown |= {**options[0], **shown}
+    elif info.default is None and options:
+        # First what it is if nobody chooses.
+        shown["anyOf"] = [_UNSET, *(one for o in options for one in o.get("anyOf", [o]))]
     if "default" in shown:
         shown["default"] = _spelled(info, shown["default"])
-    elif (examples := shown.get("examples")) and "for example" not in shown["description"]:
-        shown["description"] = f"{shown['description']}; for example {examples[0]}"
+    elif (examples := shown.get("examples")) and "for example" not in shown.get("description", ""):
+        said = (shown.get("description"), f"for example {examples[0]}")
+        shown["description"] = "; ".join(filter(None, said))
+
+
+_UNSET = {"type": "null", "title": "not set"}
+
+
+def _any_of(schema: Any) -> None:
+    """Say ``anyOf`` for ``oneOf`` wherever it is, as in _ToldApart."""
+    if isinstance(schema, dict):
+        if "oneOf" in schema:
+            schema["anyOf"] = schema.pop("oneOf")
+        for value in schema.values():
+            _any_of(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            _any_of(value)
+
+
+def _fills_in(option: JsonSchemaValue, handler: GetJsonSchemaHandler) -> bool:
+    """Whether a form that draws a model fills it in by itself, so that it cannot stay unset."""
+    if "anyOf" in option:
+        return any(_fills_in(one, handler) for one in option["anyOf"])
+    if "$ref" not in option:
+        return False
+    fields = handler.resolve_ref_schema(option).get("properties", {}).values()
+    return any(field.get("default") is not None or _fills_in(field, handler) for field in fields)
 
 
 def _percent(share: Decimal) -> str:
