@@ -97,7 +97,7 @@ def costs(build: Build, where: Profile) -> dict[str, Cost]:
         workers = _workers(where, on_gpu="GPU" in stage.needs(params))
         found[name] = Cost(
             estimate=one,
-            reads=_reads(stage, one),
+            reads=_reads(one),
             at_most=isinstance(stage, SampleStage) and stage.reads is not None,
             workers=workers,
             seconds=on_workers(one.busy, count, workers)
@@ -123,8 +123,8 @@ def _count(build: Build, name: str) -> int | None:
     return None if expected is None else expected - build.progress[name].have
 
 
-def _reads(stage: Stage[Any], one: Estimate) -> int | None:
-    if stage.takes == "rows" or one.taken is None:
+def _reads(one: Estimate) -> int | None:
+    if one.taken is None or (one.taken.samples and not one.taken.bytes):
         return None
     return round(one.taken.bytes)
 

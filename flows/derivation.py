@@ -107,7 +107,9 @@ def _tidy_all(
 ) -> None:
     """Tidy the fields of a model, and of the models within them, such as ``video.size``."""
     for name, info in model.model_fields.items():
-        shown = schema["properties"][_key(name, info)]
+        key = field_key(name, info)
+        shown = schema["properties"][key]
+        shown.setdefault("title", key.replace("_", " ").title())
         inner = {one.__name__: one for one in models_in(info.annotation)}
         for ref in _refs(shown):
             group = handler.resolve_ref_schema({"$ref": ref})
@@ -117,7 +119,7 @@ def _tidy_all(
         _tidy(shown, info, handler)
 
 
-def _key(name: str, info: FieldInfo) -> str:
+def field_key(name: str, info: FieldInfo) -> str:
     """What a field is called outside of Python."""
     alias = info.validation_alias
     return alias if isinstance(alias, str) else name

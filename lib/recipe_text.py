@@ -16,7 +16,7 @@ import yaml
 from reelmill.errors import RecipeError
 from reelmill.recipe import compose, is_plain_string
 
-__all__ = ["append"]
+__all__ = ["append", "inline"]
 
 _WIDTH: Final = 100
 _PLAIN: Final = re.compile(r"[A-Za-z0-9_./][A-Za-z0-9_./@%+-]*")
@@ -94,10 +94,10 @@ def _in_flow(text: str, node: yaml.MappingNode, name: str, value: Mapping[str, A
     closing = node.end_mark.index - 1
     if not node.value:
         at = node.start_mark.index + 1
-        return f"{text[:at]}{_text(name)}: {_text(value)}{text[at:]}"
+        return f"{text[:at]}{inline(name)}: {inline(value)}{text[at:]}"
     key, last = node.value[-1]
     quoted = key.style == '"'
-    entry = f"{_text(name, quoted)}: {_text(value, quoted)}"
+    entry = f"{inline(name, quoted=quoted)}: {inline(value, quoted=quoted)}"
     end = last.end_mark.index
     comma = re.match(r"\s*,", text[end:closing])
     at = end + (comma.end() if comma else 0)
@@ -124,23 +124,25 @@ def _entry(
         start = f"{margin}{name}:"
         if last is not None and last[0].start_mark.line == last[1].start_mark.line:
             start = start.ljust(last[1].start_mark.column - 1)
-        line = f"{start} {_text(value)}"
+        line = f"{start} {inline(value)}"
         if len(line) <= _WIDTH:
             return [line]
     step = 2
     if last is not None and not beside:
         step = max(1, last[1].start_mark.column - column)
     inner = margin + " " * step
-    return [f"{margin}{name}:", *(f"{inner}{_text(k)}: {_text(v)}" for k, v in value.items())]
+    return [f"{margin}{name}:", *(f"{inner}{inline(k)}: {inline(v)}" for k, v in value.items())]
 
 
-def _text(value: Any, quoted: bool = False) -> str:
-    """A value in YAML, on one line; ``quoted`` as JSON would have it."""
+def inline(value: Any, *, quoted: bool = False) -> str:
+    """A value in a recipe's YAML, on one line; ``quoted`` as JSON would have it."""
     if isinstance(value, Mapping):
-        pairs = (f"{_text(str(k), quoted)}: {_text(v, quoted)}" for k, v in value.items())
+        pairs = (
+            f"{inline(str(k), quoted=quoted)}: {inline(v, quoted=quoted)}" for k, v in value.items()
+        )
         return f"{{{', '.join(pairs)}}}"
     if isinstance(value, list | tuple):
-        return f"[{', '.join(_text(item, quoted) for item in value)}]"
+        return f"[{', '.join(inline(item, quoted=quoted) for item in value)}]"
     if isinstance(value, str):
         if not quoted and _PLAIN.fullmatch(value) and is_plain_string(value):
             return value

@@ -84,6 +84,39 @@ async def _committed(url: str, name: str) -> list[dict[str, Any]]:
             return events
 
 
+def command(project: Project, *words: str) -> str:
+    """What a command says that runs in this process."""
+    done = CliRunner().invoke(app, [*words, "--store", str(project.folder / "store")])
+    assert done.exit_code == 0, done.exception
+    return done.stdout
+
+
+def _costs(project: Project) -> None:
+    """What more of the same would cost, and like things, by what was made."""
+    said = ask(project, "other -f rows --stage shuffle --set samples_per_shard=3 --dry-run --json")
+    (other,) = json.loads(said.stdout)
+    assert other["cost"]["rests_on"]["same_parameters"] is False
+    assert other["cost"]["rests_on"]["of"].startswith("mixed@")
+    with (project.folder / "urls.csv").open("a") as table:
+        table.write("https://example.org/more.mp4\nhttps://example.org/yet.mp4\n")
+    planned = CliRunner().invoke(app, ["plan", str(project.recipe), "--json", "--workers", "2"])
+    rows, mixed = (one["cost"] for one in json.loads(planned.stdout))
+    assert (rows["shards"], rows["samples"], rows["samples_exact"]) == (2, 2, True)
+    assert rows["reads_bytes"] is None, "what a table names is elsewhere"
+    assert (rows["rests_on"]["of"], rows["rests_on"]["shards"]) == ("rows", 4)
+    assert (mixed["shards"], mixed["samples"], mixed["samples_exact"]) == (1, 2, True)
+    assert mixed["reads_bytes"] == rows["writes_bytes"]
+    assert (mixed["rests_on"]["of"], mixed["rests_on"]["same_parameters"]) == ("mixed", True)
+    for cost in (rows, mixed):
+        time = cost["worker_seconds"]
+        assert 0 <= time["low"] <= time["likely"] <= time["high"]
+        assert cost["workers"] == 2
+    shown = CliRunner().invoke(app, ["plan", str(project.recipe)]).stdout
+    assert "about 1 to make after rows" in shown
+    assert "by 4 shards of rows made on 20" in shown
+    project.write(project.recipe.read_text(), [f"https://example.org/{n}.mp4" for n in range(4)])
+
+
 def test_a_derived_dataset_is_what_a_recipe_on_the_same_version_makes(built: Project) -> None:
     store = Store.open(str(built.folder / "store"))
     parent = open_version(store, "rows")
@@ -107,6 +140,12 @@ def test_a_derived_dataset_is_what_a_recipe_on_the_same_version_makes(built: Pro
     assert built.recipe.read_text() == before + entry
     assert built.build_here().versions["mixed"] == version.digest
     assert not built.executed(), "the recipe makes what was derived"
+    again = command(built, "show", "mixed", "--command")
+    wished = f"--from {parent} --stage shuffle --set samples_per_shard=2"
+    assert again == f"reelmill derive mixed {wished}\n"
+    assert "shuffle samples_per_shard=2, 20" in command(built, "show", "mixed")
+
+    _costs(built)
 
     assert built.run("tag", "rows", "v1", "--store", "store").returncode == 0
     (built.folder / "recipe.yaml").write_text(PINNED)
