@@ -13,7 +13,14 @@ from typer.testing import CliRunner
 from reelmill.dataset import open_version
 from reelmill.errors import ReelmillError
 from reelmill.flows.cli import app
+from reelmill.flows.costs import costs
+from reelmill.flows.derivation import Asked
+from reelmill.flows.drive import prepare
+from reelmill.flows.profile import load_profile
+from reelmill.recipe import load_recipe
 from reelmill.store import Store
+from reelmill.tasks import Stages
+from reelmill.tasks.ingest import Source
 from tests.runs.project import Project, wait_for
 
 RECIPE = """
@@ -32,8 +39,8 @@ datasets:
 """
 
 
-def _built(project: Project) -> Project:
-    project.write(RECIPE, [f"https://example.org/{n}.mp4" for n in range(4)])
+def _built(project: Project, rows: int = 4) -> Project:
+    project.write(RECIPE, [f"https://example.org/{n}.mp4" for n in range(rows)])
     project.build_here()
     return project
 
@@ -46,7 +53,7 @@ def built(project: Project) -> Project:
 @pytest.fixture(scope="module")
 def kept(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """One for commands that make nothing: they run in this process, with no Prefect."""
-    return _built(Project(tmp_path_factory.mktemp("kept"), "http://127.0.0.1:9"))
+    return _built(Project(tmp_path_factory.mktemp("kept"), "http://127.0.0.1:9"), 40)
 
 
 def ask(project: Project, arguments: str) -> Any:
@@ -216,20 +223,99 @@ def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:
 
 
 def test_a_dry_run_tells_the_cost_and_what_a_recipe_would_get(kept: Project) -> None:
-    recipe = kept.recipe
-    before = recipe.read_text()
-    wish = f"mixed -f rows --stage shuffle --set samples_per_shard=2 --dry-run --recipe {recipe}"
-    done = ask(kept, f"{wish} --save")
+    before = kept.recipe.read_text()
+    wish = "mixed -f rows --stage shuffle --set samples_per_shard=20 --dry-run"
+    done = ask(kept, f"{wish} --save --recipe {kept.recipe}")
     assert done.exit_code == 0, done.exception
     lines = [line.strip() for line in done.stdout.splitlines()]
-    assert lines[:3] == [
-        "mixed  shuffle: 0 of 2 there",
-        "2 to make: never built",
-        "reads 40.0 KiB, makes 4 samples",
-    ]
+    assert lines[:2] == ["mixed  shuffle: 0 of 2 there", "2 to make: never built"]
+    assert lines[2] == "reads 400.0 KiB, makes 40 samples"
     assert lines[3] == "time unknown: no shard of stage shuffle was made in this store yet"
-    assert lines[-1] == "mixed: {stage: shuffle, from: rows, samples_per_shard: 2}"
-    (one,) = json.loads(ask(kept, f"{wish} --save --json").stdout)
-    assert (one["cost"]["samples"], one["cost"]["samples_exact"]) == (4, True)
-    assert recipe.read_text() == before
+    assert lines[-1] == "mixed: {stage: shuffle, from: rows, samples_per_shard: 20}"
+    (one,) = json.loads(ask(kept, f"{wish} --json").stdout)
+    assert (one["cost"]["samples"], one["cost"]["samples_exact"]) == (40, True)
+    assert kept.recipe.read_text() == before
     assert Store.open(str(kept.folder / "store")).latest("mixed") is None
+
+
+def test_a_plan_reads_few_records_however_many_shards_there_are(
+    kept: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.open(str(kept.folder / "store"))
+    where = load_profile("local")
+    wanted = Asked("same", ("rows",), "greedy").recipe(store.url)
+    build = prepare(wanted, store, run="plan", write=False)
+    read: list[str] = []
+    record = Store.record
+
+    def counted(self: Store, key: str) -> Any:
+        read.append(key)
+        return record(self, key)
+
+    monkeypatch.setattr(Store, "record", counted)
+    assert costs(build, where)["same"].estimate.shards == 40
+    assert len(read) == 0, "the stage made nothing"
+    loaded = load_recipe(kept.recipe, stages=Stages(), source_model=Source)
+    table = kept.folder / "urls.csv"
+    rows = table.read_text()
+    table.write_text(rows + "https://example.org/more.mp4\n")
+    build = prepare(loaded, store, run="plan", write=False)
+    table.write_text(rows)
+    read.clear()
+    cost = costs(build, where)["rows"]
+    assert cost.estimate.evidence is not None
+    assert len(cost.estimate.evidence.made) == len(read) == 12
+
+
+def _saved(project: Project, recipe: str, arguments: str) -> Any:
+    path = project.folder / "other.yaml"
+    path.write_text(recipe)
+    return ask(project, f"{arguments} --dry-run --save --recipe {path}")
+
+
+def test_what_is_no_dataset_of_the_recipe_is_pinned(kept: Project) -> None:
+    rows = open_version(str(kept.folder / "store"), "rows")
+    wish = "mixed -f rows --stage shuffle --set samples_per_shard=20"
+    recipe = "store: ./store\ndatasets:\n  again: {stage: shuffle, from: x}\n"
+    held = f"sources:\n  x: {{version: rows@latest}}\n{recipe}"
+    assert "from: x, samples" in _saved(kept, held, wish).stdout, "it is there by another name"
+    table = f"sources:\n  rows: {{path: urls.csv}}\n{recipe.replace('x', 'rows')}"
+    lines = _saved(kept, table, wish).stdout.splitlines()
+    named = f"rows-{rows.digest[:8]}"
+    assert lines[-2:] == [
+        f"  {named}: {{version: {rows}}}",
+        f"  mixed: {{stage: shuffle, from: {named}, samples_per_shard: 20}}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("store", "datasets", "source", "line"),
+    [
+        ("other", "a: {stage: rows, from: b}", "b", "choose another recipe with --recipe"),
+        ("store", "mixed: {stage: rows, from: b}", "b", "has a dataset mixed already"),
+        ("store", "a: {stage: rows, from: mixed}", "mixed", "has a source mixed already"),
+        (
+            "store",
+            "a:\n    stage: rows\n    from: b\n    salt: |+\n      blank lines count\n\n",
+            "b",
+            "is laid out in a way in which --save cannot put a dataset; add it by hand: mixed: ",
+        ),
+    ],
+)
+def test_a_recipe_in_which_it_cannot_be_is_refused(
+    kept: Project, store: str, datasets: str, source: str, line: str
+) -> None:
+    sources = f"sources: {{{source}: {{path: urls.csv}}}}"
+    recipe = f"store: ./{store}\n{sources}\ndatasets:\n  {datasets}\n"
+    error = _saved(kept, recipe, "mixed -f rows --stage shuffle").exception
+    assert line in str(error)
+
+
+def test_a_python_recipe_is_told_what_to_add(kept: Project) -> None:
+    path = kept.folder / "recipe.py"
+    path.write_text("recipe = {}")
+    error = told(
+        kept,
+        f"mixed -f rows --stage shuffle --dry-run --save --recipe {path}",
+    )
+    assert "'mixed': {'stage': 'shuffle', 'from': 'rows'}" in error
