@@ -260,9 +260,13 @@ class SampleStage(Stage[P]):
 
     Attributes:
         reads: the input fields it needs, or ``None`` for all of them.
+        works_on: fields, or the ends of their names after a dot, of which it can use any: a dataset
+            that has none of them is refused before anything starts. Those of ``reads`` beside
+            ``json`` if it says none.
     """
 
     reads: ClassVar[tuple[str, ...] | None] = None
+    works_on: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def each(self, job: Job[P], sample: InputSample) -> Iterator[Output]:

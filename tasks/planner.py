@@ -280,6 +280,31 @@ class Planner:
         for growth in self._states[name].growths:
             yield from sorted(growth.results.items())
 
+    def keys(self, name: str) -> dict[str, str]:
+        """The action keys of a dataset's shards so far, by shard ID."""
+        return {shard: key for g in self._states[name].growths for shard, key in g.planned.items()}
+
+    def planned(self, name: str, generation: int) -> int:
+        """How many shards a generation of a dataset has so far."""
+        return len(self._states[name].growths[generation].planned)
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        """The shards of a dataset or source that are there."""
+        for number in range(self._grew(name)):
+            yield from self._available(name, number, None)
+
+    def unplanned(self, name: str) -> dict[str, list[Shard]]:
+        """By role, the input shards that are there of what waits for others."""
+        state = self._states[name]
+        found: dict[str, list[Shard]] = {role: [] for role in state.node.parents}
+        for number, growth in enumerate(state.growths):
+            if growth.closed:
+                continue
+            taken = growth.planned if state.node.stage.scope != "generation" else ()
+            for role, shards in self._inputs(state, number, None).items():
+                found[role] += [shard for shard in shards if shard.id not in taken]
+        return found
+
     def passing(self) -> Iterator[str]:
         """Keys of actions worth another try: in datasets with too many rejects, those whose
         rejects have reasons that may pass."""

@@ -36,7 +36,14 @@ from reelmill.tasks.contract import (
     SampleStage,
     sample_json,
 )
-from reelmill.tasks.media_fields import OF_SOURCE, about_of, caption_field, texts_of, video_of
+from reelmill.tasks.media_fields import (
+    OF_SOURCE,
+    VIDEO,
+    about_of,
+    caption_field,
+    texts_of,
+    video_of,
+)
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds, format_seconds
@@ -262,6 +269,7 @@ class Split(SampleStage[SplitParams]):
     params = SplitParams
     memory = 1_000_000_000  # most of it the encoders', whose pixels a process bounds
     reads = None  # subtitles are in fields of any language
+    works_on = VIDEO
     columns = pa.schema(
         [
             pa.field("source", pa.string()),
