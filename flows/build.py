@@ -284,7 +284,9 @@ def _need(build: Build, name: str) -> Need:
     dataset = build.recipe.datasets[name]
     stage = get_stage(dataset.stage)
     needed = stage.needs(dataset.params)
-    return Need(label=f"{stage.name} ({name})", resources=needed, memory=stage.memory)
+    return Need(
+        label=f"{stage.name} ({name})", resources=needed, memory=stage.memory_of(dataset.params)
+    )
 
 
 def _most(build: Build) -> int | None:

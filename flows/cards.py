@@ -247,7 +247,7 @@ def _progress_row(progress: Progress) -> dict[str, Any]:
         "bytes": format_bytes(progress.bytes),
         "shards a minute": round(60 * progress.rate, 1),
         # Last, since it may be long and the page is narrow.
-        "rejects": reasons_text(progress.reasons) or "0",
+        "rejects": reasons_text(progress.reasons, progress.stage) or "0",
     }
 
 

@@ -5,8 +5,9 @@ Everything heavy is imported by the command that needs it.
 
 from __future__ import annotations
 
+from decimal import Decimal
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -35,6 +36,12 @@ from reelmill.flows.cli_shared import (
     shown_by,
 )
 
+if TYPE_CHECKING:
+    from reelmill.flows.derivation import Asked
+    from reelmill.store import Store
+
+T = TypeVar("T")
+
 
 @app.command(rich_help_panel=BUILDING)
 def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to put it.")]) -> None:
@@ -60,68 +67,30 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where to pu
 
 @app.command(rich_help_panel=BUILDING)
 def plan(
-    recipe: RecipePath, only: Only = None, overrides: Overrides = None, as_json: AsJSON = False
+    recipe: RecipePath,
+    only: Only = None,
+    overrides: Overrides = None,
+    profile: ProfileName = "local",
+    workers: WorkerCount = None,
+    as_json: AsJSON = False,
 ) -> None:
-    """Show what a build would make, by dataset, and why each shard is not there yet."""
-    from collections import Counter
+    """Show what a build would make, why each shard is not there yet, and what that would cost.
 
-    from reelmill.digest import SHORT
-    from reelmill.flows.again import find_due
-    from reelmill.flows.drive import prepare
-    from reelmill.flows.explain import explain, foresee
-    from reelmill.flows.reading import shown
+    Times rest on what the same stages took before, in this store, and are for the workers of
+    --profile.
+    """
+    from reelmill.flows.plan import make_plan, plan_json, show_plan
+    from reelmill.flows.profile import load_profile
+    from reelmill.flows.run import planning_store
 
+    where = load_profile(profile, workers)
     loaded = load(recipe, overrides)
-    with _planning_store(loaded.store) as store:
-        with shown(None if as_json else err) as watch:
-            build = prepare(loaded, store, only=only or (), run="plan", write=False, watch=watch)
-        explained = explain(build)
-        outlook = foresee(build)
-        checks = Counter(
-            one.version.name for one in find_due(loaded, store, build.names, "plan", claim=False)
-        )
-    problems = outlook.problems
+    with planning_store(loaded.store) as store:
+        planned = make_plan(loaded, store, where, only=only or (), console=None if as_json else err)
     if as_json:
-        print_json(
-            [
-                {
-                    "dataset": one.name,
-                    "stage": one.stage,
-                    "shards": one.expected,
-                    "there": one.have,
-                    "to_make": one.ready,
-                    "waiting": one.waiting,
-                    "waits_for": one.waits_for,
-                    "reasons": dict(one.reasons),
-                    "problem": problems.get(one.name),
-                    "moves_to": outlook.moves.get(one.name),
-                    "checks": checks[one.name],
-                }
-                for one in explained
-            ]
-        )
-        return
-    for grown in build.grown:
-        out.print(f"[bold]{grown.name}[/]  {_growth(grown)}")
-    for one in explained:
-        total = "?" if one.expected is None else str(one.expected)
-        complete = one.have == one.expected and one.name not in problems
-        state = "[green]complete[/]" if complete else f"{one.have} of {total} there"
-        out.print(f"[bold]{one.name}[/]  {one.stage}: {state}")
-        if moves := outlook.moves.get(one.name):
-            out.print(f"    {one.name}@latest would be {one.name}@{moves[:SHORT]}", markup=False)
-        if asked := checks[one.name]:
-            out.print(f"    first it is asked whether the addresses of {asked} shards changed")
-        for reason, count in one.reasons.most_common():
-            out.print(f"    {count} to make: {reason}", markup=False)
-        if one.waits_for and one.waiting != 0:
-            rest = "some" if one.waiting is None else str(one.waiting)
-            out.print(f"    {rest} to make after {' and '.join(one.waits_for)}")
-    for problem in problems.values():
-        out.print(problem, markup=False)
-    if not build.missing and not problems:
-        rest = " but what changed at its address" if checks else ""
-        out.print(f"All shards exist; a build would make nothing{rest}.")
+        print_json(plan_json(planned))
+    else:
+        show_plan(planned, out)
 
 
 @app.command(rich_help_panel=BUILDING)
@@ -219,14 +188,43 @@ def retry(
 
 @app.command(rich_help_panel=BUILDING)
 def derive(
-    parent: Annotated[
-        str, typer.Argument(metavar="DATASET[@VERSION|@TAG]", help="The version to start from.")
-    ],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the new dataset is called.")],
-    stage: Annotated[str, typer.Argument(metavar="STAGE", help="Such as frames, flow or shuffle.")],
+    dataset: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="What the new dataset is called.")
+    ] = None,
+    parents: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            "-f",
+            metavar="[ROLE=]DATASET[@VERSION|@TAG]",
+            help="The version to start from; repeatable, for a stage that reads several.",
+        ),
+    ] = None,
+    stage: Annotated[
+        str | None, typer.Option("--stage", metavar="STAGE", help="Such as frames or shuffle.")
+    ] = None,
     parameters: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Its parameters, such as count=3."),
+        typer.Option("--set", metavar="KEY=VALUE", help="A parameter of the stage (repeatable)."),
+    ] = None,
+    name: Annotated[str | None, typer.Option("--name", help="The same as NAME.")] = None,
+    max_rejects: Annotated[
+        str, typer.Option(metavar="SHARE", help="With more of its samples rejected: no version.")
+    ] = "50%",
+    max_holes: Annotated[
+        str, typer.Option(metavar="SHARE", help="With more of its shards impossible: no version.")
+    ] = "0%",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be made, and what it costs.")
+    ] = False,
+    save: Annotated[
+        bool, typer.Option("--save", help="Append the dataset to the recipe when it is made.")
+    ] = False,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            "--recipe", metavar="RECIPE", help="The recipe for --save, if not recipe.yaml."
+        ),
     ] = None,
     store: StoreURL = None,
     profile: ProfileName = "local",
@@ -237,20 +235,93 @@ def derive(
 ) -> None:
     """Make one more dataset from a finished version, without a recipe.
 
-    For example: reelmill derive clips@latest triplets frames count=3 max_side=640
+    What is set is read as YAML, and a point leads into a group of parameters. For example:
+
+    reelmill derive triplets --from clips@latest --stage frames --set count=3 --set stride=2
+
+    reelmill derive small --from clips@v1 --stage split --set video.codec=av1 --set fps=12
+
+    reelmill derive flow --from triplets --stage flow --dry-run
+
+    reelmill derive pairs --from clips --stage frames --set count=2 --save
     """
+    from reelmill.flows.derivation import Asked
     from reelmill.flows.run import run_derive
 
+    if name and dataset and name != dataset:
+        raise ReelmillError(f"two names for one dataset, {dataset} and {name}; give one of them")
+    if recipe and not save:
+        raise ReelmillError("--recipe says where --save appends the dataset; give both")
+    given = dataset or name
+    asked = Asked(
+        name=_needed(given, "what is the new dataset called? reelmill derive NAME ..."),
+        parents=_needed(tuple(parents or ()), "from which version? --from DATASET, or DATASET@TAG"),
+        stage=_needed(stage, f"what is made of it? --stage with one of {_stages()}"),
+        overrides=tuple(parameters or ()),
+        max_rejects=_share("--max-rejects", max_rejects),
+        max_holes=_share("--max-holes", max_holes),
+    )
+    saved_in = Path(recipe or "recipe.yaml") if save else None
+    opened = open_store(store or (load(recipe, None).store if recipe else None))
+    if dry_run:
+        _show_derivation(asked, opened, saved_in, profile, workers, as_json)
+        return
     run_derive(
-        open_store(store).url,
-        parent,
-        name,
-        stage,
-        overrides=parameters or [],
+        opened,
+        asked,
+        saved_in=saved_in,
         profile=profile,
         workers=workers,
         show=shown_by(quiet, json_log, as_json),
     )
+
+
+def _needed(given: T | None, question: str) -> T:
+    if not given:
+        raise ReelmillError(f"{question}; see 'reelmill derive --help'")
+    return given
+
+
+def _stages() -> str:
+    from reelmill.flows.derivation import derivable
+
+    return ", ".join(derivable())
+
+
+def _share(option: str, text: str) -> Decimal:
+    from reelmill.units import parse_share
+
+    try:
+        return parse_share(text)
+    except ValueError as error:
+        raise ReelmillError(f"{option} {text}: {error}") from None
+
+
+def _show_derivation(
+    asked: Asked,
+    store: Store,
+    saved_in: Path | None,
+    profile: str,
+    workers: int | None,
+    as_json: bool,
+) -> None:
+    from reelmill.flows.derivation import refuse_misfit
+    from reelmill.flows.plan import make_plan, plan_json, show_plan
+    from reelmill.flows.profile import load_profile
+    from reelmill.flows.save import Saving
+
+    where = load_profile(profile, workers)
+    wanted = asked.recipe(store.url)
+    refuse_misfit(wanted, store)
+    addition = Saving(saved_in, asked, store).addition() if saved_in else None
+    planned = make_plan(wanted, store, where)
+    if as_json:
+        print_json(plan_json(planned))
+        return
+    show_plan(planned, out)
+    if saved_in:
+        said = f"{saved_in} would get" if addition else f"{saved_in} has it already"
+        out.print(said if not addition else f"{said}:\n{addition}", markup=False)
 
 
 @app.command(rich_help_panel=BUILDING)
@@ -323,23 +394,3 @@ def demo(
     from reelmill.flows.demo import run_demo
 
     run_demo(folder, workers=workers, store=store, out=out, err=err)
-
-
-def _planning_store(url: str) -> Any:
-    from reelmill.flows.run import planning_store
-
-    return planning_store(url)
-
-
-def _growth(grown: Any) -> str:
-    parts = [f"{grown.rows:,} rows"]
-    if grown.new:
-        parts.append(f"{grown.new:,} new")
-    if grown.rejects:
-        parts.append(f"{grown.rejects:,} unusable ('reelmill show {grown.name} --rejects')")
-    if grown.gone:
-        fate = "no longer count" if grown.dropped else "are kept"
-        parts.append(f"{grown.gone:,} of before are no longer in the table and {fate}")
-    if grown.back:
-        parts.append(f"{grown.back:,} that were gone are there again")
-    return ", ".join(parts)

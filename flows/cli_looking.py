@@ -5,6 +5,7 @@ Everything heavy is imported by the command that needs it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -74,6 +75,7 @@ def list_datasets(
         "version",
         "tags",
         "stage",
+        "from",
         "shards",
         "samples",
         "rejects",
@@ -88,6 +90,7 @@ def list_datasets(
             f"{name}@{ref.short}",
             ", ".join(tags),
             escaped(one_line(ref.stage)),
+            escaped(one_line(", ".join(dict.fromkeys(ref.parents.values())))),
             f"{totals.shards:,}",
             f"{totals.samples:,}",
             f"{totals.rejects:,}",
@@ -103,16 +106,28 @@ def show(
     rejects: Annotated[
         bool, typer.Option("--rejects", help="List every reject: key, reason, message.")
     ] = False,
+    command: Annotated[
+        bool, typer.Option("--command", help="Print the command that derives the same again.")
+    ] = False,
     store: StoreURL = None,
     as_json: AsJSON = False,
 ) -> None:
     """Show one version: what it holds, where it came from, what was rejected and why."""
+    import shlex
     from collections import Counter
 
+    from reelmill.flows.origin import asked_for, parameters
     from reelmill.flows.report import reasons_text
     from reelmill.units import format_bytes
 
     version = version_of(store, dataset)
+    if command:
+        words = asked_for(version).command
+        if as_json:
+            print_json(words)
+        else:
+            out.print(shlex.join(words), markup=False)
+        return
     found = list(version.rejects())
     if rejects:
         if as_json:
@@ -144,12 +159,13 @@ def show(
     rows = {
         "version": f"{version.name}@{version.digest}",
         "tags": ", ".join(tags),
-        "made by": f"{ref.stage}, {ref.time}",
-        "from": ", ".join(ref.parents.values()) or "a table",
+        "made by": f"{' '.join((ref.stage, *parameters(version)))}, {ref.time}",
+        "from": _parents(ref.parents) or "a table",
         "fields": ", ".join(manifest.fields) or "none: rows of a table",
         "shards": f"{totals.shards:,}, generations: {generations:,}",
         "samples": f"{totals.samples:,}",
-        "rejects": f"{totals.rejects:,}" + (f" ({reasons_text(reasons)})" if reasons else ""),
+        "rejects": f"{totals.rejects:,}"
+        + (f" ({reasons_text(reasons, ref.stage)})" if reasons else ""),
         **({"removed": _removed(version)} if manifest.removed else {}),
         "bytes": format_bytes(totals.bytes),
         "store": version.store.url,
@@ -405,6 +421,12 @@ def _trouble(trouble: Exception) -> tuple[str, str]:
     if isinstance(trouble, Rejected):
         return trouble.reason, trouble.message
     return "unreadable", getattr(trouble, "strerror", None) or str(trouble)
+
+
+def _parents(parents: Mapping[str, str]) -> str:
+    if len(parents) == 1:
+        return next(iter(parents.values()))
+    return ", ".join(f"{role} {parent}" for role, parent in parents.items())
 
 
 def _removed(version: Version) -> str:

@@ -14,11 +14,11 @@ from typing import Protocol, TypeVar
 
 from reelmill.dataset import open_version, uncounted
 from reelmill.digest import SHORT, sha256
-from reelmill.errors import PoisonError, RecipeError, ReelmillError, told
+from reelmill.errors import NotFoundError, PoisonError, RecipeError, ReelmillError, told
 from reelmill.recipe import Pinned, Recipe
 from reelmill.shards import removed
 from reelmill.store import Store
-from reelmill.store.model import Lineage, Manifest, Ref, Result, Uncounted
+from reelmill.store.model import Blob, Lineage, Manifest, Ref, Result, Uncounted
 from reelmill.store.store import now
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import Params
@@ -293,7 +293,7 @@ def prepare(
                 f"{name}: the store has a source of that name; give the dataset another one"
             )
     nodes = [_node(recipe, name) for name in names]
-    planner = Planner(nodes, manifests, retried)
+    planner = Planner(nodes, manifests, retried, partial(_renamed, store, write))
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
     build = Build(recipe, store, names, planner, labels, grown, [], progress)
     build.missing = _settle(build, planner.start(), _Memory(store, names, claim=write))
@@ -303,6 +303,19 @@ def prepare(
 def _retried(manifest: Manifest, read: Callable[[str], bytes]) -> int:
     tables = (removed.decode_table(read(blob.digest)) for blob in manifest.removed)
     return sum(table["reason"].to_pylist().count(removed.RETRIED) for table in tables)
+
+
+def _renamed(store: Store, write: bool, blob: Blob, prefix: str) -> Blob:
+    try:
+        data = removed.renamed(store.read_blob(blob.digest, "parquet"), prefix)
+    except NotFoundError:
+        if write:
+            raise
+        # A plan does not put what an ingest made into the store, and only names the version by it.
+        return blob
+    if write:
+        return store.put_blob(data, "parquet")
+    return Blob(digest=sha256(data), size=len(data))
 
 
 def _node(recipe: Recipe, name: str) -> Node:
@@ -511,7 +524,8 @@ def _uncounted(build: Build, name: str, manifest: Manifest) -> Uncounted | None:
     narrow = {one for one, source in recipe.sources.items() if isinstance(source, Source)}
     for one in build.names:
         dataset = recipe.datasets[one]
-        if get_stage(dataset.stage).scope == "shard" and narrow.issuperset(dataset.inputs.values()):
+        scope = get_stage(dataset.stage).scope_of(dataset.params)
+        if scope == "shard" and narrow.issuperset(dataset.inputs.values()):
             narrow.add(one)
     read = partial(build.store.read_blob, suffix="parquet")
     return uncounted(manifest, read, by_shard=name in narrow)

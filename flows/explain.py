@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reelmill.digest import sha256
+from reelmill.digest import SHORT, sha256
 from reelmill.errors import ReelmillError
 from reelmill.flows.drive import Build
 from reelmill.store import Store
 from reelmill.store.model import Action
 from reelmill.tasks.planner import Todo
 
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MANY = 200
 """Shards of a dataset whose reasons are looked up one by one; the rest are alike in practice."""
 
@@ -123,9 +125,13 @@ def differences(old: Action, new: Action) -> Iterator[str]:
 
 def _changed(prefix: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[str]:
     for name in sorted({*old, *new}):
-        if old.get(name) != new.get(name):
-            yield f"{prefix}{name}: {_shown(old.get(name))} is now {_shown(new.get(name))}"
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            yield from _changed(f"{prefix}{name}.", before, after)
+        elif before != after:
+            yield f"{prefix}{name}: {_shown(before)} is now {_shown(after)}"
 
 
 def _shown(value: Any) -> str:
-    return "unset" if value is None else str(value)
+    text = "unset" if value is None else str(value)
+    return text[:SHORT] if _DIGEST.fullmatch(text) else text

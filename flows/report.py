@@ -16,6 +16,7 @@ from reelmill.errors import ReelmillError, one_line
 from reelmill.flows.drive import Build, Progress
 from reelmill.shards.index import REJECTED
 from reelmill.shards.reader import ShardReader
+from reelmill.tasks import Stages, get_stage
 from reelmill.tasks.planner import by_count
 from reelmill.units import format_bytes
 
@@ -59,16 +60,25 @@ def table(build: Build) -> Table:
     return shown
 
 
-def reasons_text(reasons: Mapping[str, int]) -> str:
-    """``3 http_404, 1 truncated``."""
-    return ", ".join(f"{count:,} {one_line(reason)}" for reason, count in by_count(reasons))
+def reasons_text(reasons: Mapping[str, int], stage: str = "") -> str:
+    """``3 http_404, 1 truncated``; what a stage was to leave out is ``20 filtered as asked``."""
+    asked = intended(stage)
+    return ", ".join(
+        f"{count:,} {one_line(reason)}{' as asked' if reason in asked else ''}"
+        for reason, count in by_count(reasons)
+    )
+
+
+def intended(stage: str) -> frozenset[str]:
+    """The reasons for which a stage of that name, if there is one here, rejects as it is asked."""
+    return get_stage(stage).intended if stage in Stages() else frozenset()
 
 
 def reject_lines(build: Build) -> list[str]:
     """A line per dataset with rejects: how many, for which reasons."""
     tables = [f"{g.name}: {g.rejects:,} rows of the table" for g in build.grown if g.rejects]
     return tables + [
-        f"{progress.name}: {reasons_text(progress.reasons)}"
+        f"{progress.name}: {reasons_text(progress.reasons, progress.stage)}"
         for progress in build.progress.values()
         if progress.reasons
     ]

@@ -12,6 +12,7 @@ import signal
 import tempfile
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
@@ -19,7 +20,7 @@ from rich.console import Console
 from reelmill.errors import ReelmillError
 from reelmill.flows import drive
 from reelmill.flows.again import find_due, refuse_changed, retry, waiting
-from reelmill.flows.derivation import derivation, refuse_others_name
+from reelmill.flows.derivation import Asked, refuse_misfit
 from reelmill.flows.drive import Build, StoppedError, prepare
 from reelmill.flows.exits import Interrupted
 from reelmill.flows.profile import Profile, load_profile
@@ -32,6 +33,7 @@ from reelmill.flows.report import (
     reject_lines,
     table,
 )
+from reelmill.flows.save import Saving
 from reelmill.flows.workers import refuse_unreachable
 from reelmill.recipe import Recipe, load_recipe
 from reelmill.rejects import Selection
@@ -147,28 +149,36 @@ def run_retry(
 
 
 def run_derive(
-    store: str,
-    parent: str,
-    name: str,
-    stage: str,
+    store: Store,
+    asked: Asked,
     *,
-    overrides: Sequence[str] = (),
+    saved_in: Path | None = None,
     profile: str = "local",
     workers: int | None = None,
     show: Show = Show(),
 ) -> Build:
-    """Derive one dataset from a version and tell what came of it; as ``run_build``."""
+    """Derive one dataset from versions and tell what came of it; as ``run_build``.
+
+    Args:
+        saved_in: the recipe that the dataset is appended to when it is made.
+    """
     where = load_profile(profile, workers)
-    loaded = derivation(store, parent, name, stage, {}, overrides=list(overrides))
-    dataset = loaded.datasets[name]
+    loaded = asked.recipe(store.url)
+    dataset = loaded.datasets[asked.name]
+    refuse_misfit(loaded, store)
+    saving = Saving(saved_in, asked, store) if saved_in else None
+    if saving:
+        saving.text()  # refused before anything is made
 
     async def start() -> Any:
         from reelmill.flows.derive import derive_flow
 
+        values = dataset.params.model_dump(mode="json", exclude_unset=True, by_alias=True)
         return await derive_flow(
-            parent=parent,
-            name=name,
-            make={"stage": stage, **dataset.params.model_dump(mode="json", exclude_unset=True)},
+            parent=asked.parents[0],
+            others=asked.parents[1:],
+            name=asked.name,
+            make={"stage": asked.stage, **values},
             store=loaded.store,
             max_rejects=dataset.max_rejects,
             max_holes=dataset.max_holes,
@@ -177,9 +187,12 @@ def run_derive(
             return_state=True,
         )
 
-    again = shlex.join(["reelmill", "derive", parent, name, stage, *overrides])
-    refuse_others_name(loaded, Store.open(loaded.store))
-    return _run(loaded, where, start, again=again, show=show)
+    build = _run(loaded, where, start, again=shlex.join(asked.command), show=show)
+    if saving:
+        word = "now has" if saving.write() else "already had"
+        if show.console is not None:
+            show.console.print(f"{saved_in} {word} the dataset {asked.name}", markup=False)
+    return build
 
 
 def _run(

@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reelmill.flows.drive import GRACE_SECONDS, Build, Progress
+from reelmill.flows.report import intended
 from reelmill.store.model import Result
 from reelmill.store.store import now
 from reelmill.tasks.planner import Todo
@@ -133,8 +134,11 @@ def _screen(build: Build) -> RenderableType:
         share = progress.have / expected if expected else 0.0
         count = f"{progress.have}/{'?' if expected is None else expected}"
         notes = []
-        if progress.rejects:
-            notes.append(f"[yellow]{progress.rejects:,} rejected[/]")
+        asked = sum(progress.reasons.get(reason, 0) for reason in intended(progress.stage))
+        if progress.rejects > asked:
+            notes.append(f"[yellow]{progress.rejects - asked:,} rejected[/]")
+        if asked:
+            notes.append(f"{asked:,} left out")
         if progress.failed:
             notes.append(f"[red]{progress.failed} failed[/]")
         if progress.running:

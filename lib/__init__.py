@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reelmill.dataset import Version, open_version
-    from reelmill.errors import ReelmillError
+    from reelmill.errors import ReelmillError, Rejected
+    from reelmill.functions import function
     from reelmill.recipe import Recipe
     from reelmill.shards.reader import Sample
     from reelmill.store import Store
@@ -27,19 +28,23 @@ except PackageNotFoundError:
 _PUBLIC = {
     "Recipe": "reelmill.recipe",
     "ReelmillError": "reelmill.errors",
+    "Rejected": "reelmill.errors",
     "Sample": "reelmill.shards.reader",
     "Store": "reelmill.store",
     "Version": "reelmill.dataset",
+    "function": "reelmill.functions",
     "open_version": "reelmill.dataset",
 }
 
 __all__ = [
     "Recipe",
     "ReelmillError",
+    "Rejected",
     "Sample",
     "Store",
     "Version",
     "__version__",
+    "function",
     "open_store",
     "open_version",
 ]

@@ -19,7 +19,8 @@ use where it is unset or empty; ``$${`` is a literal ``${``. A value that is one
 nothing else is read again as YAML, so that it may be a number; in single quotes it stays a string.
 
 Whoever writes a recipe chooses which variables it reads. Load a stranger's recipe with
-``environ={}``, and never load a stranger's Python file: loading it runs it.
+``environ={}``, and never load a stranger's Python file: loading it runs it. So does loading a
+recipe that names a function in a file beside it, which is run to see what the function declares.
 """
 
 from __future__ import annotations
@@ -46,6 +47,9 @@ from reelmill.errors import RecipeError, one_line
 from reelmill.units import Share, format_bytes, nearest
 
 __all__ = ["Dataset", "Pinned", "Recipe", "StageSpec", "load_recipe", "parse_recipe", "recipe_name"]
+
+BASE: Final = "base"
+"""In the context of a model's validation: the recipe's folder, where its paths begin."""
 
 _Keys: TypeAlias = tuple[str | int, ...]
 """Where a value is in a recipe: ``("datasets", "clips", "max_seconds")``."""
@@ -251,7 +255,7 @@ def read_document(text: str | bytes, name: str, environ: Mapping[str, str] = os.
         RecipeError: in one line that cites ``name`` and the line.
     """
     report = _Report(name)
-    node = _compose(text, name)
+    node = compose(text, name)
     value = None if node is None else _Reader(report, environ, report.lines).read(node)
     report.check()
     return value
@@ -272,7 +276,7 @@ def parse_recipe(
     Otherwise as ``load_recipe``.
     """
     report = _Report(name)
-    node = _compose(text, name)
+    node = compose(text, name)
     if node is None:
         raise RecipeError(f"{name}:1: the recipe is empty; it needs store and datasets")
     data = _Reader(report, environ, report.lines).read(node)
@@ -280,6 +284,17 @@ def parse_recipe(
     report.check()
     _override(data, overrides, report, environ)
     return _Checker(report, stages, source_model, base or Path()).recipe(data)
+
+
+def read_overrides(overrides: Sequence[str]) -> dict[str, Any]:
+    """The mapping that ``path=value`` mean, with YAML values: ``video.codec=av1``.
+
+    Raises RecipeError for the first that is none.
+    """
+    data: dict[str, Any] = {"datasets": {"_": {}}}
+    _override(data, [f"_.{override}" for override in overrides], _Report(), {})
+    read: dict[str, Any] = data["datasets"]["_"]
+    return read
 
 
 def _run(path: Path) -> Any:
@@ -400,7 +415,12 @@ class _Loader(yaml.SafeLoader):
         return str(super().resolve(kind, value, implicit))  # type: ignore[no-untyped-call]
 
 
-def _compose(text: str | bytes, name: str, *, numbered: bool = True) -> yaml.Node | None:
+def is_plain_string(text: str) -> bool:
+    """Whether a recipe reads ``text`` as a string where it stands without quotes."""
+    return _resolve(text) == _STR
+
+
+def compose(text: str | bytes, name: str, *, numbered: bool = True) -> yaml.Node | None:
     """The nodes of one YAML document; nothing is constructed from them.
 
     Raises RecipeError, citing ``name`` and, where ``numbered``, the line.
@@ -557,7 +577,7 @@ def _override(
         if not equals or not all(keys):
             report.add(keys, "write it as path=value")
             report.check()
-        node = _compose(text, f"--set {_short(override, 100)}", numbered=False)
+        node = compose(text, f"--set {_short(override, 100)}", numbered=False)
         value = None if node is None else _Reader(report, environ).read(node, keys)
         report.check()
         _put(data, keys, value, report)
@@ -793,7 +813,8 @@ class _Checker:
             message = f"unknown parameter of {owner}"
             self._report.add((*keys, key), message, key, [*fields, *others])
         try:
-            return model.model_validate({key: raw[key] for key in raw if key not in strays})
+            known = {key: raw[key] for key in raw if key not in strays}
+            return model.model_validate(known, context={BASE: self._base})
         except ValidationError as error:
             self._explain(error, model, raw, keys, owner)
             return None

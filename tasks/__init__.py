@@ -21,6 +21,11 @@ BUILT_IN = {
     "shuffle": "reelmill.tasks.shuffle:Shuffle",
     "frames": "reelmill.tasks.frames:Frames",
     "flow": "reelmill.tasks.flow:Flow",
+    "map": "reelmill.tasks.map:Map",
+    "filter": "reelmill.tasks.filter:Filter",
+    "join": "reelmill.tasks.join:Join",
+    "concat": "reelmill.tasks.concat:Concat",
+    "sample": "reelmill.tasks.sample:PickSamples",
 }
 """``module:class`` of each stage; a module is imported when its stage is first used."""
 

@@ -237,6 +237,19 @@ class Stage(abc.ABC, Generic[P]):
         """What a worker must have, as Dask resources, with these parameters."""
         return self.resources
 
+    def scope_of(self, params: P) -> Scope:
+        """The stage's ``scope`` with these parameters."""
+        return self.scope
+
+    def memory_of(self, params: P) -> int | None:
+        """The stage's ``memory`` with these parameters."""
+        return self.memory
+
+    def prefix(self, params: P, role: str) -> str:
+        """What the stage puts before the keys of a role's samples, so that rows which no longer
+        count are told by their new keys, too."""
+        return ""
+
     def merges(self, params: P) -> int:
         """How many generations of its inputs, from the first, count as one: of a stage whose scope
         is ``generation``."""
@@ -260,9 +273,13 @@ class SampleStage(Stage[P]):
 
     Attributes:
         reads: the input fields it needs, or ``None`` for all of them.
+        works_on: fields, or the ends of their names after a dot, of which it can use any: a dataset
+            that has none of them is refused before anything starts. Those of ``reads`` beside
+            ``json`` if it says none.
     """
 
     reads: ClassVar[tuple[str, ...] | None] = None
+    works_on: ClassVar[tuple[str, ...]] = ()
 
     @abc.abstractmethod
     def each(self, job: Job[P], sample: InputSample) -> Iterator[Output]:

@@ -111,7 +111,7 @@ def _make(store: Store, task: Order, watch: Watch | None) -> tuple[Written, byte
                         writer.lay(table, data)
                     case Reject(key, reason, message, columns):
                         writer.reject(key, reason, message, columns)
-            _balance(stage, task, writer)
+            _balance(stage, params, task, writer)
             return writer.close(), provenance.encode(origins, stage.provenance)
         except BaseException:
             writer.abort()
@@ -128,8 +128,8 @@ def _stage(name: str) -> Stage[Any]:
         ) from error
 
 
-def _balance(stage: Stage[Any], task: Order, writer: ShardWriter) -> None:
-    if not stage.conserves or stage.scope == "generation":
+def _balance(stage: Stage[Any], params: Params, task: Order, writer: ShardWriter) -> None:
+    if not stage.conserves or stage.scope_of(params) == "generation":
         return
     taken = task.shards[stage.roles[0]].samples
     if taken != writer.samples + writer.rejects:

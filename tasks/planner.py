@@ -8,7 +8,7 @@ the digests of what came before.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
@@ -27,6 +27,7 @@ from reelmill.store.model import (
 from reelmill.tasks.contract import (
     HISTORY,
     Params,
+    Scope,
     Slot,
     Stage,
     action_of,
@@ -34,6 +35,9 @@ from reelmill.tasks.contract import (
     history_input,
     label,
 )
+
+Renamed = Callable[[Blob, str], Blob]
+"""Gives the blob of removed rows that has a text before the keys of another's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,10 @@ class Node:
     salt: str = ""
     max_rejects: Decimal = Decimal(1)
     max_holes: Decimal = Decimal(0)
+
+    @property
+    def scope(self) -> Scope:
+        return self.stage.scope_of(self.params)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +142,8 @@ class Planner:
         sources: the manifests of the tables that the build starts from.
         retried: how many rows of a table were rejects and are rows once more, so that their first
             rejection no longer counts.
+        renamed: the blob of removed rows that are those of another with so much before their keys:
+            for stages that put a prefix before keys.
     """
 
     def __init__(
@@ -141,7 +151,9 @@ class Planner:
         nodes: Sequence[Node],
         sources: Mapping[str, Manifest],
         retried: Mapping[str, int] | None = None,
+        renamed: Renamed | None = None,
     ) -> None:
+        self._renamed = renamed
         self._retried = retried or {}
         self._given = sources
         self._given_shards = {name: sum(1 for _ in m.shards) for name, m in sources.items()}
@@ -164,9 +176,19 @@ class Planner:
             merged = max(1, min(node.stage.merges(node.params), max(counts)))
             growths = [_Growth() for _ in range(max(counts) - merged + 1)]
             self._states[node.name] = _State(node, depth, growths, merged, _tools(node))
-            self._removed[node.name] = _union(self._removed[p] for p in node.parents.values())
+            self._removed[node.name] = _union(
+                self._removed_of(node, role, parent) for role, parent in node.parents.items()
+            )
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
+
+    def _removed_of(self, node: Node, role: str, parent: str) -> tuple[Blob, ...]:
+        removed = self._removed[parent]
+        prefix = node.stage.prefix(node.params, role)
+        if not prefix or not removed:
+            return removed
+        assert self._renamed is not None
+        return tuple(self._renamed(blob, prefix) for blob in removed)
 
     def start(self) -> list[Todo]:
         """What can be made before anything else is."""
@@ -247,7 +269,7 @@ class Planner:
             found[name] = None
             if all(growth.closed for growth in state.growths):
                 found[name] = sum(len(growth.planned) for growth in state.growths)
-            elif state.node.stage.scope != "generation":
+            elif state.node.scope != "generation":
                 counts = [found[parent] for parent in state.node.parents.values()]
                 if None not in counts:
                     found[name] = min(count for count in counts if count is not None)
@@ -257,6 +279,31 @@ class Planner:
         """The results of a dataset so far, by shard ID."""
         for growth in self._states[name].growths:
             yield from sorted(growth.results.items())
+
+    def keys(self, name: str) -> dict[str, str]:
+        """The action keys of a dataset's shards so far, by shard ID."""
+        return {shard: key for g in self._states[name].growths for shard, key in g.planned.items()}
+
+    def planned(self, name: str, generation: int) -> int:
+        """How many shards a generation of a dataset has so far."""
+        return len(self._states[name].growths[generation].planned)
+
+    def shards(self, name: str) -> Iterator[Shard]:
+        """The shards of a dataset or source that are there."""
+        for number in range(self._grew(name)):
+            yield from self._available(name, number, None)
+
+    def unplanned(self, name: str) -> dict[str, list[Shard]]:
+        """By role, the input shards that are there of what waits for others."""
+        state = self._states[name]
+        found: dict[str, list[Shard]] = {role: [] for role in state.node.parents}
+        for number, growth in enumerate(state.growths):
+            if growth.closed:
+                continue
+            taken = growth.planned if state.node.stage.scope != "generation" else ()
+            for role, shards in self._inputs(state, number, None).items():
+                found[role] += [shard for shard in shards if shard.id not in taken]
+        return found
 
     def passing(self) -> Iterator[str]:
         """Keys of actions worth another try: in datasets with too many rejects, those whose
@@ -314,10 +361,32 @@ class Planner:
         made = self.manifest(name).totals()
         if taken == made.samples + made.rejects:
             return None
+        if lacking := self._lacking(state):
+            return lacking
         return (
             f"{name}: {taken} samples in, {made.samples} and {made.rejects} rejects out; "
             "this is a fault in the stage, no version was committed"
         )
+
+    def _lacking(self, state: _State) -> str | None:
+        """Which of a dataset's inputs has no shard to go with another's."""
+        if state.node.scope != "shard":
+            return None
+        ids = {parent: self._ids(parent) for parent in state.node.parents.values()}
+        every = {shard_id for some in ids.values() for shard_id in some}
+        for shard_id in sorted(every):
+            lacking = [parent for parent, some in ids.items() if shard_id not in some]
+            if lacking:
+                has = next(parent for parent in ids if parent not in lacking)
+                return (
+                    f"{state.node.name}: {has} has a shard {shard_id} and {lacking[0]} has none, "
+                    "so its samples cannot be put together; no version was committed"
+                )
+        return None
+
+    def _ids(self, name: str) -> set[str]:
+        manifest = self._given[name] if name in self._given else self.manifest(name)
+        return {shard.id for shard in manifest.shards}
 
     def _samples(self, name: str) -> int:
         return (self._given[name] if name in self._given else self.manifest(name)).totals().samples
@@ -350,7 +419,7 @@ class Planner:
 
     def _advance(self, name: str, cause: Todo | None = None) -> Iterator[Todo]:
         state = self._states[name]
-        if state.node.stage.scope != "shard":
+        if state.node.scope != "shard":
             yield from self._plan_generations(state)
         elif cause is not None:
             yield from self._plan_shards(state, state.made_of(cause.generation), cause.shard)
@@ -359,10 +428,9 @@ class Planner:
                 yield from self._plan_shards(state, number, None)
 
     def _plan_shards(self, state: _State, number: int, shard_id: str | None) -> Iterator[Todo]:
-        node = state.node
         if not state.growths[number].closed:
             inputs = self._inputs(state, number, shard_id)
-            yield from self._take(state, number, node.stage.plan(node.params, inputs, 0))
+            yield from self._take(state, number, self._slots(state, inputs, 0))
             if self._is_whole(state, number):
                 self._close(state, number)
 
@@ -378,11 +446,20 @@ class Planner:
                 return
             inputs = self._inputs(state, number, None)
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
-            slots = node.stage.plan(node.params, inputs, first)
-            if node.stage.scope == "history":
+            slots = self._slots(state, inputs, first)
+            if node.scope == "history":
                 slots = self._knowing(node.parents[node.stage.roles[0]], number, slots)
             yield from self._take(state, number, slots)
             self._close(state, number)
+
+    @staticmethod
+    def _slots(state: _State, inputs: Mapping[str, Sequence[Shard]], first: int) -> list[Slot]:
+        """What a stage makes of these inputs; nothing where it refuses them."""
+        try:
+            return state.node.stage.plan(state.node.params, inputs, first)
+        except StageError as error:
+            state.failure = state.failure or f"{state.node.name}: {error}"
+            return []
 
     def _knowing(self, parent: str, number: int, slots: Sequence[Slot]) -> list[Slot]:
         """Slots whose actions also read the parent's generations up to ``number``."""

@@ -38,6 +38,7 @@ from reelmill.tasks.contract import (
 )
 from reelmill.tasks.cuts import ONE_SCENE
 from reelmill.tasks.media_fields import OF_SOURCE, about_of, caption_field, texts_of, video_of
+from reelmill.media.scenes import AnyDetector, chosen, detect
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds, format_seconds
@@ -263,6 +264,7 @@ class Split(SampleStage[SplitParams]):
     params = SplitParams
     memory = 1_000_000_000  # most of it the encoders', whose pixels a process bounds
     reads = None  # subtitles are in fields of any language
+    works_on = VIDEO
     columns = pa.schema(
         [
             pa.field("source", pa.string()),

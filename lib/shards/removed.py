@@ -77,6 +77,16 @@ def decode_table(data: bytes) -> pa.Table:
     return table
 
 
+def renamed(data: bytes, prefix: str) -> bytes:
+    """The blob of the same rows with ``prefix`` before their keys."""
+    return encode(
+        {
+            prefix + key: Removed(why.reason, why.instead and prefix + why.instead)
+            for key, why in decode(data).items()
+        }
+    )
+
+
 def shard_of(key: str) -> str:
     """The ID of the shard of the source in which the row of a key lies."""
     return key[:-PLACE_DIGITS]

@@ -9,6 +9,7 @@ import time
 NAMES = (
     "shards",
     "shuffle",
+    "functions",
     "second_build",
     "orchestration",
     "scale",

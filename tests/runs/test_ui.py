@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import reelmill
+from reelmill.flows.derivation import derivable
 from tests.runs.project import Project, let_pass
 from tests.runs.serving import Serving, serving, until
 
@@ -177,8 +178,14 @@ def test_a_form_derives_a_dataset(ui: Ui, served: Serving, beside: Project, fini
     expect(ui.field("store")).to_have_value(str(served.project.folder / "store"))
     for text in ("a dataset with a tag or a digest", "frames in a sample; 3 makes triplets"):
         expect(ui.page.get_by_text(text)).to_be_visible()
-    stages = ui.page.get_by_role("tab").all_inner_texts()
-    assert {"frames", "split", "shuffle", "flow"} <= set(stages)
+    stages = list(derivable())
+    broken: list[object] = []
+    ui.page.on("pageerror", broken.append)
+    for stage in [*stages, "various"]:
+        ui.page.get_by_role("tab", name=stage, exact=True).click()
+        expect(ui.page.get_by_label("Select Stage", exact=True)).to_have_text(stage)
+    expect(ui.page.get_by_role("tab", name="Pad").nth(1)).to_be_visible()
+    assert broken == []
     # What one stage was asked for must not be sent to another.
     ui.page.get_by_role("tab", name="split").click()
     expect(ui.field("Timeout")).to_have_value("1h")

@@ -222,7 +222,7 @@ def test_what_is_wrong_in_a_nested_parameter_is_said_in_words_of_yaml(
     params: Any, told: str
 ) -> None:
     with pytest.raises(RecipeError) as caught:
-        derivation("./store", "videos@v1", "clips", "split", params)
+        derivation("./store", ["videos@v1"], "clips", "split", params)
     assert told in str(caught.value)
     assert "more)" not in str(caught.value)
 

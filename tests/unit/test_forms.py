@@ -2,24 +2,57 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import pytest
+from prefect import flow
 from prefect.utilities.schema_tools.validation import build_error_obj, validate
 from pydantic import TypeAdapter
 
 from reelmill.flows.build import build_flow
+from reelmill.flows.derivation import choices
 from reelmill.flows.derive import Make, derive_flow
 from reelmill.tasks import Stages
-from reelmill.tasks.contract import key_params
+from reelmill.tasks.contract import Params, key_params
+from tests.runs.project import PLUGIN
 
 SCHEMA: dict[str, Any] = derive_flow.parameters.model_dump()
 OFFERED = [one["$ref"].rpartition("/")[2] for one in SCHEMA["properties"]["make"]["anyOf"]]
 STAGES = [name for name in OFFERED if Stages()[name].__module__.startswith("reelmill.")]
 """Those of Reelmill's own: plugins are offered too."""
 
-GROUPS = {"video", "audio", "variants"}
-"""Fields of ``split`` that are models of their own."""
+
+def _various() -> type[Params]:
+    """Parameters of all shapes, of a plugin that is not installed here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(PLUGIN)
+        params: type[Params] = importlib.import_module("reelmill_test_stages").VariousParams
+    return params
+
+
+VARIOUS = _various()
+Various: Any = choices({"various": VARIOUS, "frames": Stages()["frames"].params})
+
+
+@flow
+def various_flow(make: Various) -> None:
+    """A form of its own."""
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    **dict.fromkeys(STAGES, SCHEMA),
+    "various": various_flow.parameters.model_dump(),
+}
+MAKES: dict[str, Any] = {**dict.fromkeys(STAGES, Make), "various": Various}
+
+
+NEEDED: dict[str, dict[str, Any]] = {
+    "map": {"function": "mymodule:score"},
+    "filter": {"where": "width > 640"},
+    "sample": {"share": "10%"},
+}
+"""What a form cannot fill in by itself."""
 
 
 def submitted(**make: Any) -> dict[str, Any]:
@@ -29,17 +62,19 @@ def submitted(**make: Any) -> dict[str, Any]:
 def refused(values: dict[str, Any]) -> dict[str, list[Any]]:
     """What is said beside each field: the stage's ones below ``make``."""
     said: dict[str, list[Any]] = {}
-    for error in build_error_obj(validate(values, SCHEMA))["errors"]:
+    form = FORMS[values["make"]["stage"]]
+    for error in build_error_obj(validate(values, form))["errors"]:
         for one in error["errors"]:
-            if isinstance(one, dict):
+            if isinstance(one, dict) and "property" in one:
                 said.setdefault(f"{error['property']}.{one['property']}", []).extend(one["errors"])
             elif "not valid under any" not in one:
+                # Of a list, what is said beside one of its items.
                 said.setdefault(error["property"], []).append(one)
     return said
 
 
 def defaults(stage: str) -> dict[str, Any]:
-    fields = SCHEMA["definitions"][stage]["properties"]
+    fields = FORMS[stage]["definitions"][stage]["properties"]
     return {name: field["default"] for name, field in fields.items() if "default" in field}
 
 
@@ -48,36 +83,61 @@ def test_frames_are_offered_first_and_all_stages_that_read_one_dataset_are() -> 
     assert {"split", "shuffle", "flow"} <= set(STAGES)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_field_is_one_plain_input_or_a_group_of_them_with_a_description(stage: str) -> None:
-    model = SCHEMA["definitions"][stage]
-    plain = ("string", "integer", "number", "boolean", "array")
+def check(name: str, field: dict[str, Any]) -> None:
+    """A field is an input that a form can draw, told what it is for, and unset if nobody acts."""
+    if "anyOf" in field:
+        assert "default" in field, f"{name}: which choice is the first?"
+        assert (field["default"] is None) == (field["anyOf"][0].get("type") == "null"), name
+    elif "$ref" not in field:
+        plain = ("string", "integer", "number", "boolean", "array", "object")
+        assert field["type"] in plain, name
+        assert field.get("default", "") is not None, name
+    assert "oneOf" not in str(field), f"{name}: the form would keep what another choice had"
+    assert field["description"], name
+
+
+@pytest.mark.parametrize("stage", FORMS)
+def test_every_field_can_be_drawn_and_says_what_it_is(stage: str) -> None:
+    model = FORMS[stage]["definitions"][stage]
     for name, field in model["properties"].items():
-        if name in GROUPS:
-            assert "#/definitions/" in str(field)
-        else:
-            assert field["type"] in plain
-        assert field["description"]
-        assert field.get("default", "") is not None
+        check(name, field)
     assert model["required"] == ["stage"]
+    first = min(model["properties"], key=lambda name: model["properties"][name].get("position", 0))
+    assert first == "stage"
 
 
-def test_fields_within_groups_are_plain_too() -> None:
-    for group in ("Video", "Audio", "Size", "Variant"):
-        fields = SCHEMA["definitions"][group]["properties"]
-        chosen = {name for name, field in fields.items() if {"anyOf", "oneOf"} & set(field)}
-        assert chosen == ({"audio"} if group == "Variant" else set())
-        assert all(field["description"] for field in fields.values())
-        assert all(field.get("default", "") is not None for field in fields.values())
-        assert "oneOf" not in str(fields), "the form would keep the values of the choice before"
+def test_fields_within_groups_can_be_drawn_too() -> None:
+    groups = SCHEMA["definitions"] | FORMS["various"]["definitions"]
+    for group in ("Video", "Audio", "Size", "Variant", "Crop", "Pad"):
+        for name, field in groups[group]["properties"].items():
+            check(f"{group}.{name}", field)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+def test_what_may_be_left_out_stays_unset_whatever_it_would_hold() -> None:
+    fields = FORMS["various"]["definitions"]["various"]["properties"]
+    refs = {
+        name: [one.get("$ref", one.get("title")) for one in field["anyOf"]]
+        for name, field in fields.items()
+        if "anyOf" in field
+    }
+    crop, pad = "#/definitions/Crop", "#/definitions/Pad"
+    assert refs == {
+        "border": ["not set", pad],
+        "fit": [crop, pad],
+        "refit": ["not set", crop, pad],
+        "level": [None, None],
+    }
+    assert (fields["with"]["type"], fields["table"]["type"]) == ("object", "object")
+    assert fields["steps"]["items"]["anyOf"] == [{"$ref": crop}, {"$ref": pad}]
+
+
+@pytest.mark.parametrize("stage", FORMS)
 def test_what_a_form_fills_in_by_itself_means_the_defaults(stage: str) -> None:
-    values = defaults(stage)
+    needed = NEEDED.get(stage, {})
+    values = {**defaults(stage), **needed}
     assert refused(submitted(**values)) == {}
-    filled = TypeAdapter(Make).validate_python(values)
-    plain = Stages()[stage].params()
+    filled = TypeAdapter(MAKES[stage]).validate_python(values)
+    plain = VARIOUS() if stage == "various" else Stages()[stage].params(**needed)
     assert key_params(filled) == {**key_params(plain), "stage": stage}
 
 
@@ -99,11 +159,15 @@ def test_defaults_are_spelled_as_people_would() -> None:
         {"stage": "split", "variants": {"small": {"crf": 30, "audio": {"bit_rate": "96k"}}}},
         {"stage": "shuffle", "bytes_per_shard": "1 GiB"},
         {"stage": "flow", "preset": "medium"},
+        {"stage": "map", "function": "./own.py:f", "with": '{"limit": 0.5}', "keep": ["*.jpg"]},
+        {"stage": "various", "with": {"scale": 2, "of": ["a"]}, "table": {"a": 1}},
+        {"stage": "various", "fit": {"kind": "pad", "colour": "red"}, "refit": None},
+        {"stage": "various", "steps": [{"kind": "crop"}, {"kind": "pad"}], "level": 3},
     ],
 )
 def test_what_people_write_is_accepted(make: dict[str, Any]) -> None:
     assert refused({**submitted(**make), "max_rejects": "12.5 %"}) == {}
-    TypeAdapter(Make).validate_python(make)
+    TypeAdapter(MAKES[make["stage"]]).validate_python(make)
 
 
 @pytest.mark.parametrize(
@@ -116,6 +180,7 @@ def test_what_people_write_is_accepted(make: dict[str, Any]) -> None:
         ({"stage": "split", "crf": 99}, "make.crf"),
         ({"stage": "split", "video": {"codec": "mpeg2"}}, "make.video"),
         ({"stage": "split", "video": {"size": {"mode": "stretch"}}}, "make.video"),
+        ({"stage": "various", "border": {"colour": 3}}, "make.border"),
         ({"stage": "shuffle", "bytes_per_shard": "-1 MB"}, "make.bytes_per_shard"),
     ],
 )
@@ -125,7 +190,13 @@ def test_a_wrong_value_is_refused_at_its_field(make: dict[str, Any], field: str)
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("parent", "clips latest"), ("name", "Bad name"), ("store", ""), ("max_rejects", "much")],
+    [
+        ("parent", "clips latest"),
+        ("others", ["flow=flows@"]),
+        ("name", "Bad name"),
+        ("store", ""),
+        ("max_rejects", "much"),
+    ],
 )
 def test_a_wrong_text_is_refused_at_its_field(field: str, value: str) -> None:
     assert set(refused({**submitted(stage="flow"), field: value})) == {field}

@@ -8,7 +8,9 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import ConfigDict, Field
 
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Params, Runtime, Sample, SampleStage
@@ -70,3 +72,50 @@ class Needy(Trouble):
 
     name = "needy"
     resources: ClassVar[dict[str, float]] = {"MOON": 1}
+
+
+class Crop(Params):
+    """A part of each picture."""
+
+    kind: Literal["crop"] = Field("crop", description="cut off what is outside")
+    side: Annotated[int, Field(ge=1)] = Field(64, description="of the square that stays")
+
+
+class Pad(Params):
+    """Each picture in a frame."""
+
+    kind: Literal["pad"] = Field("pad", description="put a border around")
+    colour: str = Field("black", description="of the border")
+
+
+Fit = Annotated[Crop | Pad, Field(discriminator="kind")]
+
+
+class VariousParams(Params):
+    """Parameters of every shape that a form must draw."""
+
+    model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
+
+    function: str = Field("", description="what is called for each sample")
+    given: dict[str, Any] = Field({}, alias="with", description="what it is given besides")
+    table: dict[str, int] | None = Field(None, description="numbers by name")
+    fields: tuple[str, ...] = Field((), description="what it reads")
+    some: tuple[str, ...] | None = Field(None, description="what it reads instead")
+    border: Pad | None = Field(None, description="around each")
+    fit: Fit = Field(Crop(), description="how each gets its size")
+    refit: Fit | None = Field(None, description="how each gets another size")
+    steps: tuple[Fit, ...] = Field((), description="what is done in turn")
+    level: int | Literal["auto"] = Field("auto", description="a number, or auto")
+
+
+class Various(SampleStage[VariousParams]):
+    """Passes samples on, whatever it is asked for."""
+
+    name = "various"
+    params = VariousParams
+    roles = ("source", "more")
+    optional = ("more",)
+    conserves = True
+
+    def each(self, job: Job[VariousParams], sample: InputSample) -> Iterator[Output]:
+        yield Sample(sample.key, dict(sample.fields))

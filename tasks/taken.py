@@ -1,0 +1,36 @@
+"""Samples that stay as they lie: spans of their tar, or the whole of it where all of them stay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from reelmill.shards import index
+from reelmill.shards.gather import Gatherer
+from reelmill.tasks.contract import Adopted, Copied, Job, Output
+
+
+def taken(
+    job: Job[Any],
+    role: str,
+    rows: Sequence[Mapping[str, Any]],
+    staying: Mapping[str, Mapping[str, Any]],
+) -> Iterator[Output]:
+    """The samples of an input shard that stay, with their columns.
+
+    Args:
+        rows: of all the shard's samples, as its reader gives them.
+        staying: the columns of those that stay, by key.
+    """
+    shard = job.shards[role]
+    kept = [row for row in rows if row["key"] in staying]
+    if not kept:
+        return
+    if len(kept) == len(rows):
+        assert shard.tar is not None
+        yield Adopted(shard.tar, [index.as_row(row, staying[row["key"]]) for row in kept])
+        return
+    with Gatherer(job.store, job.scratch) as gatherer:
+        spans = gatherer.spans([(shard, dict(row)) for row in kept])
+        for row, span in zip(kept, spans, strict=True):
+            yield Copied(row["key"], span, staying[row["key"]])
