@@ -21,6 +21,8 @@ BUILT_IN = {
     "shuffle": "reelmill.tasks.shuffle:Shuffle",
     "frames": "reelmill.tasks.frames:Frames",
     "flow": "reelmill.tasks.flow:Flow",
+    "sequences": "reelmill.tasks.sequences:Sequences",
+    "windows": "reelmill.tasks.windows:Windows",
 }
 """``module:class`` of each stage; a module is imported when its stage is first used."""
 

@@ -93,3 +93,15 @@ def _decode(data: bytes, colorspace: str, flags: int) -> NDArray[np.uint8]:
 def _check_size(width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise Rejected("undecodable", f"{width}x{height} pixels are more than {MAX_PIXELS}")
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG or PNG as its header has it; None if it has none."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return (width, height) if 0 < width < 1 << 31 and 0 < height < 1 << 31 else None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return width, height
