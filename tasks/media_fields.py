@@ -6,7 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -87,6 +87,7 @@ OF_SOURCE = ("url", "caption", "sha256")
 """What the ``json`` of whatever is made of a video says of it, where it is known."""
 
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
+_STILL = re.compile(r"(?:(\d{6})\.)?(?:([a-z0-9_.-]+)\.)?(?:jpg|jpeg|png)")
 
 
 def video_field(container: str, codec: str) -> str:
@@ -235,3 +236,22 @@ def pictures_of(fields: Iterable[str]) -> list[tuple[int, str]]:
     """The pictures of a sample as (number, field), in order."""
     found = [(match, field) for field in fields if (match := _PICTURE.fullmatch(field))]
     return sorted((int(match[1]), field) for match, field in found)
+
+
+class Still(NamedTuple):
+    """A field that is a picture of any kind: ``000001.depth.png`` is number 1 and ``depth``; both
+    are None where a name has none."""
+
+    number: int | None
+    what: str | None
+    field: str
+
+
+def stills_of(fields: Iterable[str]) -> list[Still]:
+    """Whatever people can look at in a sample, in the order of numbers, images first; no flow."""
+    found = [
+        Still(int(match[1]) if match[1] else None, match[2], field)
+        for field in fields
+        if (match := _STILL.fullmatch(field)) and match[2] != "flow"
+    ]
+    return sorted(found, key=lambda s: (s.number or 0, s.what != "image", s.what or "", s.field))

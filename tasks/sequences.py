@@ -208,7 +208,7 @@ def _explain(archive: Place) -> None:
     """Raise why an archive could not be listed."""
     for _ in archive.members():
         pass
-    raise Rejected("no_sequence", "the archive holds no pictures, or none in such a folder")
+    raise Rejected("no_sequence", "no such folder of pictures was found in the archive")
 
 
 def _inside(archive: Place, row: Mapping[str, Any]) -> Iterator[Member]:
@@ -308,7 +308,7 @@ def _shared(params: SequencesParams, place: Place, grouped: Grouped) -> dict[str
 
 def _refuse_overlaps(members: Iterable[Member]) -> None:
     """Refuse members of an archive that are the same bytes, by which a small one grows large."""
-    placed = {member for member in members if member.header}
+    placed = {member for member in members if member.header and member.problem is None}
     for one, other in pairwise(sorted(placed, key=lambda member: member.start)):
         if one.start + one.packed > other.start:
             raise Rejected("damaged", f"{one.name[:200]!r} and {other.name[:200]!r} overlap")

@@ -10,10 +10,10 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field, model_validator
 
+from reelmill.digest import json_integer
 from reelmill.errors import Rejected, ShardError, StageError
 from reelmill.shards import tar
 from reelmill.shards.reader import Sample as InputSample
-from reelmill.tasks.adopt import FieldName
 from reelmill.tasks.contract import (
     MAX_COUNT,
     Job,
@@ -24,6 +24,9 @@ from reelmill.tasks.contract import (
     Stage,
     sample_json,
 )
+
+_NAME = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
+Chosen = Annotated[str, Field(pattern=rf"^{_NAME}(={_NAME})?$", max_length=160)]
 
 _NEEDED = ("sequence", "frame", "time", "url", "width", "height")
 
@@ -43,19 +46,24 @@ class WindowsParams(Params):
     across_gaps: bool = Field(
         False, description="let frames be neighbours although others are missing between them"
     )
-    fields: tuple[FieldName, ...] = Field(
-        (), description="take these fields only, such as [left.jpg, left.depth.png]; else all"
-    )
-    rename: dict[FieldName, FieldName] = Field(
-        {}, description="new names of fields, such as {left.jpg: image.jpg}"
+    fields: tuple[Chosen, ...] = Field(
+        (),
+        description="take these fields only, such as [left.jpg], if need be under another name, as "
+        "in [image.jpg=left.jpg]; without any, all",
     )
 
     @model_validator(mode="after")
     def _fits_together(self) -> WindowsParams:
-        unknown = sorted(set(self.rename) - set(self.fields)) if self.fields else []
-        if unknown:
-            raise ValueError(f"rename has {unknown[0]}, which is not one of fields")
+        if len(self.chosen) < len(self.fields):
+            raise ValueError("fields names a field twice")
         return self
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """The names that fields have in frames, by those they get; of no field, if all are taken
+        as they are called."""
+        pairs = (chosen.partition("=") for chosen in self.fields)
+        return {ours: theirs or ours for ours, _, theirs in pairs}
 
     def effective(self) -> dict[str, Any]:
         return {"step": self.step or self.count * self.stride}
@@ -98,7 +106,7 @@ class Windows(Stage[WindowsParams]):
             sequence: [frame for _, frame in group]
             for sequence, group in groupby(places, lambda place: place[0])
         }
-        samples = reader.samples(job.params.fields or None)
+        samples = reader.samples(set(job.params.chosen.values()) or None)
         done = 0
         for sequence, group in groupby(samples, lambda sample: _sequence(sample.key)):
             yield from _windows(job.params, sequence, numbers[sequence], group)
@@ -168,14 +176,13 @@ def _window(params: WindowsParams, sequence: str, frames: Sequence[InputSample])
     fields: dict[str, bytes] = {}
     try:
         for place, frame in enumerate(frames):
-            for name, data in frame.fields.items():
-                ours = f"{place:06d}.{params.rename.get(name, name)}"
-                if ours in fields:
-                    raise Rejected("unfit_field", f"two of its fields would be called {ours}")
+            names = params.chosen or dict(zip(frame.fields, frame.fields, strict=True))
+            if lacking := sorted(set(names.values()) - set(frame.fields)):
+                raise Rejected("missing_field", f"a frame has no {', '.join(lacking)[:200]}")
+            for name, theirs in names.items():
+                ours = f"{place:06d}.{name}"
                 tar.member_name(first.key, ours)
-                fields[ours] = data
-        if lacking := sorted({n for one in frames for n in params.fields if n not in one.fields}):
-            raise Rejected("missing_field", f"a frame has no {', '.join(lacking)[:200]}")
+                fields[ours] = frame.fields[theirs]
         if not fields:
             raise Rejected("no_fields", "its frames have no fields")
     except Rejected as rejected:
@@ -190,7 +197,7 @@ def _about(sequence: str, frames: Sequence[InputSample]) -> bytes:
     value: dict[str, Any] = {
         "key": frames[0].key,
         "source": _known({"key": sequence, "url": first["url"], "sequence": first["sequence"]}),
-        "frames": [frame.columns["frame"] for frame in frames],
+        "frames": [json_integer(frame.columns["frame"]) for frame in frames],
     }
     times = [frame.columns["time"] for frame in frames]
     if None not in times:

@@ -78,6 +78,16 @@ def decode_png(data: bytes, flags: int) -> NDArray[np.generic]:
     return image
 
 
+def decode_depth(data: bytes) -> NDArray[np.uint16] | None:
+    """A PNG of 16-bit gray (H, W), as depth comes; None for any other picture.
+
+    Raises: Rejected ``undecodable``.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x10\0":
+        return None
+    return decode_png(data, cv2.IMREAD_UNCHANGED).astype(np.uint16, copy=False)
+
+
 def _decode(data: bytes, colorspace: str, flags: int) -> NDArray[np.uint8]:
     if data[:3] != b"\xff\xd8\xff":
         return decode_png(data, flags | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)

@@ -85,7 +85,7 @@ def safe_name(name: str) -> str:
     while name.startswith("./"):
         name = name[2:]
     if not name or _UNFIT.search(name):
-        raise Rejected("unsafe_name", f"its member {name[:200]!r} has a name that leads elsewhere")
+        raise Rejected("unsafe_name", f"the name of its member {name[:200]!r} is no plain path")
     return name
 
 

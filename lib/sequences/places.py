@@ -173,8 +173,6 @@ class Tar:
         start, stop = part or (0, self._file.size)
         with self._file.open() as file:
             for entry in read_entries(file, start):
-                if entry.begin >= stop:
-                    return
                 end = entry.part.offset + entry.part.size
                 if end > self._file.size:
                     raise truncated()
@@ -188,6 +186,9 @@ class Tar:
                     listed=(entry.begin, end),
                     problem=problem,
                 )
+                # What is behind the part may be torn, which says nothing of it.
+                if part and end >= stop:
+                    return
 
     def read(self, members: Sequence[Member]) -> list[bytes | Rejected]:
         spans = [(member.start, member.start + member.packed) for member in members]

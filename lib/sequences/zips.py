@@ -129,6 +129,9 @@ def _member(entry: bytes, listed: tuple[int, int]) -> Member | None:
         problem = ("unsupported_zip", f"{name[:200]!r} lies in another part of the zip")
     elif method == STORED and size != packed:
         problem = ("damaged", f"{name[:200]!r} has two sizes")
+    elif packed > size + size // 100 + _SLACK:
+        # Deflate makes nothing larger by more than that.
+        problem = ("damaged", f"{name[:200]!r} is larger packed than unpacked")
     header = _LOCAL.size + name_length + extra_length + _SLACK
     return Member(safe_name(name), size, packed, start, header, listed, method, crc, problem)
 

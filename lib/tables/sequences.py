@@ -161,10 +161,12 @@ def _in_archive(
 def _row(
     url: str, place: str, name: str | None, nested: bool, sequence: _Sequence
 ) -> dict[str, Any]:
+    # A folder's name may be no UTF-8, which a table cannot hold.
+    shown = name and name.encode("utf-8", "backslashreplace").decode()
     return dict.fromkeys(SCHEMA.names) | {
         "url": url,
         "place": place,
-        "sequence": name,
+        "sequence": shown,
         "nested": nested,
         "pictures": sequence.pictures,
         "bytes": sequence.size,
