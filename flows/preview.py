@@ -85,9 +85,11 @@ def _row(sample: Sample) -> SheetRow:
 
 def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     flows = sorted(field for field in sample.fields if ".flow." in field)
-    if not flows and not set(VIDEO).isdisjoint(sample.fields):
+    stills = stills_of(sample.fields)
+    numbered = any(still.number is not None for still in stills)
+    if not flows and not numbered and not set(VIDEO).isdisjoint(sample.fields):
         return _of_clip(video_of(sample.fields)), []
-    shown = [(still.number or 0, _label(still), still.field) for still in stills_of(sample.fields)]
+    shown = [(still.number or 0, _label(still), still.field) for still in stills]
     moves = [
         (int(field[:6]), f"{int(field[:6])} to {int(field[:6]) + 1}", field) for field in flows
     ]

@@ -799,6 +799,7 @@ def test_any_order_of_execution_gives_the_same_bytes(tmp_path: Path, fat: dict[s
         frames = [bench.make("sequences", one, allow_files=True, fields=FAT) for one in rows]
         triplets = [bench.make("windows", one, step=1) for one in frames[::-1]]
         ordered = sorted(frames, key=lambda shard: shard.id)
-        all_made = [*frames, *triplets, *bench.shuffle(ordered, samples_per_shard=5)]
+        flows = [bench.make("flow", one) for one in triplets]
+        all_made = [*frames, *triplets, *flows, *bench.shuffle(ordered, samples_per_shard=5)]
         digests.append({(s.id, s.tar, s.index) for s in all_made})
     assert digests[0] == digests[1]
