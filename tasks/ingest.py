@@ -129,6 +129,8 @@ class Source(Params):
             raise ValueError("columns gives two columns one name")
         if self.folders is not None and self.format != tables.SEQUENCES:
             raise ValueError("folders is for format: sequences")
+        if self.format == tables.SEQUENCES and self.refresh != NEVER:
+            raise ValueError("refresh is for addresses; sequences that are known stay as they are")
         return self
 
     @property

@@ -78,7 +78,7 @@ class LocalFile:
             return open(self._path, "rb", buffering=0)
 
     def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        with self.open() as file:
+        with self.open() as file, _local_errors():
             return [os.pread(file.fileno(), stop - start, start) for start, stop in spans]
 
 
@@ -105,11 +105,18 @@ class StoredFile:
         return _Stored(file, self._url)  # type: ignore[return-value]
 
     def read(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
-        paths, starts = [self._inner] * len(spans), [start for start, _ in spans]
-        stops = [min(stop, self.size) for _, stop in spans]
+        # A store refuses to give nothing.
+        asked = [(start, min(stop, self.size)) for start, stop in spans if start < stop]
+        paths = [self._inner] * len(asked)
         with stored_errors(self._url):
-            found = self._files.cat_ranges(paths, starts, stops, on_error="raise")
-        return [bytes(data) for data in found]
+            found = self._files.cat_ranges(
+                paths,
+                [start for start, _ in asked],
+                [stop for _, stop in asked],
+                on_error="raise",
+            )
+        given = iter(found)
+        return [bytes(next(given)) if start < stop else b"" for start, stop in spans]
 
 
 class _Stored:
@@ -148,7 +155,8 @@ class Zip:
             yield from counted(zips.read_directory(file, start, stop))
 
     def read(self, members: Sequence[Member]) -> list[bytes | Rejected]:
-        spans = [(m.start, min(m.start + m.header + m.packed, self._file.size)) for m in members]
+        end = self._file.size
+        spans = [(min(m.start, end), min(m.start + m.header + m.packed, end)) for m in members]
         return [
             _attempt(self._unpacked, member, data)
             for member, data in zip(members, _read_spans(self._file, spans), strict=True)

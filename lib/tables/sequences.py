@@ -20,6 +20,9 @@ from reelmill.tables.files import Found, TableError, as_url, errors, locate, sta
 INSIDE: Final = "!/"
 """What stands in a URL between an archive and the folder in it, as in those of Java's jars."""
 
+_ARCHIVE: Final = "archive"
+_PICTURE: Final = "picture"
+
 SCHEMA: Final = pa.schema(
     [
         pa.field("url", pa.string()),
@@ -79,14 +82,23 @@ def find(paths: Sequence[str], folders: str | None) -> Iterator[dict[str, Any]]:
     for path in paths:
         found = locate([path], PICTURES | ARCHIVES)
         root = static_part(path)
-        for is_archive, group in groupby(found, lambda one: extension(one.path) in ARCHIVES):
-            if is_archive:
+        for kind, group in groupby(found, _kind):
+            if kind == _ARCHIVE:
                 for one in group:
                     yield from _in_archive(one, chosen, folders is not None)
+            elif kind is None:
+                raise TableError(
+                    f"{next(group).path}: sequences lie in folders, zips and uncompressed tars"
+                )
             elif path.lower().startswith(("http://", "https://")):
                 raise TableError(f"{path}: web servers list no folders; name zips or tars of them")
             else:
                 yield from _in_folders(group, root, chosen, folders is not None)
+
+
+def _kind(found: Found) -> str | None:
+    suffix = extension(found.path)
+    return _ARCHIVE if suffix in ARCHIVES else _PICTURE if suffix in PICTURES else None
 
 
 def _chooser(folders: str | None) -> Callable[[str], str | None]:

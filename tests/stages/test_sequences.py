@@ -11,7 +11,7 @@ import tarfile
 import threading
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -21,13 +21,17 @@ import fsspec
 import numpy as np
 import pytest
 import webdataset
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from reelmill import tables
-from reelmill.errors import StageError
+from reelmill.errors import Rejected, StageError
 from reelmill.flows import preview
 from reelmill.media.flow import decode_kitti, flow
 from reelmill.media.images import decode_gray, encode_jpeg, encode_png
+from reelmill.sequences.members import Member
+from reelmill.sequences.places import open_archive, open_file
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.store.model import Generation, Result, Shard, blob_name
 from reelmill.tasks import get_stage
@@ -394,9 +398,14 @@ def test_windows_name_a_field_once() -> None:
         get_stage("windows").params.model_validate({"fields": ["a=b", "a=c"]})
 
 
-def test_folders_are_for_sequences_only() -> None:
+def test_sources_that_make_no_sense(bench: SequenceBench, tmp_path: Path) -> None:
     with pytest.raises(ValidationError, match="folders is for format: sequences"):
         Source(path="x.csv", folders="*")
+    with pytest.raises(ValidationError, match="sequences that are known stay as they are"):
+        Source(path="x", format="sequences", refresh="after 30d")
+    (tmp_path / "s.tar.gz").write_bytes(b"")
+    with pytest.raises(tables.TableError, match="gz: sequences lie in folders, zips and uncomp"):
+        bench.listed(tmp_path / "s.tar.gz")
 
 
 def test_a_table_of_videos_is_no_source_of_sequences(bench: SequenceBench) -> None:
@@ -563,6 +572,46 @@ def test_a_zip_of_zip64_is_read(bench: SequenceBench, tmp_path: Path) -> None:
     ]
 
 
+def read_all(path: Path, listed: Sequence[tuple[int, int]]) -> None:
+    """Read what a worker reads, however damaged; only rejects may come of it."""
+    for part in (None, *listed):
+        archive = open_archive(path.name, open_file(path.as_uri()))
+        members: list[Member] = []
+        with suppress(Rejected):
+            members.extend(archive.members(part))
+        fit = [one for one in members if one.problem is None and one.size < 1 << 16]
+        for member, found in zip(fit, archive.read(fit), strict=True):
+            assert isinstance(found, Rejected) or len(found) == member.size
+
+
+@settings(max_examples=60)
+@given(
+    suffix=st.sampled_from(["zip", "tar"]),
+    changes=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.binary(max_size=4))),
+    cut=st.floats(0, 1),
+)
+def test_archives_damaged_anyhow_are_read_or_rejected(
+    tmp_path_factory: pytest.TempPathFactory,
+    suffix: str,
+    changes: list[tuple[float, bytes]],
+    cut: float,
+) -> None:
+    files = {f"s/{n:06d}.png": b"%d" % n * 50 for n in range(3)}
+    path = tmp_path_factory.mktemp("fuzz") / f"s.{suffix}"
+    (in_zip if suffix == "zip" else in_tar)(path, files)
+    archive = open_archive(path.name, open_file(path.as_uri()))
+    listed = [member.listed for member in archive.members()]
+
+    def change(data: bytearray) -> None:
+        for place, patch in changes:
+            at = int(place * len(data))
+            data[at : at + len(patch)] = patch
+        if cut > 0.5:
+            del data[int(cut * len(data)) :]
+
+    read_all(patched(path, change), listed)
+
+
 def test_links_devices_and_names_in_tars_lead_nowhere(bench: SequenceBench, tmp_path: Path) -> None:
     secret = tmp_path / "secret.png"
     secret.write_bytes(b"secret")
@@ -658,6 +707,9 @@ def test_sequences_of_an_object_store(
         files.pipe_file(f"{root}/folder/{name}", data)
     for name in (*places, "folder"):
         assert bench.path(bench.one(f"{root}/{name}", shared=SETTINGS)) == expected
+    files.pipe_file(f"{root}/empty.tar", in_tar(tmp_path / "e.tar", {"s/0.png": b""}).read_bytes())
+    (empty,) = bench.samples(bench.one(f"{root}/empty.tar")).values()
+    assert empty.fields == {"png": b""}
     (rows,) = bench.listed(f"{root}/fat.zip")
     files.rm(f"{root}/fat.zip")
     assert bench.rejects(bench.make("sequences", rows)) == {"000000000": "object_not_found"}
