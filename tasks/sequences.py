@@ -33,8 +33,6 @@ from reelmill.units import Bytes, Number, Seconds
 
 _WEB = ("http://", "https://")
 _DIGITS = 6
-_BATCH = 16 << 20
-"""Bytes of frames that are read at once, if one is not larger."""
 
 
 class SequencesParams(Params):
@@ -245,7 +243,7 @@ def _frames(
     keys = {frame.number: f"{row['key']}_{frame.number:0{digits}d}" for frame in frames}
     for frame in frames:
         _check(params, frame, wanted, keys[frame.number], shared)
-    for batch in _batches(frames):
+    for batch in _batches(frames, place.batch):
         data = iter(place.read([m for frame in batch for m in _readable(frame)]))
         for frame in batch:
             columns = _columns(params, row, frame, frames[0].number)
@@ -314,13 +312,14 @@ def _refuse_overlaps(members: Iterable[Member]) -> None:
             raise Rejected("damaged", f"{one.name[:200]!r} and {other.name[:200]!r} overlap")
 
 
-def _batches(frames: Iterable[Frame]) -> Iterator[list[Frame]]:
+def _batches(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
+    """Frames to be read together: about ``most`` bytes, or one that is larger."""
     batch: list[Frame] = []
     size = 0
     for frame in frames:
         batch.append(frame)
         size += frame.size if frame.problem is None else 0
-        if size >= _BATCH:
+        if size >= most:
             yield batch
             batch, size = [], 0
     if batch:

@@ -22,6 +22,9 @@ ARCHIVES: Final = frozenset({"zip", "tar"})
 """Extensions of archives."""
 
 _BLOCK: Final = 1 << 20
+# There is no request to save on a disk: more at once only costs fresh memory.
+_LOCAL_BATCH: Final = 1 << 20
+_STORED_BATCH: Final = 16 << 20
 _MAX_DEPTH: Final = 64
 
 Part = tuple[int, int] | None
@@ -29,7 +32,10 @@ Part = tuple[int, int] | None
 
 
 class Place(Protocol):
-    """A folder or an archive that is open."""
+    """A folder or an archive that is open. ``batch`` is how many bytes are best read at once."""
+
+    @property
+    def batch(self) -> int: ...
 
     def members(self, part: Part = None) -> Iterator[Member]:
         """Its regular files, in its order; of a folder, sorted.
@@ -47,9 +53,10 @@ class Place(Protocol):
 
 
 class Ranges(Protocol):
-    """A file that is read by ranges."""
+    """A file that is read by ranges; ``batch`` is as of a place."""
 
     size: int
+    batch: int
 
     def open(self) -> BinaryIO:
         """A new seekable reader."""
@@ -72,6 +79,7 @@ class LocalFile:
         if not stat.S_ISREG(status.st_mode):
             raise Rejected("not_a_file", "not a regular file")
         self.size = status.st_size
+        self.batch = _LOCAL_BATCH
 
     def open(self) -> BinaryIO:
         with _local_errors():
@@ -98,6 +106,7 @@ class StoredFile:
         if info.get("type") == "directory" or not isinstance(info.get("size"), int):
             raise Rejected("not_a_file", "not an object of a known size")
         self.size: int = info["size"]
+        self.batch = _STORED_BATCH
 
     def open(self) -> BinaryIO:
         with stored_errors(self._url):
@@ -148,6 +157,7 @@ class Zip:
 
     def __init__(self, file: Ranges) -> None:
         self._file = file
+        self.batch = file.batch
 
     def members(self, part: Part = None) -> Iterator[Member]:
         with self._file.open() as file:
@@ -176,6 +186,7 @@ class Tar:
 
     def __init__(self, file: Ranges) -> None:
         self._file = file
+        self.batch = file.batch
 
     def members(self, part: Part = None) -> Iterator[Member]:
         start, stop = part or (0, self._file.size)
@@ -208,6 +219,8 @@ class Tar:
 
 class LocalFolder:
     """A folder of this machine. Links are followed if they stay within it."""
+
+    batch = _LOCAL_BATCH
 
     def __init__(self, path: Path, nested: bool) -> None:
         with _local_errors():
@@ -257,6 +270,8 @@ class LocalFolder:
 
 class StoredFolder:
     """All objects below a prefix of a store, or those that no further slash follows."""
+
+    batch = _STORED_BATCH
 
     def __init__(self, url: str, nested: bool) -> None:
         self._url = url

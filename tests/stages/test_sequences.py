@@ -9,6 +9,7 @@ import re
 import struct
 import tarfile
 import threading
+import tracemalloc
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +36,7 @@ from reelmill.sequences.places import open_archive, open_file
 from reelmill.shards.reader import Sample, ShardReader
 from reelmill.store.model import Generation, Result, Shard, blob_name
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import action_of
+from reelmill.tasks.contract import action_of, key_params
 from reelmill.tasks.frame import Order, execute
 from reelmill.tasks.ingest import Source, ingest
 
@@ -396,6 +397,32 @@ def test_parameters_that_make_no_sense(params: dict[str, Any], message: str) -> 
 def test_windows_name_a_field_once() -> None:
     with pytest.raises(ValidationError, match="fields names a field twice"):
         get_stage("windows").params.model_validate({"fields": ["a=b", "a=c"]})
+
+
+def test_the_keys_of_other_sources_are_what_they_were() -> None:
+    assert "folders" not in key_params(Source(path="x.csv"))
+    known = {key_params(Source(path="x", format="sequences", folders=f))["folders"] for f in "ab"}
+    assert known == {"a", "b"}
+
+
+@pytest.mark.parametrize("pack", [in_folder, in_zip, in_tar])
+def test_memory_does_not_grow_with_the_sequence(
+    bench: SequenceBench, tmp_path: Path, pack: Callable[[Path, Files], Path]
+) -> None:
+    suffix = pack.__name__.removeprefix("in_")
+    noise = np.random.default_rng(0).bytes(40 << 20)
+    files = {f"s/{n:06d}.png": noise[n << 20 : (n + 1) << 20] for n in range(40)}
+    place = pack(tmp_path / f"s.{suffix}", files)
+    (rows,) = bench.listed(place)
+    bench.make("sequences", rows, allow_files=True)  # imports are not what is measured
+    tracemalloc.start()
+    try:
+        frames = bench.make("sequences", rows, allow_files=True, fps=1)
+        windows = bench.make("windows", frames, count=4, step=2)
+        assert windows.samples == 19
+        assert tracemalloc.get_traced_memory()[1] < 20 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_sources_that_make_no_sense(bench: SequenceBench, tmp_path: Path) -> None:
