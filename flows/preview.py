@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -14,12 +13,13 @@ from reelmill.dataset import Version
 from reelmill.errors import ReelmillError, Rejected
 from reelmill.media.decode import frames, to_rgb, upright_size
 from reelmill.media.flow import decode_kitti, decode_npy
-from reelmill.media.images import decode_image
+from reelmill.media.images import decode_depth, decode_image
 from reelmill.media.size import Sizing
+from reelmill.report.depth import depth_picture
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
 from reelmill.shards.reader import Sample
-from reelmill.tasks.media_fields import VIDEO, pictures_of, video_of
+from reelmill.tasks.media_fields import VIDEO, Still, stills_of, video_of
 from reelmill.units import format_bytes, format_seconds
 
 _PER_CLIP = 3
@@ -27,6 +27,9 @@ _HEIGHT = 240
 """Pixels; a sheet shows its pictures smaller still."""
 
 _SMALL = Sizing[int](min_side=_HEIGHT)
+
+_MOST = 24
+"""Pictures of one sample, at most."""
 
 RGB = NDArray[np.uint8]
 
@@ -39,7 +42,7 @@ def draw_sheet(version: Version, count: int, width: int = 1600) -> bytes:
     """
     fields = version.manifest.fields
     flows = [field for field in fields if ".flow." in field]
-    if not flows and not pictures_of(fields) and not set(VIDEO) & set(fields):
+    if not flows and not stills_of(fields) and not set(VIDEO) & set(fields):
         raise ReelmillError(f"{version} holds no video, picture or flow to draw")
     totals = version.totals
     subtitle = (
@@ -84,17 +87,35 @@ def _row(sample: Sample) -> SheetRow:
 
 
 def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
-    shown = pictures_of(sample.fields)
     flows = sorted(field for field in sample.fields if ".flow." in field)
-    if not shown and not flows:
+    stills = stills_of(sample.fields)
+    numbered = any(still.number is not None for still in stills)
+    if not flows and not numbered and not set(VIDEO).isdisjoint(sample.fields):
         return _of_clip(video_of(sample.fields)), []
-    stills = [(decode_image(sample.fields[field]), f"{number}") for number, field in shown]
+    shown = [(still.number or 0, _label(still), still.field) for still in stills]
     moves = [
-        (_flow_of(field, sample.fields[field]), f"{int(field[:6])} to {int(field[:6]) + 1}")
-        for field in flows
+        (int(field[:6]), f"{int(field[:6])} to {int(field[:6]) + 1}", field) for field in flows
     ]
-    pairs = [pair for both in zip_longest(stills, moves) for pair in both if pair]
-    return [picture for picture, _ in pairs], [label for _, label in pairs]
+    # A flow stands behind all pictures of where it begins.
+    ordered = sorted([*shown, *moves], key=lambda one: one[0])[:_MOST]
+    if not ordered:
+        raise Rejected("no_picture", "no picture is in it")
+    return [_drawn(field, sample.fields[field]) for *_, field in ordered], [
+        label for _, label, _ in ordered
+    ]
+
+
+def _label(still: Still) -> str:
+    """``1`` for ``000001.image.jpg``, ``1 depth`` for ``000001.depth.png``."""
+    what = still.what.replace(".", " ") if still.what and still.what != "image" else ""
+    return what if still.number is None else f"{still.number} {what}".rstrip()
+
+
+def _drawn(field: str, data: bytes) -> RGB:
+    if ".flow." in field:
+        return _flow_of(field, data)
+    depth = decode_depth(data)
+    return decode_image(data) if depth is None else depth_picture(depth)
 
 
 def _flow_of(field: str, data: bytes) -> RGB:

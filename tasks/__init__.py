@@ -26,6 +26,8 @@ BUILT_IN = {
     "join": "reelmill.tasks.join:Join",
     "concat": "reelmill.tasks.concat:Concat",
     "sample": "reelmill.tasks.sample:PickSamples",
+    "sequences": "reelmill.tasks.sequences:Sequences",
+    "windows": "reelmill.tasks.windows:Windows",
 }
 """``module:class`` of each stage; a module is imported when its stage is first used."""
 

@@ -90,7 +90,14 @@ class Source(Params):
     format: str | None = Field(
         None,
         description="the format, if names do not tell; 'videos' and 'webdataset' take the video "
-        "files, or the tars, that are at the path as the rows",
+        "files, or the tars, that are at the path as the rows, 'sequences' the sequences of "
+        "pictures in folders, zips and tars",
+    )
+    folders: str | None = Field(
+        None,
+        min_length=1,
+        description="of sequences: a pattern of the folders that are one with all below them, such "
+        "as */scene_*; without it, each folder that holds pictures is one by itself",
     )
     columns: Mapping[str, str] = Field(
         {}, description="new names of columns, by those they have in the table"
@@ -106,7 +113,9 @@ class Source(Params):
         "if-changed, each time; or after 30d, once that long has passed, and so on",
     )
     rows_per_shard: Annotated[int, Field(ge=1, le=MAX_ROWS)] | None = Field(
-        None, description="rows, and so downloads, in one shard; by default 100, or a single tar"
+        None,
+        description="rows, and so downloads, in one shard; by default 100, or a single tar or "
+        "sequence",
     )
     removed: Literal["keep", "drop"] = Field(
         "keep", description="what becomes of rows that are no longer in the table"
@@ -118,6 +127,10 @@ class Source(Params):
             raise ValueError("path is empty")
         if len(set(self.columns.values())) < len(self.columns):
             raise ValueError("columns gives two columns one name")
+        if self.folders is not None and self.format != tables.SEQUENCES:
+            raise ValueError("folders is for format: sequences")
+        if self.format == tables.SEQUENCES and self.refresh != NEVER:
+            raise ValueError("refresh is for addresses; sequences that are known stay as they are")
         return self
 
     @property
@@ -132,7 +145,9 @@ class Source(Params):
 
     def effective(self) -> dict[str, Any]:
         kind = self.format or tables.format_of(self.paths)
-        return {"format": kind, "rows_per_shard": self.shard_rows}
+        # A key that had no folders stays the one it was.
+        no_folders = {"folders": None} if self.folders is None else {}
+        return {"format": kind, "rows_per_shard": self.shard_rows, **no_folders}
 
     def settled(self, table: Table) -> Source:
         """The source with what its table tells filled in, for its action key."""
@@ -141,7 +156,7 @@ class Source(Params):
 
 
 def _usual_rows(format: str | None) -> int:
-    return 1 if format == "webdataset" else 100
+    return 1 if format in ("webdataset", tables.SEQUENCES) else 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +189,11 @@ def open_source(source: Source) -> Table:
     """
     texts = [column for column in (source.url, source.caption) if column]
     return tables.open_table(
-        source.paths, format=source.format, strings=texts, rename=source.columns
+        source.paths,
+        format=source.format,
+        strings=texts,
+        rename=source.columns,
+        folders=source.folders,
     )
 
 

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import pyarrow as pa
 
@@ -92,6 +92,7 @@ _RATIO = re.compile(r"-?[0-9]{1,19}/[1-9][0-9]{0,18}")
 _MAX_START = 2**53 - 1
 
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png|webp)")
+_STILL = re.compile(r"(?:(\d{6})\.)?(?:([a-z0-9_.-]+)\.)?(?:jpg|jpeg|png|webp)")
 
 
 def video_field(container: str, codec: str) -> str:
@@ -253,3 +254,22 @@ def pictures_of(fields: Iterable[str]) -> list[tuple[int, str]]:
     """The pictures of a sample as (number, field), in order."""
     found = [(match, field) for field in fields if (match := _PICTURE.fullmatch(field))]
     return sorted((int(match[1]), field) for match, field in found)
+
+
+class Still(NamedTuple):
+    """A field that is a picture of any kind: ``000001.depth.png`` is number 1 and ``depth``; both
+    are None where a name has none."""
+
+    number: int | None
+    what: str | None
+    field: str
+
+
+def stills_of(fields: Iterable[str]) -> list[Still]:
+    """Whatever people can look at in a sample, in the order of numbers, images first; no flow."""
+    found = [
+        Still(int(match[1]) if match[1] else None, match[2], field)
+        for field in fields
+        if (match := _STILL.fullmatch(field)) and match[2] != "flow"
+    ]
+    return sorted(found, key=lambda s: (s.number or 0, s.what != "image", s.what or "", s.field))

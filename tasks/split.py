@@ -37,8 +37,14 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.cuts import ONE_SCENE
-from reelmill.tasks.media_fields import OF_SOURCE, about_of, caption_field, texts_of, video_of
-from reelmill.media.scenes import AnyDetector, chosen, detect
+from reelmill.tasks.media_fields import (
+    OF_SOURCE,
+    VIDEO,
+    about_of,
+    caption_field,
+    texts_of,
+    video_of,
+)
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
 from reelmill.units import Number, Seconds, format_seconds

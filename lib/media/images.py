@@ -116,6 +116,16 @@ def decode_png(data: bytes, flags: int) -> NDArray[np.generic]:
     return _by_opencv(data, flags, (width, height), "PNG")
 
 
+def decode_depth(data: bytes) -> NDArray[np.uint16] | None:
+    """A PNG of 16-bit gray (H, W), as depth comes; None for any other picture.
+
+    Raises: Rejected ``undecodable``.
+    """
+    if data[:8] != b"\x89PNG\r\n\x1a\n" or data[24:26] != b"\x10\0":
+        return None
+    return decode_png(data, cv2.IMREAD_UNCHANGED).astype(np.uint16, copy=False)
+
+
 def _decode(data: bytes, colorspace: str, flags: int) -> NDArray[np.uint8]:
     if _is_webp(data):
         return _by_opencv(data, flags, _webp_size(data), "WebP").astype(np.uint8, copy=False)
@@ -165,3 +175,15 @@ def _check_size(width: int, height: int) -> None:
 def _check_side(what: str, image: NDArray[np.uint8], most: int) -> None:
     if max(image.shape[:2]) > most:
         raise Rejected("too_large", f"{what} has at most {most} pixels a side")
+
+
+def picture_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG or PNG as its header has it; None if it has none."""
+    if data[:8] == b"\x89PNG\r\n\x1a\n" and data[12:16] == b"IHDR" and len(data) >= 24:
+        width, height = struct.unpack(">II", data[16:24])
+        return (width, height) if 0 < width < 1 << 31 and 0 < height < 1 << 31 else None
+    try:
+        height, width, *_ = simplejpeg.decode_jpeg_header(data)
+    except ValueError:
+        return None
+    return width, height

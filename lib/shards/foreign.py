@@ -38,6 +38,17 @@ class Part:
     size: int
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A regular file of a tar: where its headers begin, and whether its data lie there whole, as
+    those of a sparse file do not."""
+
+    name: str
+    begin: int
+    part: Part
+    whole: bool
+
+
 @dataclass(slots=True)
 class Group:
     """Consecutive members that share a key, by their field in lower case.
@@ -67,20 +78,21 @@ def read_groups(file: BinaryIO, size: int) -> Iterator[Group]:
             that was being read then is lost, since nobody can tell what it lacks.
     """
     group: Group | None = None
-    for name, part, whole in _members(file):
-        match = None if _META.match(name) else _NAME.fullmatch(name)
+    for entry in read_entries(file):
+        part = entry.part
+        match = None if _META.match(entry.name) else _NAME.fullmatch(entry.name)
         key, suffix = (match[1], match[2].lower()) if match else (None, "")
         if group is not None and key is not None and (key != group.key or suffix in group.parts):
             yield group
             group = None
         if part.offset + part.size > size:
-            raise _truncated()
+            raise truncated()
         if key is None:
             continue
         group = group or Group(key)
         if len(group.parts) == MAX_FIELDS:
             group.problem = f"more than {MAX_FIELDS} fields"
-        elif not whole:
+        elif not entry.whole:
             group.problem = f"its field {suffix!r} is a sparse file"
         else:
             group.parts[suffix] = part
@@ -88,9 +100,18 @@ def read_groups(file: BinaryIO, size: int) -> Iterator[Group]:
         yield group
 
 
-def _members(file: BinaryIO) -> Iterator[tuple[str, Part, bool]]:
-    """Name, place and wholeness of each regular file."""
-    headers = _Headers(file)
+def read_entries(file: BinaryIO, start: int = 0) -> Iterator[Entry]:
+    """The regular files of an uncompressed tar, in its order; their data stay where they are, and
+    may reach beyond the end of the file.
+
+    Args:
+        file: Seekable; its position may be changed between two entries.
+        start: Where the headers of an entry begin: none before it is looked at.
+
+    Raises:
+        Rejected: After the last whole header, as ``read_groups`` does.
+    """
+    headers = _Headers(file, start)
     count = names = 0
     try:
         tar = tarfile.TarFile(fileobj=headers, encoding="utf-8")  # type: ignore[arg-type]
@@ -109,33 +130,34 @@ def _members(file: BinaryIO) -> Iterator[tuple[str, Part, bool]]:
                 raise tarfile.ReadError("a size is negative")
             if member.isreg():
                 part = Part(member.offset_data, member.size)
-                yield member.name, part, not member.issparse()
+                yield Entry(member.name, member.offset, part, not member.issparse())
     except _BROKEN as error:
-        if headers.furthest <= BLOCK:
+        if headers.furthest <= start + BLOCK:
             raise Rejected("not_a_tar", "the file is no tar") from error
         if headers.ended:
-            raise _truncated() from error
+            raise truncated() from error
         raise Rejected("damaged", f"a header behind member {count} cannot be read") from error
     # At a header that it cannot read, tarfile stops as it does at the end mark.
     mark = headers.at(tar.offset, BLOCK)
     if len(mark) < BLOCK:
-        raise _truncated()
+        raise truncated()
     if any(mark):
         raise Rejected("damaged", f"a header behind member {count} cannot be read")
 
 
-def _truncated() -> Rejected:
+def truncated() -> Rejected:
+    """What is said of a tar that breaks off."""
     return Rejected("truncated", "the tar ends before its end mark")
 
 
 class _Headers:
     """What tarfile reads of a file: never data, so that no read is large, and never backwards."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, start: int) -> None:
         self._file = file
-        self._place = 0
+        self._place = start
         self._left = _MAX_HEADERS
-        self.furthest = 0
+        self.furthest = start
         self.ended = False
 
     def next_of(self, tar: tarfile.TarFile) -> tarfile.TarInfo | None:

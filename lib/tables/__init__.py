@@ -2,6 +2,6 @@
 
 from reelmill.tables.files import TableError
 from reelmill.tables.spans import parse_spans
-from reelmill.tables.table import FORMATS, Table, format_of, open_table
+from reelmill.tables.table import FORMATS, SEQUENCES, Table, format_of, open_table
 
-__all__ = ["FORMATS", "Table", "TableError", "format_of", "open_table", "parse_spans"]
+__all__ = ["FORMATS", "SEQUENCES", "Table", "TableError", "format_of", "open_table", "parse_spans"]

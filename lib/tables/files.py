@@ -136,6 +136,18 @@ def _without_scheme(path: str) -> str:
     return str(fsspec.core.url_to_fs(path)[1])
 
 
+def static_part(path: str) -> str:
+    """The folder in which all lies that a path can name, as `locate` spells it: the path itself,
+    where it is no pattern."""
+    path = _without_scheme(path)
+    if is_local(path):
+        path = str(Path(path).absolute())
+    special = re.search(r"[*?\[{]", path)
+    if special is None or (is_local(path) and os.path.lexists(path)):
+        return path.rstrip("/")
+    return path[: special.start()].rpartition("/")[0]
+
+
 def expand(pattern: str) -> list[str]:
     """The paths that the braces of a pattern stand for, in order; those that name no list or range
     stand for themselves.

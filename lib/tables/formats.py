@@ -77,8 +77,8 @@ def file_of(path: str, format: str | None, strings: frozenset[str]) -> File:
     if kind not in FORMATS:
         what = f"format {format!r}" if format else f"extension {f'.{suffix}' if suffix else ''!r}"
         raise TableError(
-            f"{path}: unknown {what}; known are {', '.join(FORMATS)}, videos and webdataset, text "
-            f"also with {' or '.join(COMPRESSIONS)}"
+            f"{path}: unknown {what}; known are {', '.join(FORMATS)}, videos, webdataset and "
+            f"sequences, text also with {' or '.join(COMPRESSIONS)}"
         )
     if compression and not FORMATS[kind].is_text:
         raise TableError(f"{path}: {kind} is compressed inside; unpack the file")

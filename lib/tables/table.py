@@ -13,13 +13,14 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from reelmill.tables import formats
+from reelmill.tables import formats, sequences
 from reelmill.tables.files import TAR, VIDEO, Found, TableError, as_url, errors, extension, locate
 from reelmill.tables.formats import File, Guess, Types, Wanted
 from reelmill.units import nearest
 
 LISTINGS: Final = {"videos": VIDEO, "webdataset": TAR}
-FORMATS: Final = (*formats.FORMATS, *LISTINGS)
+SEQUENCES: Final = "sequences"
+FORMATS: Final = (*formats.FORMATS, *LISTINGS, SEQUENCES)
 """Formats by the names that recipes know them by."""
 
 _LISTED: Final = pa.schema(
@@ -99,6 +100,7 @@ def open_table(
     format: str | None = None,
     strings: Collection[str] = ("url",),
     rename: Mapping[str, str] | None = None,
+    folders: str | None = None,
 ) -> Table:
     """Find the files of a table, which is read when it is asked for its rows.
 
@@ -107,7 +109,9 @@ def open_table(
     (an array of objects), ``jsonl`` or ``ndjson``, ``parquet``, and ``arrow`` or ``feather`` (IPC
     files and streams). Text may be compressed: ``.gz``, ``.zst``. Two more are listings: ``videos``
     has a row for each video file, ``webdataset`` one for each ``.tar``, with a column ``url`` and,
-    where the listing tells, ``bytes``, ``modified`` and ``etag``.
+    where the listing tells, ``bytes``, ``modified`` and ``etag``. The format ``sequences``, which
+    no extension tells, is one as well: of the sequences of pictures in folders, zips and tars, with
+    the columns of ``reelmill.tables.sequences``.
 
     Text has no types, so those of csv, tsv and JSON columns are inferred from the *whole* table,
     in a pass of its own: what stands far down never contradicts what the first rows suggested. In
@@ -120,6 +124,7 @@ def open_table(
         format: one of `FORMATS`, where the extensions do not tell.
         strings: columns, by their new names, that are text whatever they look like.
         rename: new names of columns, by those they have in the files.
+        folders: of ``sequences``, a pattern of the folders that are one.
 
     Raises:
         TableError: nothing is there, or it is of no known format.
@@ -133,6 +138,11 @@ def open_table(
         listing = _Listing(name, kind, rename or {})
         for found in locate(given, LISTINGS[kind]):
             listing.add(found)
+        return listing
+    if kind == SEQUENCES:
+        listing = _Listing(name, kind, rename or {}, sequences.SCHEMA)
+        for row in sequences.find(given, folders):
+            listing.add_row(row)
         return listing
     known = frozenset(formats.FORMATS)
     wanted = frozenset({kind}) if kind else known.union(*LISTINGS.values())
@@ -368,19 +378,23 @@ def _parsed_as(file: File, guess: Guess, kind: pa.DataType) -> pa.DataType:
 
 
 class _Listing(Table):
-    """Files as rows. A listing is written down when it is made, and so does not change."""
+    """Files, or what is in them, as rows. A listing is written down when it is made, and so does
+    not change. Columns of files that it has no value for are left out."""
 
-    def __init__(self, name: str, format: str, rename: Mapping[str, str]) -> None:
+    def __init__(
+        self, name: str, format: str, rename: Mapping[str, str], columns: pa.Schema = _LISTED
+    ) -> None:
         self.name = name
         self.format = format
         self.rows = 0
         self._rename = rename
         self._digest = hashlib.sha256(format.encode())
         self._pending: list[dict[str, Any]] = []
-        self._told: set[str] = {"url"}
+        self._columns = columns
+        self._told: set[str] = {"url"} if columns is _LISTED else set(columns.names)
         self._folder = tempfile.TemporaryDirectory(prefix="reelmill-listing-")
         self._path = str(Path(self._folder.name, "rows.arrow"))
-        self._writer: Any = pa.ipc.new_stream(self._path, _LISTED)
+        self._writer: Any = pa.ipc.new_stream(self._path, columns)
 
     def add(self, found: Found) -> None:
         """Add a file."""
@@ -390,9 +404,13 @@ class _Listing(Table):
             "modified": found.modified,
             "etag": found.etag,
         }
+        self.add_row(row)
+
+    def add_row(self, row: Mapping[str, Any]) -> None:
+        """Add what the columns say of one."""
         self._digest.update(json.dumps(row).encode())
         self._told |= {name for name, value in row.items() if value is not None}
-        self._pending.append(row)
+        self._pending.append(dict(row))
         self.rows += 1
         if len(self._pending) == _LISTED_ROWS:
             self._flush()
@@ -402,7 +420,7 @@ class _Listing(Table):
 
     @property
     def schema(self) -> pa.Schema:
-        told = [field for field in _LISTED if field.name in self._told]
+        told = [field for field in self._columns if field.name in self._told]
         names = [field.name for field in told]
         if missing := [theirs for theirs in self._rename if theirs not in names]:
             raise TableError(
@@ -422,7 +440,7 @@ class _Listing(Table):
             self._flush()
             self._writer.close()
             self._writer = None
-        told = [name for name in _LISTED.names if name in self._told]
+        told = [name for name in self._columns.names if name in self._told]
         chosen = [name for name in self.schema.names if columns is None or name in columns]
         row = 0
         with pa.OSFile(self._path) as file:
@@ -433,5 +451,5 @@ class _Listing(Table):
                 row += batch.num_rows
 
     def _flush(self) -> None:
-        self._writer.write_batch(pa.RecordBatch.from_pylist(self._pending, _LISTED))
+        self._writer.write_batch(pa.RecordBatch.from_pylist(self._pending, self._columns))
         self._pending = []

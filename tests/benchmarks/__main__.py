@@ -20,6 +20,7 @@ NAMES = (
     "resolution",
     "probing",
     "scenes",
+    "sequences",
     "ingest",
     "download",
 )
