@@ -18,6 +18,8 @@ BUILT_IN = {
     "scenes": "reelmill.tasks.scenes:Scenes",
     "split": "reelmill.tasks.split:Split",
     "dedup": "reelmill.tasks.dedup:Dedup",
+    "probe": "reelmill.tasks.probe:Probe",
+    "motion": "reelmill.tasks.motion:Motion",
     "shuffle": "reelmill.tasks.shuffle:Shuffle",
     "frames": "reelmill.tasks.frames:Frames",
     "flow": "reelmill.tasks.flow:Flow",
