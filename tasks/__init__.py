@@ -20,6 +20,7 @@ BUILT_IN = {
     "dedup": "reelmill.tasks.dedup:Dedup",
     "probe": "reelmill.tasks.probe:Probe",
     "motion": "reelmill.tasks.motion:Motion",
+    "convert": "reelmill.tasks.convert:Convert",
     "shuffle": "reelmill.tasks.shuffle:Shuffle",
     "frames": "reelmill.tasks.frames:Frames",
     "flow": "reelmill.tasks.flow:Flow",

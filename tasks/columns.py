@@ -45,7 +45,7 @@ class ColumnStage(Stage[P]):
 
     def schema(self, job: Job[P]) -> pa.Schema:
         table = job.reader(self.roles[0]).table.schema
-        names = self._carried(table)
+        names = kept_columns(table, self.columns)
         kept = [table.field(its).with_name(ours) for its, ours in names.items()]
         return pa.schema([*kept, *self.columns])
 
@@ -54,7 +54,7 @@ class ColumnStage(Stage[P]):
         if source.tar is None:
             return
         reader = job.reader(self.roles[0])
-        names = self._carried(reader.table.schema)
+        names = kept_columns(reader.table.schema, self.columns)
         rows = reader.rows()
         columns = {row["key"]: {ours: row[its] for its, ours in names.items()} for row in rows}
         rejects: dict[str, Rejected] = {}
@@ -76,12 +76,14 @@ class ColumnStage(Stage[P]):
         for key, why in rejects.items():
             yield Reject(key, why.reason, why.message, columns[key])
 
-    def _carried(self, table: pa.Schema) -> dict[str, str]:
-        """What the input's columns are called beside the stage's own. One of the same name and type
-        is what an earlier look found, whose place is taken."""
-        names = carried_columns(table, self.columns.names)
-        return {name: ours for name, ours in names.items() if not self._replaces(table.field(name))}
 
-    def _replaces(self, field: pa.Field) -> bool:
-        place = self.columns.get_field_index(field.name)
-        return place >= 0 and bool(self.columns.field(place).type == field.type)
+def kept_columns(table: pa.Schema, own: pa.Schema) -> dict[str, str]:
+    """What the columns of an input's index are called beside a stage's ``own``. One of the same
+    name and type is what an earlier look found, and its place is taken."""
+    names = carried_columns(table, own.names)
+    return {name: ours for name, ours in names.items() if not _replaces(own, table.field(name))}
+
+
+def _replaces(own: pa.Schema, field: pa.Field) -> bool:
+    place = own.get_field_index(field.name)
+    return place >= 0 and bool(own.field(place).type == field.type)
