@@ -18,6 +18,7 @@ NAMES = (
     "resolution",
     "probing",
     "scenes",
+    "motion",
     "ingest",
     "download",
 )
