@@ -133,7 +133,7 @@ class Convert(SampleStage[ConvertParams]):
     name = "convert"
     params = ConvertParams
     conserves = True
-    memory = 1_000_000_000  # most of it the encoders', as of split
+    memory = 600_000_000  # most of it an encoder's, for each output
     reads = None
 
     def tools(self, params: ConvertParams) -> dict[str, str]:
