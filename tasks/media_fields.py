@@ -45,6 +45,9 @@ _SOUND_BY_FORMAT = {
     "wav": "wav",
 }
 
+SOUND = (*dict.fromkeys(_SOUND_BY_FORMAT.values()), "audio")
+"""Fields that hold sound alone, by container; ``audio`` for what has no usual ending."""
+
 Look = Literal["packets", "header"]
 """How far a video is looked into: all of its packets, or its header and first frame only."""
 

@@ -17,7 +17,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
-from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_spans
+from reelmill.media.cut import Audio, Clip, CutFailure, Encoding, Variant, Video, cut_spans
 from reelmill.media.cut.output import Crf, Preset, SoundChoice, VariantName, audio_of
 from reelmill.media.decode import Device
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
@@ -53,6 +53,44 @@ _LONGEST = 64
 """Characters of a field of subtitles, at most."""
 
 _VTT = re.compile(r"([A-Za-z0-9_-]+\.){0,3}vtt")
+
+
+def encoding_tools(encoding: Encoding) -> dict[str, str]:
+    """The builds on which the bytes of clips that are encoded depend."""
+    facts = [video.facts for video, _ in encoding.outputs.values()]
+    on_gpu = {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
+    return {"ffmpeg": encoder_id(), **on_gpu}
+
+
+Subtitles = Literal["drop", "keep", "extract"]
+
+
+def encoding_of(
+    video: Video | None,
+    audio: bool | Audio,
+    subtitles: Subtitles,
+    variants: Mapping[str, Variant],
+    **short: Any,
+) -> Encoding:
+    """What parameters ask of a clip; ``short`` are those of ``video`` that can be given alone.
+
+    Raises ``ValueError`` where they do not fit together.
+    """
+    given = {} if video is None else video.model_dump(exclude_none=True)
+    short = {name: value for name, value in short.items() if value is not None}
+    for name in short:
+        if name in given:
+            raise ValueError(f"{name} is given twice: it is short for video.{name}")
+    try:
+        return Encoding(
+            video=Video(**given, **short),
+            audio=audio_of(audio),
+            subtitles=subtitles == "keep",
+            variants=variants,
+        )
+    except ValidationError as error:
+        # One of the models' own lines, of which pydantic would make a paragraph.
+        raise ValueError(str(error.errors()[0]["msg"]).partition(", ")[2]) from None
 
 
 class SplitParams(Params):
@@ -117,7 +155,7 @@ class SplitParams(Params):
         None, description="codec, quality, keyframes, size, rate and container of the clips"
     )
     audio: SoundChoice = Field(True, description="keep the sound; or its codec, rate, …")
-    subtitles: Literal["drop", "keep", "extract"] = Field(
+    subtitles: Subtitles = Field(
         "drop",
         description="of the video and beside it, cut by time. keep: as tracks of the clip; "
         "extract: as fields such as en.vtt",
@@ -163,10 +201,6 @@ class SplitParams(Params):
 
     @model_validator(mode="after")
     def _output_fits_together(self) -> SplitParams:
-        asked = self.video.model_fields_set if self.video else set()
-        for name in ("crf", "preset"):
-            if getattr(self, name) is not None and name in asked:
-                raise ValueError(f"{name} is given twice: it is short for video.{name}")
         encoding = self.encoding
         is_asked = any(one is not None for one in (self.video, self.crf, self.preset))
         if self.cut == "copy" and (is_asked or not encoding.allows_copy):
@@ -179,18 +213,9 @@ class SplitParams(Params):
     @property
     def encoding(self) -> Encoding:
         """What clips become, with what is short for it."""
-        given = {} if self.video is None else self.video.model_dump(exclude_unset=True)
-        short = {n: v for n in ("crf", "preset") if (v := getattr(self, n)) is not None}
-        try:
-            return Encoding(
-                video=Video(**given, **short),
-                audio=audio_of(self.audio),
-                subtitles=self.subtitles == "keep",
-                variants=self.variants,
-            )
-        except ValidationError as error:
-            # One of the models' own lines, of which pydantic would make a paragraph.
-            raise ValueError(str(error.errors()[0]["msg"]).partition(", ")[2]) from None
+        return encoding_of(
+            self.video, self.audio, self.subtitles, self.variants, crf=self.crf, preset=self.preset
+        )
 
     def _scenes_can_be_found(self) -> None:
         detectors = self.search()
@@ -290,9 +315,7 @@ class Split(SampleStage[SplitParams]):
     def tools(self, params: SplitParams) -> dict[str, str]:
         tools = {"av": version("av")}
         if params.cut != "copy":
-            tools["ffmpeg"] = encoder_id()
-            facts = [video.facts for video, _ in params.encoding.outputs.values()]
-            tools |= {one.encoder: gpu_encoder_id(one.encoder) for one in facts if one.on_gpu}
+            tools |= encoding_tools(params.encoding)
         if params.method == "scenes":
             tools["opencv"] = version("opencv-python-headless")
             if params.asks_network and params.weights is not None:
@@ -317,8 +340,8 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         raise Rejected("no_clips", f"no span of {params.shortest} s or more to cut")
     out = folder / "clips"
     out.mkdir()
-    texts = _texts(path, sample.fields) if params.subtitles == "extract" else {}
-    captions = _captions(about)
+    texts = texts_beside(path, sample.fields) if params.subtitles == "extract" else {}
+    captions = captions_of(about)
     cut = cut_spans(
         path,
         wished,
@@ -371,11 +394,11 @@ def _spans(
             device=params.device,
         )
     elif params.method == "fixed":
-        found = [_shown(path)]
+        found = [shown_span(path)]
     else:
         try:
             asked = [(span["start"], span["end"]) for span in about.get("spans", [])]
-            found = spans.given(asked, *_shown(path))
+            found = spans.given(asked, *shown_span(path))
         except (TypeError, KeyError, ValueError, OverflowError):
             raise Rejected(
                 "bad_spans", "its json has no list of spans with start and end in seconds"
@@ -388,7 +411,7 @@ def _spans(
     return spans.few(bounded, params.max_clips, params.pick)
 
 
-def _shown(path: Path) -> spans.Span:
+def shown_span(path: Path) -> spans.Span:
     """From the first frame to the end of the last; containers often state another duration."""
     table = packet_table(path)
     if not len(table.shown):
@@ -396,7 +419,7 @@ def _shown(path: Path) -> spans.Span:
     return int(table.shown[0]) * table.time_base, table.end_pts * table.time_base
 
 
-def _texts(path: Path, fields: Mapping[str, bytes]) -> dict[str, Script]:
+def texts_beside(path: Path, fields: Mapping[str, bytes]) -> dict[str, Script]:
     """Subtitles by field: those that came with the video, and its own under what names are left.
     Fields of names so long that a clip's would not fit into a tar are left out."""
     texts = {
@@ -413,7 +436,7 @@ def _texts(path: Path, fields: Mapping[str, bytes]) -> dict[str, Script]:
     return {name: script for name, script in own.items() if name not in taken} | texts
 
 
-def _captions(about: Mapping[str, Any]) -> dict[str, Script]:
+def captions_of(about: Mapping[str, Any]) -> dict[str, Script]:
     """Captions with times (``captions`` and ``subtitles`` of the json or of the table's row).
     Values that are no such list are left out."""
     found = {}
@@ -438,7 +461,7 @@ def _text(value: Any) -> str:
     return text
 
 
-def _in_clip(script: Script, clip: Clip) -> list[dict[str, Any]]:
+def in_clip(script: Script, clip: Clip) -> list[dict[str, Any]]:
     """The captions of a clip, on its clock."""
     return [
         {
@@ -459,7 +482,7 @@ def _scene_fact(params: SplitParams, clip: Clip) -> dict[str, bool]:
     return {ONE_SCENE: params.cut != "copy" or is_within}
 
 
-def _about_variant(info: VideoInfo) -> dict[str, Any]:
+def about_variant(info: VideoInfo) -> dict[str, Any]:
     return {
         "frames": info.frames,
         "fps": round(float(info.fps), 6),
@@ -502,10 +525,10 @@ def _sample(
         },
         "exact": {"start": ratio(clip.start), "end": ratio(clip.end)},
         **facts,
-        **{name: _in_clip(script, clip) for name, script in captions.items()},
+        **{name: in_clip(script, clip) for name, script in captions.items()},
     }
     if clip.variants:
-        value["variants"] = {name: _about_variant(info) for name, info in clip.variants.items()}
+        value["variants"] = {name: about_variant(info) for name, info in clip.variants.items()}
     fields: dict[str, bytes | Path] = {clip.ending: clip.path, **clip.others}
     cut = {name: script.cut(clip.start, clip.end) for name, script in texts.items()}
     fields |= {name: webvtt(cues) for name, cues in cut.items() if cues}

@@ -45,7 +45,8 @@ FORMATS = (
 MAX_PIXELS = 2**26
 """Frames larger than this (in pixels) are refused, so that a small file cannot exhaust memory."""
 
-_STATES_DURATION = {"matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"}
+_MATROSKA = "matroska,webm"
+_STATES_DURATION = {_MATROSKA, "mov,mp4,m4a,3gp,3g2,mj2", "flv", "asf"}
 
 FIRST_FRAME_PACKETS = 300
 """How many packets may fail before a stream counts as undecodable."""
@@ -467,7 +468,10 @@ def _tail_is_missing(container: Any, stream: Any) -> bool:
     stated = Fraction(container.duration or 0, av.time_base)
     if _has_whole_index(stream) or stated < 2 or container.format.name not in _STATES_DURATION:
         return False
-    near_end = Fraction(container.start_time or 0, av.time_base) + stated * 9 / 10
+    start = Fraction(container.start_time or 0, av.time_base)
+    # Matroska's muxers state when a file ends, the others how long it is.
+    near_end = stated * 9 / 10 + (0 if container.format.name == _MATROSKA else start)
+    near_end = max(start, near_end)
     with suppress(av.FFmpegError):
         container.seek(int(near_end * av.time_base))
     for packet in demux(container, list(container.streams)):

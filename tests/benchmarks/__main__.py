@@ -21,6 +21,7 @@ NAMES = (
     "probing",
     "scenes",
     "sequences",
+    "motion",
     "ingest",
     "download",
 )

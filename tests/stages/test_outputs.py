@@ -737,16 +737,16 @@ def test_texts_of_strangers_are_bounded(spoken: Path, monkeypatch: pytest.Monkey
 
 def test_fields_of_texts_fit_into_a_tar_beside_each_other(spoken: Path) -> None:
     fields = {"ENG.vtt": SRT.encode(), f"{'x' * 80}.vtt": SRT.encode(), "a.b.vtt": b""}
-    assert set(split._texts(spoken, fields)) == {"ENG.vtt", "a.b.vtt", "und.vtt"}
+    assert set(split.texts_beside(spoken, fields)) == {"ENG.vtt", "a.b.vtt", "und.vtt"}
 
 
 def test_captions_that_are_no_text_are_left_out() -> None:
     one = '[{"start": 0, "end": 1, "text": %s}]'
     about = {"captions": one % '"\\ud800"', "subtitles": one % "7"}
-    (script,) = split._captions(about).values()
+    (script,) = split.captions_of(about).values()
     assert script.cut(F(0), F(1)) == [Cue(F(0), F(1), "7")]
     for other in (None, {}, 3, "[", "[" * 100_000, [1], [{"start": 1e400, "end": 1, "text": ""}]):
-        assert split._captions({"captions": other}).keys() <= {"captions"}
+        assert split.captions_of({"captions": other}).keys() <= {"captions"}
 
 
 # Variants

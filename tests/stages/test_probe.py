@@ -30,7 +30,16 @@ from reelmill.media.probe import (
     video_stream,
 )
 
-from .media_samples import KEYINT, NUMBERED, UNEVEN, decoded, numbers, real_media, sample
+from .media_samples import (
+    KEYINT,
+    NUMBERED,
+    UNEVEN,
+    decoded,
+    make_video,
+    numbers,
+    real_media,
+    sample,
+)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +64,18 @@ def test_says_what_is_in_a_video(name: str, expected: dict[str, object]) -> None
     info = probe(sample(name))
     assert {field: getattr(info, field) for field in expected} == expected
     assert info.size_bytes == sample(name).stat().st_size
+
+
+def test_a_clock_that_begins_late_is_no_missing_end(tmp_path: Path) -> None:
+    path = make_video(
+        *(tmp_path / "late.mkv", 90),
+        pts=[1_000_000 + 40 * number for number in range(90)],
+        time_base=Fraction(1, 1000),
+    )
+    assert probe(path).container == "matroska,webm"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(Rejected, match="truncated"):
+        probe(path)
 
 
 QUICK = {"plain.mp4", "fast.mp4", "silent.mp4", "open.mp4", "late.mp4", "odd.mp4", "rotated.mp4"}

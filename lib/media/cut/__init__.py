@@ -108,6 +108,7 @@ class _Work:
 
     def cut(self, plans: list[Plan], mode: Mode) -> list[Clip | CutFailure]:
         made: dict[int, Clip | CutFailure] = {}
+        encoding = self._rendering.encoding
         for plan in plans:
             if plan.first == plan.last:
                 made[plan.number] = plan.failure("no_frames", "the span holds no frame")
@@ -115,6 +116,9 @@ class _Work:
                 count = plan.last - plan.first
                 text = f"{count} of the source's frames would stand for {float(plan.length):.0f} s"
                 made[plan.number] = plan.failure("timestamps", text)
+            elif mode != "copy" and plan.frames < encoding.most_frames:
+                text = f"{plan.frames} frames, of which {encoding.most_frames} are asked"
+                made[plan.number] = plan.failure("too_short", text)
         plans = [plan for plan in plans if plan.number not in made]
         self._frames = sum(plan.last - plan.first for plan in plans)
         made |= self._copied(self._copies(plans, mode))

@@ -108,7 +108,7 @@ def _outputs(
     uses = sum(audio.keep + (audio.extract is not None) for _, audio in wanted.values())
     sounds = iter(() if sound is None or not uses else _parted(sound, "asplit", uses))
     for ending, (video, audio) in wanted.items():
-        streams = [_pictures(next(pictures), video, rendering.picture, table)]
+        streams = [_pictures(next(pictures), video, rendering.picture, table, plan.frames)]
         options = _clip_options(video)
         if sound is not None and audio.keep:
             streams.append(_resampled(next(sounds), audio))
@@ -201,8 +201,9 @@ def _resampled(stream: Any, audio: Audio, *, from_zero: bool = False) -> Any:
     return stream
 
 
-def _pictures(stream: Any, video: Video, picture: Picture, table: Path) -> Any:
-    """Pictures as an output asks for them; ``table`` is the file of tones, if one is needed.
+def _pictures(stream: Any, video: Video, picture: Picture, table: Path, count: int) -> Any:
+    """Pictures, of which there are ``count``, as an output asks for them; ``table`` is the file of
+    tones, if one is needed.
 
     All filters begin anew with each clip: its bytes do not depend on what is decoded before it.
     """
@@ -210,6 +211,8 @@ def _pictures(stream: Any, video: Video, picture: Picture, table: Path) -> Any:
         stream = stream.filter("bwdif", mode="send_frame", deint="interlaced")
     if video.fps is not None:
         stream = _paced(stream, video.fps)
+    if video.frames is not None:
+        stream = _spread(stream, video.frames, count)
     stream = _sized(stream, video, picture)
     pix_fmt = video.ffmpeg_pix_fmt
     if picture.is_hdr and video.to_sdr:
@@ -227,6 +230,13 @@ def _paced(stream: Any, fps: str) -> Any:
     then. Times that a container rounded to milliseconds count as what they were before."""
     stream = stream.filter("settb", "1/1000000").filter("setpts", "max(0,PTS-1000)")
     return stream.filter("fps", fps=fps, round="up")
+
+
+def _spread(stream: Any, frames: int, count: int) -> Any:
+    """The first frame of each of ``frames`` equal parts of ``count`` frames: those that pass a
+    multiple of ``count / frames``. A double holds quotients that are whole exactly."""
+    passed = f"gt(ceil((n+1)*{frames}/{count}),ceil(n*{frames}/{count}))"
+    return stream.filter("select", passed)
 
 
 def _as_bt709(stream: Any) -> Any:

@@ -184,6 +184,10 @@ class Video(_Model):
         default=None,
         description="frames a second; frames are repeated or left out. As they come if not given",
     )
+    frames: Annotated[int, Field(ge=1, le=MAX_FILLED)] | None = Field(
+        default=None,
+        description="exactly so many frames, spread evenly, each shown at its own time",
+    )
     hdr: Literal["auto", "keep", "sdr"] = Field(
         default="auto",
         description="sdr: HDR is tone mapped to BT.709; auto: where the output has 8 bits",
@@ -197,6 +201,8 @@ class Video(_Model):
         codec, facts = self.codec or "h264", self.facts
         if self.crf is not None and self.bit_rate is not None:
             raise ValueError("give crf or bit_rate, not both")
+        if self.fps is not None and self.frames is not None:
+            raise ValueError("give fps or frames, not both")
         if self.crf is not None and self.crf > facts.worst_crf:
             raise ValueError(f"crf is 0 to {facts.worst_crf} for {codec}")
         if self.preset is not None and self.preset not in facts.presets:
@@ -383,6 +389,11 @@ class Encoding(_Model):
         """Whether the source's sound is needed at all."""
         return any(audio.is_heard for _, audio in self.outputs.values())
 
+    @property
+    def most_frames(self) -> int:
+        """How many frames a clip must have, for outputs that are to have so many; 0 if none is."""
+        return max(video.frames or 0 for video, _ in self.outputs.values())
+
     def fills_too_much(self, seconds: Fraction, frames: int) -> bool:
         """Whether so many frames of the source, which claim to be shown that long, would become
         more than any video has reason for: where frames are repeated up to a rate, or sound that is
@@ -398,7 +409,7 @@ class Encoding(_Model):
     def allows_copy(self) -> bool:
         """Whether packets of a source that is of the same kind may stand as they are."""
         video, audio = self.video, self.audio
-        asked = (video.bit_rate, video.gop, video.bframes, video.size, video.fps)
+        asked = (video.bit_rate, video.gop, video.bframes, video.size, video.fps, video.frames)
         heard = (audio.codec, audio.rate, audio.channels, audio.extract, audio.bit_rate)
         return (
             all(one is None for one in (*asked, *heard))

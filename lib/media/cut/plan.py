@@ -86,7 +86,8 @@ class Clip:
 @dataclass(frozen=True)
 class CutFailure:
     """A span that became no clip. ``reason`` is ``no_frames``, ``no_keyframe``, ``container``,
-    ``undecodable``, ``timestamps``, ``encode_failed`` or ``timeout``; ``message`` names no path."""
+    ``undecodable``, ``timestamps``, ``too_short``, ``encode_failed`` or ``timeout``; ``message``
+    names no path."""
 
     wished_start: Fraction
     wished_end: Fraction
@@ -104,6 +105,11 @@ class Plan:
     video: PacketTable
     first: int
     last: int
+
+    @property
+    def frames(self) -> int:
+        """How many of the source's frames it has."""
+        return self.last - self.first
 
     @property
     def start_pts(self) -> int:

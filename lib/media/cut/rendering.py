@@ -86,6 +86,7 @@ class Rendering:
         for ending, (video, audio) in self.encoding.outputs.items():
             if ending == clip.ending:
                 clip = replace(clip, fps=Fraction(video.fps or clip.fps))
+                frames = clip.frames
             else:
                 others[ending] = plan.file(ending)
                 info = made(others[ending], check=False)
@@ -94,6 +95,10 @@ class Rendering:
                 rate = average_rate(info.frames or 0, clip.end - clip.start, info.fps)
                 info = replace(info, fps=Fraction(video.fps or rate))
                 variants[ending.partition(".")[0]] = info
+                frames = info.frames or 0
+            if video.frames is not None and frames != video.frames:
+                text = f"{frames} frames came of it, and {video.frames} are asked"
+                return plan.failure("undecodable", text)
             sound = sound_ending(ending, audio)
             if sound is not None and plan.file(sound).is_file():
                 others[sound] = plan.file(sound)
