@@ -22,7 +22,7 @@ from reelmill.flows.profile import (
     Profile,
     SlurmProfile,
 )
-from reelmill.store.model import ActionRecord, Generation, Ref, Result, Shard
+from reelmill.store.model import Action, ActionRecord, Generation, Ref, Result, Shard
 from reelmill.tasks import get_stage
 from reelmill.tasks.contract import Params, SampleStage, Stage, key_params
 from reelmill.tasks.estimate import (
@@ -82,10 +82,12 @@ def costs(build: Build, where: Profile) -> dict[str, Cost]:
         assert isinstance(params, Params)
         todos = [todo for todo in build.missing if todo.dataset == name]
         amount: Volume | None = _ready(build, stage, todos)
-        count, sure = _count(build, name), True
+        count, sure, rough = _count(build, name), True, False
         if count != len(todos):
             waiting = _waiting(build, name, found)
-            sure = _is_sure(build, name, found)
+            parents = [found[p] for p in dataset.inputs.values() if p in found]
+            sure = all(parent.estimate.exact for parent in parents)
+            rough = any(parent.estimate.rough for parent in parents)
             if waiting is None or amount is None:
                 amount = None
             else:
@@ -93,7 +95,7 @@ def costs(build: Build, where: Profile) -> dict[str, Cost]:
                 more = _outputs(stage, params, waiting) if count is None else None
                 count = count if more is None else len(todos) + more
         evidence = past.of(name, stage, params) if count != 0 else None
-        one = estimate(count, amount, evidence, conserves=stage.conserves, known=sure)
+        one = estimate(count, amount, evidence, conserves=stage.conserves, known=sure, rough=rough)
         workers = _workers(where, on_gpu="GPU" in stage.needs(params))
         found[name] = Cost(
             estimate=one,
@@ -171,12 +173,6 @@ def _waiting(build: Build, name: str, found: Mapping[str, Cost]) -> dict[str, li
     return inputs
 
 
-def _is_sure(build: Build, name: str, found: Mapping[str, Cost]) -> bool:
-    """Whether the samples that a dataset waits for are known to the last."""
-    parents = (found.get(parent) for parent in build.recipe.datasets[name].inputs.values())
-    return all(cost is None or cost.estimate.exact for cost in parents)
-
-
 def _outputs(
     stage: Stage[Any], params: Params, inputs: Mapping[str, Sequence[Shard]]
 ) -> int | None:
@@ -203,6 +199,13 @@ def _workers(where: Profile, *, on_gpu: bool) -> int | None:
     return None
 
 
+def _unlike(action: Action, stage: Stage[Any], params: Mapping[str, Any]) -> int:
+    """In how many parameters an action differs, and in its stage's version."""
+    names = {*action.params, *params}
+    differ = sum(action.params.get(name) != params.get(name) for name in names)
+    return differ + (action.version != stage.version)
+
+
 class _Past:
     """Shards that stages made, in what a build has of a dataset, or in the store's versions."""
 
@@ -213,7 +216,7 @@ class _Past:
         self._latest: list[tuple[str, Ref]] | None = None
 
     def of(self, name: str, stage: Stage[Any], params: Params) -> Evidence | None:
-        """The newest work of a stage, with the same parameters if there is any."""
+        """The work of a stage whose parameters are most alike, the newest of such."""
         planner = self._build.planner
         keys = planner.keys(name)
         results = [(keys[shard_id], result) for shard_id, result in planner.results(name)]
@@ -224,28 +227,25 @@ class _Past:
         return self._of_versions(name, stage, key_params(params))
 
     def _of_versions(self, name: str, stage: Stage[Any], params: dict[str, Any]) -> Evidence | None:
-        rough = None
+        best: tuple[int, Evidence] | None = None
         fitting = [(n, ref) for n, ref in self._refs(name) if ref.stage == stage.name]
         for dataset, ref in fitting[:_VERSIONS]:
             # What a collection removed tells nothing, and is no fault.
             with contextlib.suppress(ReelmillError):
                 assert ref.lineage is not None
                 entries = self._store.lineage(ref.lineage).shards
+                record = self._store.record(entries[-1].action) if entries else None
+                if record is None:
+                    continue
+                unlike = _unlike(record.action, stage, params)
+                if best is not None and unlike >= best[0]:
+                    continue
                 results = [(entry.action, entry.result) for entry in entries]
-                first = next((r for key, _ in results[-3:] if (r := self._store.record(key))), None)
-                if first is None:
-                    continue
-                alike = first.action.params == params and first.action.version == stage.version
-                if not alike and rough is not None:
-                    continue
-                made = tuple(self._made(stage, results, list(self._inputs(ref))))
-                if not made:
-                    continue
-                found = Evidence(made, alike=alike, where=f"{dataset}@{ref.short}")
-                if alike:
-                    return found
-                rough = found
-        return rough
+                if made := tuple(self._made(stage, results, list(self._inputs(ref)))):
+                    best = unlike, Evidence(made, unlike == 0, f"{dataset}@{ref.short}")
+            if best is not None and best[0] == 0:
+                break
+        return best[1] if best else None
 
     def _refs(self, name: str) -> list[tuple[str, Ref]]:
         """The newest versions of datasets, the newest first."""

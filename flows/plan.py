@@ -95,6 +95,7 @@ def _cost_json(cost: Cost) -> dict[str, Any]:
         "reads_at_most": cost.at_most,
         "samples": one.samples,
         "samples_exact": one.exact,
+        "rough": one.rough,
         "writes_bytes": cost.writes,
         "worker_seconds": one.busy and _time_json(one.busy),
         "workers": cost.workers,
@@ -141,26 +142,29 @@ def _lines(plan: Plan, one: Explanation) -> Iterator[str]:
             rest = f"about {cost.estimate.shards - one.ready}"
         yield f"{rest} to make after {' and '.join(one.waits_for)}"
     if cost.estimate.shards != 0:
-        yield _amounts(cost)
+        yield _amounts(cost, waits=one.waiting != 0)
         yield _duration(one.stage, cost)
 
 
-def _amounts(cost: Cost) -> str:
+def _amounts(cost: Cost, *, waits: bool) -> str:
     """``reads 1.2 GiB, makes 3,400 samples, about 220 MiB``."""
     one = cost.estimate
+    about = "perhaps" if one.rough else "about"
     parts = []
     if cost.reads:
-        parts.append(f"reads {'at most ' * cost.at_most}{format_bytes(cost.reads)}")
+        reads = f"{'at most ' * cost.at_most}{f'{about} ' * waits}{format_bytes(cost.reads)}"
+        parts.append(f"reads {reads}")
     if one.samples is None:
         parts.append("makes an unknown number of samples")
     else:
-        parts.append(f"makes {'' if one.exact else 'about '}{_rounded(one.samples, one.exact)}")
+        samples = _rounded(one.samples, exact=one.exact)
+        parts.append(f"makes {'' if one.exact else f'{about} '}{samples}")
     if cost.writes is not None:
-        parts.append(f"about {format_bytes(cost.writes)}")
+        parts.append(f"{about} {format_bytes(cost.writes)}")
     return ", ".join(parts)
 
 
-def _rounded(count: int, exact: bool) -> str:
+def _rounded(count: int, *, exact: bool) -> str:
     digits = len(str(count))
     shown = count if exact else round(count, min(0, 3 - digits))
     return f"{shown:,} sample{'s' * (shown != 1)}"
@@ -178,7 +182,7 @@ def _duration(stage: str, cost: Cost) -> str:
     rests = f"{many} shard{'s' * (many != 1)} of {one.evidence.where} made on {day}"
     if not one.evidence.alike:
         rests += " with other parameters"
-    guess = "takes" if one.evidence.alike else "a rough guess: takes"
+    guess = "a rough guess: takes" if one.rough else "takes"
     if cost.seconds is None or cost.workers is None:
         return f"{guess} {_time(one.busy)} of one worker's time, by {rests}"
     workers = f"{cost.workers} worker{'s' * (cost.workers != 1)}"
@@ -187,7 +191,8 @@ def _duration(stage: str, cost: Cost) -> str:
 
 def _time(seconds: Time) -> str:
     low, likely, high = (_about(one) for one in (seconds.low, seconds.likely, seconds.high))
-    return f"about {likely}" if low == high else f"about {likely} ({low} to {high})"
+    about = likely if likely.startswith("less") else f"about {likely}"
+    return about if low == high else f"{about} ({low} to {high})"
 
 
 def _about(seconds: float) -> str:

@@ -1,8 +1,8 @@
 """What shards that are to be made will cost, by what shards like them have cost. Pure code.
 
-All of it rests on ratios of sums over shards that were made: time and bytes written for each byte
-that was read, or for each sample where nothing with bytes was; samples out for each sample in. So
-large shards count for more than small ones, whose fixed costs say little of them.
+All of it rests on ratios of sums over shards that were made: of time, samples and bytes that came
+out, to bytes or samples that went in, whichever tells more. So large shards count for more than
+small ones, whose fixed costs say little of them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,14 @@ _DIFFER = 0.4
 _DOUBT = 0.15
 """What no number of shards tells, such as other hosts and other load: a share of the time."""
 
-_OTHER_PARAMS = 2.0
-"""How many times more or less shards with other parameters may take."""
+_ROUGH = 3.0
+"""How many times more or less shards with other parameters may take, or of unknown input."""
+
+_GROWS_WITH = ("bytes", "samples", "shards")
+"""What time and output may grow with, the likeliest first."""
+
+_CLEARLY = 0.8
+"""By how much shards must differ less in another measure for that to be taken: a factor."""
 
 _NOWHERE = "0" * 64
 
@@ -104,6 +110,7 @@ class Estimate:
 
     ``taken`` is what they read, ``given`` what comes of them; ``exact``: so many samples and
     rejects, since the stage keeps all. ``busy`` is the time of one worker that makes all of them.
+    ``rough``: it rests on work with other parameters, or on input of which that is true.
     """
 
     shards: int | None
@@ -111,6 +118,7 @@ class Estimate:
     given: Volume | None
     samples: int | None
     exact: bool
+    rough: bool
     busy: Time | None
     evidence: Evidence | None
 
@@ -121,26 +129,30 @@ def estimate(
     evidence: Evidence | None,
     *,
     conserves: bool,
-    known: bool,
+    known: bool = True,
+    rough: bool = False,
 ) -> Estimate:
     """What it takes to make shards of some data.
 
     Args:
         conserves: whether each sample comes out again, or is a reject.
-        known: whether ``taken`` is what there is, and no estimate itself.
+        known: whether ``taken`` has the samples that there are, and is no estimate itself.
+        rough: whether it is a rough one.
     """
     if shards == 0:
-        nothing = Volume()
-        return Estimate(0, nothing, nothing, 0, exact=True, busy=Time(0, 0, 0), evidence=None)
+        nothing, no_time = Volume(), Time(0, 0, 0)
+        return Estimate(0, nothing, nothing, 0, True, False, no_time, None)
+    rough = rough or (evidence is not None and not evidence.alike)
     samples = bytes_ = busy = None
     if taken is not None and evidence is not None:
-        made = evidence.made
-        read = sum(one.taken.samples for one in made)
-        if read:
-            samples = taken.samples * sum(one.samples for one in made) / read
-        if (by := _measure(evidence, taken)) is not None:
-            bytes_ = _ratio(evidence, by, [one.bytes for one in made]) * getattr(taken, by)
-            busy = _busy(evidence, by, getattr(taken, by), shards or len(made))
+        # A shard that nothing went into says nothing of those that something goes into.
+        made = [one for one in evidence.made if one.taken.samples] or list(evidence.made)
+        by = ("samples",) if conserves else ("samples", "bytes")
+        samples = _scaled(made, taken, [one.samples for one in made], by).amount
+        bytes_ = _scaled(made, taken, [one.bytes for one in made], _GROWS_WITH).amount
+        seconds = [one.milliseconds / 1000 for one in made]
+        time = _scaled(made, taken, seconds, _GROWS_WITH)
+        busy = time.around(len(made), shards or len(made), rough=rough)
     exact = conserves and known and taken is not None
     if exact and evidence is not None:
         exact = not any(one.rejects for one in evidence.made)
@@ -150,36 +162,43 @@ def estimate(
     if shards is not None and samples is not None and bytes_ is not None:
         given = Volume(shards, samples, bytes_)
     count = None if samples is None else round(samples)
-    return Estimate(shards, taken, given, count, exact=exact, busy=busy, evidence=evidence)
+    return Estimate(shards, taken, given, count, exact, rough, busy, evidence)
 
 
-def _measure(evidence: Evidence, taken: Volume) -> str | None:
-    """What time and output are taken to grow with."""
-    for name in ("bytes", "samples", "shards"):
-        if getattr(taken, name) and all(getattr(one.taken, name) for one in evidence.made):
-            return name
-    return None
+@dataclass(frozen=True, slots=True)
+class _Scaled:
+    """What is expected of some input, and by which share of that shards differ."""
+
+    amount: float | None
+    differ: float = 0.0
+
+    def around(self, known: int, shards: int, *, rough: bool) -> Time | None:
+        """The time that so many shards will take, known from so many."""
+        if self.amount is None:
+            return None
+        differ = max(self.differ, _DIFFER) if known < _FEW else self.differ
+        # Twice the standard error of a sum over so many, known from so many.
+        doubt = _DOUBT + 2 * differ * math.sqrt(1 / known + 1 / shards)
+        factor = (1 + doubt) * (_ROUGH if rough else 1)
+        return Time(self.amount / factor, self.amount, self.amount * factor)
 
 
-def _ratio(evidence: Evidence, by: str, values: Sequence[float]) -> float:
-    total: float = sum(getattr(one.taken, by) for one in evidence.made)
-    return sum(values) / total
-
-
-def _busy(evidence: Evidence, by: str, amount: float, shards: int) -> Time:
-    seconds = [one.milliseconds / 1000 for one in evidence.made]
-    likely = _ratio(evidence, by, seconds) * amount
-    rates = [
-        second / getattr(one.taken, by) for second, one in zip(seconds, evidence.made, strict=True)
-    ]
-    mean = statistics.fmean(rates)
-    differ = statistics.pstdev(rates) / mean if mean else 0.0
-    if len(rates) < _FEW:
-        differ = max(differ, _DIFFER)
-    # Twice the standard error of a sum over so many, known from so many.
-    doubt = _DOUBT + 2 * differ * math.sqrt(1 / len(rates) + 1 / shards)
-    factor = (1 + doubt) * (1 if evidence.alike else _OTHER_PARAMS)
-    return Time(likely / factor, likely, likely * factor)
+def _scaled(
+    made: Sequence[Made], taken: Volume, values: Sequence[float], names: Sequence[str]
+) -> _Scaled:
+    """What is expected by that one of some measures in which shards differ least: by bytes, clips
+    of another length give as many frames as they should, by samples those of another codec."""
+    best = _Scaled(None)
+    for name in names:
+        amounts = [getattr(one.taken, name) for one in made]
+        if not getattr(taken, name) or not all(amounts):
+            continue
+        rates = [value / amount for value, amount in zip(values, amounts, strict=True)]
+        mean = statistics.fmean(rates)
+        differ = statistics.pstdev(rates) / mean if mean else 0.0
+        if best.amount is None or differ < best.differ * _CLEARLY:
+            best = _Scaled(sum(values) / sum(amounts) * getattr(taken, name), differ)
+    return best
 
 
 def on_workers(busy: Time, shards: int, workers: int) -> Time:

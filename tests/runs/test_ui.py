@@ -180,7 +180,7 @@ def test_a_form_derives_a_dataset(ui: Ui, served: Serving, beside: Project, fini
         expect(ui.page.get_by_text(text)).to_be_visible()
     stages = list(derivable())
     broken: list[object] = []
-    ui.page.on("pageerror", broken.append)
+    ui.page.on("pageerror", lambda error: broken.append(error))
     for stage in [*stages, "various"]:
         ui.page.get_by_role("tab", name=stage, exact=True).click()
         expect(ui.page.get_by_label("Select Stage", exact=True)).to_have_text(stage)
