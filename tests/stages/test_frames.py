@@ -34,7 +34,7 @@ from reelmill.tasks.contract import Job, Output, Reject, Sample, key_params
 from reelmill.tasks.frames import Frames, FramesParams
 from reelmill.tasks.media_fields import pictures_of
 
-from .media_samples import CUTS, NUMBERED, number_of, real_media, sample
+from .media_samples import CUTS, NUMBERED, make_video, number_of, real_media, sample, x264
 from .test_exactness import KINDS, read_back, source
 from .test_outputs import _hdr, _sdr_of
 from .test_stages import Bench, bench, fixed
@@ -152,6 +152,42 @@ def test_frames_that_are_sought_are_those_that_are_decoded_in_order(path: Path) 
         got = {n: frame.to_ndarray() for n, frame in frames_at(path.read_bytes(), there, some)}
         assert list(got) == some
         assert all(np.array_equal(got[n], expected[n]) for n in some)
+
+
+_AV1 = {"svtav1-params": "keyint=20:lp=1", "preset": "12"}
+_CRA = {"x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"}
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "suffixes"),
+    [
+        ("libx264", x264(3, more="open-gop=1:b-pyramid=normal"), ("mp4", "mkv", "ts", "mov")),
+        ("libx265", _CRA, ("mp4", "mkv", "ts")),
+        ("libsvtav1", _AV1, ("mp4", "webm")),
+        ("libvpx-vp9", {"g": "20", "cpu-used": "8", "auto-alt-ref": "1"}, ("mp4", "webm")),
+        ("prores_ks", {}, ("mov",)),
+    ],
+)
+def test_any_frame_may_be_sought_whatever_refers_to_it(
+    codec: str, options: dict[str, str], suffixes: Sequence[str], tmp_path: Path
+) -> None:
+    pix_fmt = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
+    for suffix in suffixes:
+        path = make_video(
+            tmp_path / f"video.{suffix}", 60, codec=codec, options=options, pix_fmt=pix_fmt
+        )
+        data = path.read_bytes()
+        there = shown(data)
+        expected = [frame.to_ndarray() for frame in frames(data)]
+        assert there.packets is not None
+        assert len(there) == len(expected) == 60
+        for number in range(60):
+            sought = list(shown_module._sought(data, there, [number]))
+            assert len(sought) <= 1
+            for at, frame in sought:
+                assert at == number
+                assert np.array_equal(frame.to_ndarray(), expected[number])
+            assert sought or number < 25 or codec == "libsvtav1"
 
 
 def test_keyframes_are_had_without_decoding_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
