@@ -4,6 +4,7 @@ every way to choose; and what pictures are stored as."""
 from __future__ import annotations
 
 import json
+import subprocess
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -23,6 +24,7 @@ from reelmill.media import shown as shown_module
 from reelmill.media.cut import tone
 from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import frames, to_jpeg_planes, to_rgb
+from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.images import decode_gray, decode_image
 from reelmill.media.pictures import PictureFormat, encode
 from reelmill.media.probe import packet_table
@@ -602,6 +604,27 @@ def test_pictures_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_upright_pictures_take_the_size_that_is_asked_for() -> None:
     (one,) = made(sample("rotated.mp4"), count=1, max_samples=1, width=48)
     assert decode_image(pictures(one)[0]).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("choice", [{"step": 90}, {"indices": [0]}])
+def test_a_size_is_one_of_square_pixels(choice: dict[str, Any], tmp_path: Path) -> None:
+    # The height stays, that of the upright picture.
+    for turned, square in ((0, (192, 96)), (90, (64, 128))):
+        plain = make_video(tmp_path / f"{turned}.mp4", 30, rotation=turned)
+        wide = tmp_path / f"wide{turned}.mp4"
+        # Pixels as they are stored: three times as wide as they are high, over two.
+        command = [ffmpeg_exe(), "-loglevel", "error", "-i", plain, "-c", "copy"]
+        shape = ["-bsf:v", "h264_metadata=sample_aspect_ratio=3/2", wide]
+        subprocess.run([*command, *shape], check=True)
+        (one,) = made(wide, count=1, **choice)
+        assert sorted(decode_image(pictures(one)[0]).shape[:2]) == [96, 128]
+        for asked, expected in (
+            ({"max_side": 1000}, square),
+            ({"height": 48}, (square[0] * 48 // square[1], 48)),
+            ({"size": (50, 60)}, (50, 60)),
+        ):
+            (one,) = made(wide, count=1, **choice, **asked)
+            assert decode_image(pictures(one)[0]).shape[1::-1] == expected
 
 
 # Parameters
