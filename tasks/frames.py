@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from reelmill.errors import Rejected
-from reelmill.media.decode import frames, upright_size
+from reelmill.media.cut.picture import Picture
+from reelmill.media.decode import frames, pixel_shape, upright_size
 from reelmill.media.pictures import PictureFormat, encode
 from reelmill.media.probe import ratio
 from reelmill.media.shown import Shown, frames_at, shown
@@ -109,17 +110,21 @@ def _gathered(
     """Samples at every step, from frames that pass by: one decode, which ends with the last sample;
     memory for one sample's pictures."""
     window: Window[_Picture] = params.window()
-    numbers = None
+    shape, numbers = Fraction(1), None
     if not params.takes_every_frame:
         numbers = _sequence(shown(clip.video), params).tolist()
     seen = 0
 
+    def opened(stream: Any) -> None:
+        nonlocal shape
+        shape = pixel_shape(stream)
+
     def picture(number: int, frame: VideoFrame) -> _Picture:
-        return _picture(number, frame, params)
+        return _picture(number, frame, shape, params)
 
     def counted() -> Iterator[VideoFrame]:
         nonlocal seen
-        for frame in frames(clip.video):
+        for frame in frames(clip.video, opened):
             seen += 1
             yield frame
 
@@ -193,11 +198,14 @@ def _pictures(
     groups = np.split(needed, first[1:])
     decoded = frames_at(clip.video, there, wanted.tolist())
     for (number, frame), places in zip(decoded, groups, strict=True):
-        yield places.tolist(), _picture(number, frame, params)
+        yield places.tolist(), _picture(number, frame, there.shape, params)
 
 
-def _picture(number: int, frame: VideoFrame, params: FramesParams) -> _Picture:
-    fit = params.fit(*upright_size(frame))
+def _picture(number: int, frame: VideoFrame, shape: Fraction, params: FramesParams) -> _Picture:
+    width, height = upright_size(frame)
+    if params.is_given:
+        width, height = Picture.of(frame, shape).square
+    fit = params.fit(width, height)
     data = encode(frame, fit, params)
     assert frame.pts is not None
     assert frame.time_base is not None
