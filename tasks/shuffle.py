@@ -154,7 +154,7 @@ class Shuffle(Stage[ShuffleParams]):
     scope = "generation"
     conserves = True
     intended = frozenset({OTHER_PART})
-    memory = 450_000_000
+    memory = 600_000_000
 
     def plan(
         self, params: ShuffleParams, inputs: Mapping[str, Sequence[Shard]], first: int
