@@ -27,13 +27,13 @@ from reelmill.store import Store
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Shard, blob_name
 
-KEPT = 64 << 20
+KEPT = 32 << 20
 """Bytes of rows that stay in memory."""
 
 GROUP = 8 << 20
 """Bytes of rows of one group of outputs, about, where they do not."""
 
-_HELD = 64 << 20
+_HELD = 32 << 20
 """Bytes of rows that are held before they are written."""
 
 _READERS = 8
