@@ -154,7 +154,7 @@ class Shuffle(Stage[ShuffleParams]):
     scope = "generation"
     conserves = True
     intended = frozenset({OTHER_PART})
-    memory = 450_000_000
+    memory = 500_000_000
 
     def plan(
         self, params: ShuffleParams, inputs: Mapping[str, Sequence[Shard]], first: int
@@ -216,7 +216,8 @@ def _deal_of(job: Job[ShuffleParams]) -> Deal:
     return _deal(job.store, digest, rule)
 
 
-@functools.lru_cache(maxsize=1)
+# More than one, since the parts of a split are made side by side.
+@functools.lru_cache(maxsize=4)
 def _deal(store: Store, digest: str, rule: Rule) -> Deal:
     generation = Generation.model_validate_json(store.read_blob(digest, "json"))
     return Deal(store, generation.shards, rule)

@@ -27,13 +27,13 @@ from reelmill.store import Store
 from reelmill.store.local import scratch_name
 from reelmill.store.model import Shard, blob_name
 
-KEPT = 64 << 20
+KEPT = 32 << 20
 """Bytes of rows that stay in memory."""
 
 GROUP = 8 << 20
 """Bytes of rows of one group of outputs, about, where they do not."""
 
-_HELD = 64 << 20
+_HELD = 32 << 20
 """Bytes of rows that are held before they are written."""
 
 _READERS = 8
@@ -49,6 +49,8 @@ _OWN = pa.schema(
 """What is known of a row, in columns before those of its index, which may have such names too."""
 
 _OUTPUT, _OUTSIDE, _PLACE, _TAR = range(4)
+
+_Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,12 +90,15 @@ class Deal:
         self.tars = [blob_name(shard.tar.digest, "tar") for shard in self._shards if shard.tar]
         self._schema = index.BASE
         self._bounds = np.empty(0, np.uint64)
-        kept = self._survey()
+        orders: list[gather.Hashes] = []
+        insides: list[_Mask] = []
+        kept = self._survey(orders, insides)
         self._groups = -(-self._bytes // GROUP) if kept is None else 1
         self._groups = min(self._groups, rule.outputs)
         self._spill = _Spill(store.backend.scratch(), self._groups) if kept is None else None
         self._loaded: tuple[int, pa.Table] = (-1, pa.table({}))
-        known = self._known(kept if kept is not None else self._tables())
+        tables = kept if kept is not None else self._tables()
+        known = self._known(zip(tables, orders, insides, strict=True))
         if self._spill is None:
             self._loaded = (0, self._joined(known))
         else:
@@ -107,10 +112,11 @@ class Deal:
         """The index rows of an output: its samples in their order, and those that are left out, by
         key; and of each sample the place of its tar in ``tars``."""
         group = output * self._groups // self._rule.outputs
-        if self._loaded[0] != group:
+        loaded = self._loaded
+        if loaded[0] != group:
             assert self._spill is not None
-            self._loaded = (group, self._joined(self._spill.read(group)))
-        table = self._loaded[1]
+            loaded = self._loaded = (group, self._joined(self._spill.read(group)))
+        table = loaded[1]
         first, end = np.searchsorted(table.column(_OUTPUT).to_numpy(), [output, output + 1])
         table = table.slice(first, end - first)
         inside = int(np.count_nonzero(table.column(_OUTSIDE).to_numpy() == 0))
@@ -122,12 +128,15 @@ class Deal:
         none = pa.schema([*_OWN, *self._schema]).empty_table()
         return _in_order(pa.concat_tables([none, *tables]))
 
-    def _survey(self) -> list[pa.Table] | None:
-        """Decide on the bounds of outputs; the rows, if they are few enough to be kept."""
+    def _survey(self, orders: list[gather.Hashes], insides: list[_Mask]) -> list[pa.Table] | None:
+        """Decide on the bounds of outputs; the rows, if they are few enough to be kept.
+
+        Args:
+            orders: gets the places of each shard's samples in the order in which they are dealt.
+            insides: gets which of them are dealt at all.
+        """
         kept: list[pa.Table] | None = []
-        orders: list[gather.Hashes] = []
         sizes: list[gather.Integers] = []
-        insides: list[npt.NDArray[np.bool_]] = []
         self._bytes = 0
         for table in self._tables():
             if not orders:
@@ -160,18 +169,17 @@ class Deal:
     def _rows_of(self, shard: Shard) -> pa.Table:
         return gather.sample_rows(self._store.read_blob(shard.index.digest, "parquet"))
 
-    def _known(self, tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    def _known(
+        self, surveyed: Iterable[tuple[pa.Table, gather.Hashes, _Mask]]
+    ) -> Iterator[pa.Table]:
         """Rows with all that is known of them."""
-        for tar, table in enumerate(tables):
-            keys = table["key"].to_pylist()
-            order = gather.hashes(keys, self._rule.seed)
-            place = order if self._rule.seed == 0 else gather.hashes(keys)
-            inside = _inside(table, self._rule.side)
+        for tar, (table, order, inside) in enumerate(surveyed):
+            place = order if self._rule.seed == 0 else gather.hashes(table["key"].to_pylist())
             columns = [
                 gather.dealt(order, self._bounds),
                 (~inside).astype(np.int8),
                 np.where(inside, place, 0).astype(np.uint64),
-                np.full(len(keys), tar, np.int64),
+                np.full(len(table), tar, np.int64),
             ]
             own = [pa.array(c, f.type) for c, f in zip(columns, _OWN, strict=True)]
             yield pa.table([*own, *table.columns], schema=pa.schema([*_OWN, *table.schema]))
@@ -188,22 +196,27 @@ class Deal:
         spill.flush()
 
 
-def _inside(table: pa.Table, side: Side | None) -> npt.NDArray[np.bool_]:
+def _inside(table: pa.Table, side: Side | None) -> _Mask:
     """Which of the rows are dealt."""
     if side is None:
         return np.ones(len(table), bool)
     texts = together(table["key"].to_pylist(), side.by)
     if side.column is not None:
-        kind = table.schema.field(side.column).type if side.column in table.column_names else None
-        if kind is None or not (pa.types.is_string(kind) or pa.types.is_integer(kind)):
+        fit = [field.name for field in table.schema if _is_fit(field)]
+        if side.column not in fit:
             raise StageError(
                 f"the input's indexes have no column {side.column!r} of text or integers to split "
-                "by; 'reelmill show' lists the columns"
+                f"by; there are {', '.join(fit) or 'none'}"
             )
         values = table[side.column].to_pylist()
         pairs = zip(texts, values, strict=True)
         texts = [text if value is None else str(value) for text, value in pairs]
     return side.portion.holds(places(texts, "splits", side.seed))
+
+
+def _is_fit(field: pa.Field) -> bool:
+    plain = pa.types.is_string(field.type) or pa.types.is_integer(field.type)
+    return plain and field.name not in index.BASE.names
 
 
 def _in_order(table: pa.Table) -> pa.Table:

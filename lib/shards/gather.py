@@ -229,20 +229,23 @@ class Gatherer:
 
     def _fetch(self, tars: Sequence[str], extents: Extents) -> Iterator[list[memoryview]]:
         for window in _windows(_joined(extents), WINDOW):
-            by_tar: dict[int, list[tuple[int, int]]] = {}
-            for tar, start, size in window:
-                by_tar.setdefault(tar, []).append((start, start + size))
-            runs = [
-                (tar, *run) for tar, wanted in by_tar.items() for run in coalesce(wanted, MAX_GAP)
-            ]
-            ranges = [Range(tars[tar], start, stop) for tar, start, stop in runs]
-            blocks = self._store.backend.read_ranges(ranges)
-            fetched: dict[int, tuple[list[int], list[memoryview]]] = {}
-            for (tar, start, _), block in zip(runs, blocks, strict=True):
-                starts, of_tar = fetched.setdefault(tar, ([], []))
-                starts.append(start)
-                of_tar.append(memoryview(block))
-            yield from _views(window, fetched)
+            yield from self._fetch_window(tars, window)
+
+    def _fetch_window(
+        self, tars: Sequence[str], window: Sequence[_Extent]
+    ) -> Iterator[list[memoryview]]:
+        by_tar: dict[int, list[tuple[int, int]]] = {}
+        for tar, start, size in window:
+            by_tar.setdefault(tar, []).append((start, start + size))
+        runs = [(tar, *run) for tar, wanted in by_tar.items() for run in coalesce(wanted, MAX_GAP)]
+        ranges = [Range(tars[tar], start, stop) for tar, start, stop in runs]
+        blocks = self._store.backend.read_ranges(ranges)
+        fetched: dict[int, tuple[list[int], list[memoryview]]] = {}
+        for (tar, start, _), block in zip(runs, blocks, strict=True):
+            starts, of_tar = fetched.setdefault(tar, ([], []))
+            starts.append(start)
+            of_tar.append(memoryview(block))
+        return _views(window, fetched)
 
     def _fetched_spans(self, wanted: Sequence[tuple[Shard, dict[str, object]]]) -> Iterator[Span]:
         places: dict[str, int] = {}
@@ -313,9 +316,12 @@ def _views(
         held += size
         if held >= _BUFFER or len(views) == _MAX_VIEWS:
             yield views
-            views, held = [], 0
-    if views:
-        yield views
+            # Emptied, not replaced: whoever still has the list would hold the blocks of a window
+            # in memory while the next one is fetched.
+            views.clear()
+            held = 0
+    yield views
+    views.clear()
 
 
 def _span(descriptor: int, row: dict[str, object], shift: int) -> Span:
