@@ -58,8 +58,8 @@ _REASON: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class Function(Params):
-    """A user's function as an action knows it: its name and the digest of its source, or, where it
-    states a version, its address and that.
+    """A user's function as an action knows it: its name and the digest of its file's text, or,
+    where it states a version or is in an installed module, its address.
 
     ``source`` names the blob of its file's text; a function of an installed module has none.
     """
@@ -74,8 +74,10 @@ class Function(Params):
     _target: Any = PrivateAttr(None)
 
     def effective(self) -> dict[str, Any]:
-        stated = self.version is not None
-        return {"source": None} if stated else {"address": None, "version": None}
+        if self.version is not None:
+            return {"source": None}
+        # Where a file is says nothing of what is in it.
+        return {"version": None, ("address" if self.source else "source"): None}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -86,7 +88,12 @@ class Function(Params):
         base = (info.context or {}).get(BASE)
         if base is None:
             return handler({"address": given} if isinstance(given, str) else given)
-        asked = given.get("address") if isinstance(given, Mapping) else given
+        asked = given
+        if isinstance(given, Mapping):
+            # What a form filled in, or what an action tells of the function it was made by.
+            asked = given.get("address")
+            if asked is None and "name" in given:
+                raise ValueError(f"is in a file; say which, such as ./own.py:{given['name']}")
         try:
             found = locate(asked, Path(base))
         except FunctionError as error:

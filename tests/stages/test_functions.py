@@ -442,3 +442,15 @@ def test_spellings_of_a_condition_are_one(world: World) -> None:
     first = world.one("filter", "clips", where="motion>.5  and codec is not null")
     second = world.one("filter", "clips", where="(motion > 0.5) and (codec is not null)")
     assert (first, world.made) == (second, [])
+
+
+def test_what_an_action_tells_of_its_function_asks_for_it_again(world: World, module: Path) -> None:
+    def told(function: Any) -> Any:
+        out = {"stage": "map", "from": "clips", "function": function}
+        return key_params(world.recipe({"out": out}).datasets["out"].params)["function"]  # type: ignore[arg-type]
+
+    installed = told("installed_things:twice")
+    assert installed == {"address": "installed_things:twice", "name": "twice"}
+    assert told(installed) == installed
+    with pytest.raises(RecipeError, match=r"is in a file; say which, such as \./own\.py:rate"):
+        told(told("./own.py:rate"))
