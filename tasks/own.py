@@ -177,7 +177,7 @@ def _version(package: str, address: str) -> str:
         ) from None
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def _ready(store: Store, function: Function, arguments: str) -> Called:
     if function.source is None:
         target = imported(function.address)
@@ -295,7 +295,7 @@ class Caller:
         except StageError:
             raise
         except Exception as error:
-            if self._on_error == "fail":
+            if self._fails(error):
                 raise StageError(self._told(error, samples)) from error
             if len(samples) > 1:
                 results = self._alone(samples)
@@ -315,7 +315,7 @@ class Caller:
             except StageError:
                 raise
             except Exception as error:
-                if self._on_error == "fail":
+                if self._fails(error):
                     raise StageError(self._told(error, [sample])) from error
                 results.append(Rejected(FAILED, placed(error, self._ready.file)))
         return results
@@ -331,6 +331,10 @@ class Caller:
                 "returns a list with a result for each sample"
             )
         return list(found)
+
+    def _fails(self, error: Exception) -> bool:
+        """Whether an error is the shard's. Memory that is short says nothing of a sample."""
+        return self._on_error == "fail" or isinstance(error, MemoryError)
 
     def _answer(self, sample: InputSample, result: Any) -> Any:
         try:

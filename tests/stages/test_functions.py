@@ -202,6 +202,12 @@ def _line(text: str) -> int:
     return next(n for n, line in enumerate(OWN.splitlines(), 1) if text in line)
 
 
+def test_memory_that_is_short_is_no_fault_of_a_sample(world: World) -> None:
+    (world.folder / "own.py").write_text("def f(sample):\n    raise MemoryError\n")
+    with pytest.raises(StageError, match=r"own.py:2: MemoryError"):
+        world.one("map", "clips", function="own.py:f", on_error="reject")
+
+
 WRONG = {
     "return 3": "returned a value of type int for sample 000000002; a function returns a mapping",
     "return {'x': 3}": "returned a value of type int as x for sample",
