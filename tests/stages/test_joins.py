@@ -399,3 +399,34 @@ def test_ranges_of_a_store_on_s3_give_the_same(tmp_path: Path, s3_url: str) -> N
         assert len(world.samples(versions["joined"])) == 8
         assert len(world.samples(versions["all"])) == 17
     assert made[0] == made[1]
+
+
+# Nothing at all
+
+
+def test_shards_without_a_sample_go_through_everything(world: World) -> None:
+    (world.folder / "own.py").write_text("def f(sample):\n    return {'x': 'y'}\n")
+    clips(world, 2, 2)
+    made = world.build(
+        {
+            "none": {"stage": "filter", "from": "clips", "where": "width > 99"},
+            "mapped": {"stage": "map", "from": "none", "function": "own.py:f"},
+            "asked": {"stage": "filter", "from": "none", "function": "own.py:f"},
+            "joined": {"stage": "join", "from": {"source": "mapped", "other": "clips"}},
+            "kept": {
+                "stage": "join",
+                "from": {"source": "clips", "other": "mapped"},
+                "missing": "keep",
+            },
+            "share": {"stage": "sample", "from": "asked", "share": "50%"},
+            "few": {"stage": "sample", "from": "share", "count": 3},
+            "ends": {"stage": "concat", "from": ["few", "kept"]},
+        }
+    )
+    assert world.problems == {}
+    assert {name: one.totals().samples for name, one in made.items()} == {
+        **dict.fromkeys(["none", "mapped", "asked", "joined", "share", "few"], 0),
+        "kept": 4,
+        "ends": 4,
+    }
+    assert [shard.id for shard in made["ends"].shards] == ["00000", "00001"]
