@@ -385,6 +385,7 @@ def test_declarations_are_checked_where_they_stand() -> None:
         ({"columns": {"x": "float99"}}, "column x: Arrow has no type 'float99'"),
         ({"reads": "mp4"}, "reads is a list of names"),
         ({"batch": 0}, "batch"),
+        ({"columns": {"size": "int64"}}, "column size: every index has one of that name"),
         ({"writes": ("x",), "columns": {"x": "int32"}}, "x is declared as a field and as a column"),
     ]:
         with pytest.raises(ValueError, match=said):
