@@ -21,7 +21,7 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from pathlib import Path
@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from reelmill.digest import plain_json, sha256
 from reelmill.errors import ReelmillError, told
+from reelmill.shards import index
 from reelmill.units import nearest, parse_bytes, parse_number
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -121,6 +122,8 @@ def function(
             pa.type_for_alias(kind)
         except ValueError:
             raise ValueError(f"column {name}: Arrow has no type {kind!r}; try float64") from None
+        if name in index.BASE.names:
+            raise ValueError(f"column {name}: every index has one of that name; call it otherwise")
         if name in (declared.writes or ()):
             raise ValueError(f"{name} is declared as a field and as a column")
 
@@ -387,7 +390,7 @@ class Called:
         """What the function returns; what it yields, as a list."""
         with self._lock:
             found = self._call(given)
-            return list(found) if isinstance(found, types.GeneratorType) else found
+            return list(found) if isinstance(found, Iterator) else found
 
 
 def called(target: Any, given: Mapping[str, Any]) -> Called:

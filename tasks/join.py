@@ -30,7 +30,7 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.own import field_names, matching
-from reelmill.tasks.taken import taken
+from reelmill.tasks.taken import refuse_rows, taken
 
 SOURCE: Final = "source"
 NO_PARTNER: Final = "no_partner"
@@ -103,7 +103,8 @@ class Join(Stage[JoinParams]):
     """Shards and keys are those of ``source``; its samples get what the others have for them.
 
     Another dataset has something for a sample if it has a sample of its key, or of one that it
-    derives from: the captions of a clip are those of its triplets.
+    derives from: the captions of a clip are those of its triplets. Rows of a table have columns
+    only.
     """
 
     name = "join"
@@ -138,6 +139,7 @@ class Join(Stage[JoinParams]):
         return _columns(job)[0]
 
     def make(self, job: Job[JoinParams]) -> Iterator[Output]:
+        refuse_rows(job, SOURCE)
         reader = job.reader(SOURCE)
         rows = reader.rows()
         partners = _Partners(job, [row["key"] for row in rows])

@@ -42,7 +42,7 @@ from reelmill.tasks.own import (
     with_documents,
     wrong,
 )
-from reelmill.tasks.taken import taken
+from reelmill.tasks.taken import refuse_rows, taken
 
 NO_RESULT: Final = "no_result"
 """Why a sample was left out for which the function returned nothing."""
@@ -104,8 +104,7 @@ class Map(Stage[MapParams]):
         return carried(job.reader("source").table.schema, own)
 
     def make(self, job: Job[MapParams]) -> Iterator[Output]:
-        if job.shards["source"].tar is None:
-            return
+        refuse_rows(job, "source")
         reader = job.reader("source")
         maker = _Maker(job.params, reader)
         if maker.describes:

@@ -58,8 +58,8 @@ _REASON: Final = re.compile(r"[a-z][a-z0-9_]{0,62}")
 
 
 class Function(Params):
-    """A user's function as an action knows it: its name and the digest of its source, or, where it
-    states a version, its address and that.
+    """A user's function as an action knows it: its name and the digest of its file's text, or,
+    where it states a version or is in an installed module, its address.
 
     ``source`` names the blob of its file's text; a function of an installed module has none.
     """
@@ -74,8 +74,10 @@ class Function(Params):
     _target: Any = PrivateAttr(None)
 
     def effective(self) -> dict[str, Any]:
-        stated = self.version is not None
-        return {"source": None} if stated else {"address": None, "version": None}
+        if self.version is not None:
+            return {"source": None}
+        # Where a file is says nothing of what is in it.
+        return {"version": None, ("address" if self.source else "source"): None}
 
     @model_validator(mode="wrap")
     @classmethod
@@ -86,7 +88,12 @@ class Function(Params):
         base = (info.context or {}).get(BASE)
         if base is None:
             return handler({"address": given} if isinstance(given, str) else given)
-        asked = given.get("address") if isinstance(given, Mapping) else given
+        asked = given
+        if isinstance(given, Mapping):
+            # What a form filled in, or what an action tells of the function it was made by.
+            asked = given.get("address")
+            if asked is None and "name" in given:
+                raise ValueError(f"is in a file; say which, such as ./own.py:{given['name']}")
         try:
             found = locate(asked, Path(base))
         except FunctionError as error:
@@ -170,7 +177,7 @@ def _version(package: str, address: str) -> str:
         ) from None
 
 
-@functools.lru_cache(maxsize=8)
+@functools.lru_cache(maxsize=4)
 def _ready(store: Store, function: Function, arguments: str) -> Called:
     if function.source is None:
         target = imported(function.address)
@@ -288,7 +295,7 @@ class Caller:
         except StageError:
             raise
         except Exception as error:
-            if self._on_error == "fail":
+            if self._fails(error):
                 raise StageError(self._told(error, samples)) from error
             if len(samples) > 1:
                 results = self._alone(samples)
@@ -308,7 +315,7 @@ class Caller:
             except StageError:
                 raise
             except Exception as error:
-                if self._on_error == "fail":
+                if self._fails(error):
                     raise StageError(self._told(error, [sample])) from error
                 results.append(Rejected(FAILED, placed(error, self._ready.file)))
         return results
@@ -324,6 +331,10 @@ class Caller:
                 "returns a list with a result for each sample"
             )
         return list(found)
+
+    def _fails(self, error: Exception) -> bool:
+        """Whether an error is the shard's. Memory that is short says nothing of a sample."""
+        return self._on_error == "fail" or isinstance(error, MemoryError)
 
     def _answer(self, sample: InputSample, result: Any) -> Any:
         try:

@@ -71,6 +71,8 @@ class Lookup:
         """
         by_tar: dict[str, list[tuple[int, int]]] = {}
         for key, members in wanted.items():
+            if not members:
+                continue
             spans = by_tar.setdefault(self._tar(key), [])
             spans += [(m.offset, m.offset + m.size) for m in members]
         runs = [

@@ -23,7 +23,8 @@ from reelmill.tasks.ingest import Source
 from reelmill.tasks.planner import Node, Planner, Todo
 
 Cells = Mapping[str, Any]
-"""A sample: its fields, which are bytes, and the values of its columns."""
+"""A sample: its fields, which are bytes, and the values of its columns; without any field, the row
+of a table."""
 
 
 class World:
@@ -52,7 +53,11 @@ class World:
         writer = ShardWriter(self.store.backend.scratch(), schema)
         for key, cells in samples.items():
             fields = {n: d for n, d in cells.items() if isinstance(d, bytes)}
-            writer.add(key, fields, {n: v for n, v in cells.items() if n not in fields})
+            columns = {n: v for n, v in cells.items() if n not in fields}
+            if fields:
+                writer.add(key, fields, columns)
+            else:
+                writer.row(key, columns)
         return put_shard(self.store, writer.close()).shard(shard_id)
 
     def remove(self, name: str, blob: Blob) -> None:

@@ -202,6 +202,12 @@ def _line(text: str) -> int:
     return next(n for n, line in enumerate(OWN.splitlines(), 1) if text in line)
 
 
+def test_memory_that_is_short_is_no_fault_of_a_sample(world: World) -> None:
+    (world.folder / "own.py").write_text("def f(sample):\n    raise MemoryError\n")
+    with pytest.raises(StageError, match=r"own.py:2: MemoryError"):
+        world.one("map", "clips", function="own.py:f", on_error="reject")
+
+
 WRONG = {
     "return 3": "returned a value of type int for sample 000000002; a function returns a mapping",
     "return {'x': 3}": "returned a value of type int as x for sample",
@@ -379,6 +385,7 @@ def test_declarations_are_checked_where_they_stand() -> None:
         ({"columns": {"x": "float99"}}, "column x: Arrow has no type 'float99'"),
         ({"reads": "mp4"}, "reads is a list of names"),
         ({"batch": 0}, "batch"),
+        ({"columns": {"size": "int64"}}, "column size: every index has one of that name"),
         ({"writes": ("x",), "columns": {"x": "int32"}}, "x is declared as a field and as a column"),
     ]:
         with pytest.raises(ValueError, match=said):
@@ -442,3 +449,15 @@ def test_spellings_of_a_condition_are_one(world: World) -> None:
     first = world.one("filter", "clips", where="motion>.5  and codec is not null")
     second = world.one("filter", "clips", where="(motion > 0.5) and (codec is not null)")
     assert (first, world.made) == (second, [])
+
+
+def test_what_an_action_tells_of_its_function_asks_for_it_again(world: World, module: Path) -> None:
+    def told(function: Any) -> Any:
+        out = {"stage": "map", "from": "clips", "function": function}
+        return key_params(world.recipe({"out": out}).datasets["out"].params)["function"]  # type: ignore[arg-type]
+
+    installed = told("installed_things:twice")
+    assert installed == {"address": "installed_things:twice", "name": "twice"}
+    assert told(installed) == installed
+    with pytest.raises(RecipeError, match=r"is in a file; say which, such as \./own\.py:rate"):
+        told(told("./own.py:rate"))

@@ -140,6 +140,25 @@ def test_a_join_for_columns_alone_leaves_the_tar_as_it_is(world: World) -> None:
     assert [row["score"] for row in rows] == [1.125, 1.125]
 
 
+def test_a_table_has_columns_to_join_and_no_samples(world: World) -> None:
+    world.grow("urls", {"title": "string"}, {k: {"title": f"t{k}"} for k in keys(0, 2)})
+    world.grow("clips", {}, {f"{k}_000": {"mp4": b"v", "json": b"{}"} for k in keys(0, 2)})
+    captions(world, keys(0, 2), json_too=True)
+    inputs = {"source": "clips", "table": "urls", "captions": "captions"}
+    made = world.samples(world.one("join", inputs))
+    assert made["000000001_000"].columns["title"] == "t000000001"
+    assert set(made["000000001_000"].fields) == {"mp4", "json", "txt"}
+    others: list[tuple[str, Any, dict[str, Any]]] = [
+        ("join", {"source": "urls", "other": "clips"}, {}),
+        ("filter", "urls", {"where": "title is null"}),
+        ("sample", "urls", {"share": "10%"}),
+        ("concat", ["urls", "clips"], {}),
+    ]
+    for stage, source, params in others:
+        with pytest.raises(StageError, match="source is a table, whose rows are no samples"):
+            world.one(stage, source, **params)
+
+
 def test_a_name_that_json_has_already_is_refused_and_bad_json_is_a_reject(world: World) -> None:
     world.grow("clips", {}, {"000000000": {"json": b'{"captions":1}'}})
     captions(world, keys(0, 1), json_too=True)
@@ -380,3 +399,34 @@ def test_ranges_of_a_store_on_s3_give_the_same(tmp_path: Path, s3_url: str) -> N
         assert len(world.samples(versions["joined"])) == 8
         assert len(world.samples(versions["all"])) == 17
     assert made[0] == made[1]
+
+
+# Nothing at all
+
+
+def test_shards_without_a_sample_go_through_everything(world: World) -> None:
+    (world.folder / "own.py").write_text("def f(sample):\n    return {'x': 'y'}\n")
+    clips(world, 2, 2)
+    made = world.build(
+        {
+            "none": {"stage": "filter", "from": "clips", "where": "width > 99"},
+            "mapped": {"stage": "map", "from": "none", "function": "own.py:f"},
+            "asked": {"stage": "filter", "from": "none", "function": "own.py:f"},
+            "joined": {"stage": "join", "from": {"source": "mapped", "other": "clips"}},
+            "kept": {
+                "stage": "join",
+                "from": {"source": "clips", "other": "mapped"},
+                "missing": "keep",
+            },
+            "share": {"stage": "sample", "from": "asked", "share": "50%"},
+            "few": {"stage": "sample", "from": "share", "count": 3},
+            "ends": {"stage": "concat", "from": ["few", "kept"]},
+        }
+    )
+    assert world.problems == {}
+    assert {name: one.totals().samples for name, one in made.items()} == {
+        **dict.fromkeys(["none", "mapped", "asked", "joined", "share", "few"], 0),
+        "kept": 4,
+        "ends": 4,
+    }
+    assert [shard.id for shard in made["ends"].shards] == ["00000", "00001"]
