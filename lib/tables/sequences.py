@@ -93,7 +93,10 @@ def find(paths: Sequence[str], folders: str | None) -> Iterator[dict[str, Any]]:
             elif path.lower().startswith(("http://", "https://")):
                 raise TableError(f"{path}: web servers list no folders; name zips or tars of them")
             else:
-                yield from _in_folders(group, root, chosen, folders is not None)
+                rows = list(_in_folders(group, root, chosen, folders is not None))
+                if not rows:
+                    raise TableError(f"{path}: no folder of pictures fits {folders!r}")
+                yield from rows
 
 
 def _kind(found: Found) -> str | None:

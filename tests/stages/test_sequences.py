@@ -452,6 +452,11 @@ def test_sources_that_make_no_sense(bench: SequenceBench, tmp_path: Path) -> Non
     (tmp_path / "s.tar.gz").write_bytes(b"")
     with pytest.raises(tables.TableError, match="gz: sequences lie in folders, zips and uncomp"):
         bench.listed(tmp_path / "s.tar.gz")
+    in_folder(tmp_path / "d", {"s/0.png": b"0"})
+    with pytest.raises(tables.TableError, match=r"d: no folder of pictures fits 's/\*'"):
+        bench.listed(tmp_path / "d", folders="s/*")
+    with pytest.raises(tables.TableError, match=r"s: no file of .* is in this folder"):
+        bench.listed(in_folder(tmp_path / "e", {"s/notes.txt": b"0"}) / "s")
 
 
 def test_a_table_of_videos_is_no_source_of_sequences(bench: SequenceBench) -> None:
