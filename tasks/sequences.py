@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from reelmill.errors import Rejected, ShardError, StageError
 from reelmill.fetch.fetcher import Fetched, FetchFailure, FetchPolicy, fetch_iter
 from reelmill.fetch.transfer import may_pass
+from reelmill.fetch.urls import normalise
 from reelmill.media.images import picture_size
 from reelmill.sequences.frames import FRAME, Frame, Grouped, Rule
 from reelmill.sequences.members import Member, extension, is_hidden
@@ -111,7 +112,8 @@ class Sequences(Stage[SequencesParams]):
             raise StageError("sequences are made from a source of format: sequences")
         by_place: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            by_place.setdefault(row["place"], []).append(row)
+            # A row's address is one that may be fetched, and so is the place that it begins with.
+            by_place.setdefault(normalise(row["place"]), []).append(row)
         done = 0
         for place, output in self._by_place(job, by_place):
             yield from output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Final, Protocol
@@ -339,10 +339,11 @@ def _whole(member: Member, data: bytes) -> bytes:
     return data
 
 
-def _attempt(read: Any, member: Member, data: bytes) -> bytes | Rejected:
+def _attempt(
+    read: Callable[[Member, bytes], bytes], member: Member, data: bytes
+) -> bytes | Rejected:
     try:
-        found: bytes = read(member, data)
-        return found
+        return read(member, data)
     except Rejected as rejected:
         return rejected
 

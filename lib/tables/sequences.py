@@ -12,7 +12,7 @@ from urllib.parse import quote
 import pyarrow as pa
 from fsspec.utils import glob_translate
 
-from reelmill.errors import Rejected
+from reelmill.errors import Rejected, StageError
 from reelmill.sequences.members import PICTURES, Member, extension, is_hidden
 from reelmill.sequences.places import ARCHIVES, open_archive, open_file
 from reelmill.tables.files import Found, TableError, as_url, errors, locate, static_part
@@ -93,7 +93,10 @@ def find(paths: Sequence[str], folders: str | None) -> Iterator[dict[str, Any]]:
             elif path.lower().startswith(("http://", "https://")):
                 raise TableError(f"{path}: web servers list no folders; name zips or tars of them")
             else:
-                yield from _in_folders(group, root, chosen, folders is not None)
+                rows = list(_in_folders(group, root, chosen, folders is not None))
+                if not rows:
+                    raise TableError(f"{path}: no folder of pictures fits {folders!r}")
+                yield from rows
 
 
 def _kind(found: Found) -> str | None:
@@ -159,6 +162,8 @@ def _in_archive(
         except Rejected:
             # Why, the stage says of it, to which it is a reject.
             whole = False
+        except StageError as error:
+            raise TableError(str(error)) from error
     shared = {"modified": one.modified, "etag": one.etag, "archive_bytes": size}
     for name in sorted(seen):
         if seen[name].pictures:

@@ -365,6 +365,25 @@ def test_a_sequence_may_lie_in_several_folders(bench: SequenceBench, tmp_path: P
         assert sorted(frame.fields) == ["depth.npy", "left.png"], "folders are part of the field"
 
 
+def test_folders_of_any_name_and_linked_ones_are_found(
+    bench: SequenceBench, tmp_path: Path
+) -> None:
+    root = in_folder(tmp_path / "d", {"a b/Zürich #1/0.png": b"0", "_x/0.png": b"x"})
+    odd = Path(os.fsdecode(os.fsencode(root) + b"/s\xff"))
+    in_folder(odd, {"1.png": b"1"})
+    in_folder(tmp_path / "other", {"2.png": b"2"})
+    (root / "linked").symlink_to(tmp_path / "other")
+    made = {
+        sample.columns["sequence"]: next(iter(sample.fields.values()))
+        for shard in bench.sequences(root)
+        for sample in bench.samples(shard).values()
+    }
+    assert made == {"a b/Zürich #1": b"0", "s\\udcff": b"1", "linked": b"2"}
+    both = bench.sequences(f"{root}/{{linked,a b}}")
+    found = [one.columns["sequence"] for shard in both for one in bench.samples(shard).values()]
+    assert found == ["linked", "a b/Zürich #1"]
+
+
 def test_many_sequences_may_share_a_shard(
     bench: SequenceBench, tmp_path: Path, fat: dict[str, bytes]
 ) -> None:
@@ -433,6 +452,11 @@ def test_sources_that_make_no_sense(bench: SequenceBench, tmp_path: Path) -> Non
     (tmp_path / "s.tar.gz").write_bytes(b"")
     with pytest.raises(tables.TableError, match="gz: sequences lie in folders, zips and uncomp"):
         bench.listed(tmp_path / "s.tar.gz")
+    in_folder(tmp_path / "d", {"s/0.png": b"0"})
+    with pytest.raises(tables.TableError, match=r"d: no folder of pictures fits 's/\*'"):
+        bench.listed(tmp_path / "d", folders="s/*")
+    with pytest.raises(tables.TableError, match=r"s: no file of .* is in this folder"):
+        bench.listed(in_folder(tmp_path / "e", {"s/notes.txt": b"0"}) / "s")
 
 
 def test_a_table_of_videos_is_no_source_of_sequences(bench: SequenceBench) -> None:
@@ -752,6 +776,8 @@ def test_an_archive_off_the_web_is_fetched_once_for_its_sequences(
         before = len(asked)
         made = bench.make("sequences", rows, allow_private=True)
         assert len(asked) == before + 1
+        with pytest.raises(tables.TableError, match=r"^HTTP\S*zip: ValueError: Protocol not known"):
+            bench.listed(f"{url.replace('http', 'HTTP')}/fat.zip")
         with pytest.raises(tables.TableError, match="web servers list no folders"):
             bench.listed(f"{url}/{{0..2}}.png")
     (local,) = bench.listed(place, rows_per_shard=2)
