@@ -119,6 +119,35 @@ def test_what_stands_still_is_told_from_what_moves(tmp_path: Path) -> None:
     assert found.motion == pytest.approx(45 / DIAGONAL, rel=0.12)
 
 
+def test_what_moves_over_an_even_surface_moves_alone(tmp_path: Path) -> None:
+    surface = texture(14)
+
+    def draw(number: int) -> Gray:
+        even = np.full((180, 320), 90, np.uint8)
+        even[60:120, 4 * number : 4 * number + 60] = surface[60:120, :60]
+        return even
+
+    found = measure(filmed(tmp_path / "a.mp4", draw))
+    share = 60 * 60 / (320 * 180)
+    assert found.static == pytest.approx(1 - share, abs=0.1)
+    assert found.motion is not None
+    # What it covers and uncovers between two looks is seen to move, too.
+    assert 0.9 < found.motion / (share * 30 * 4 / DIAGONAL) < 1.8
+
+
+def test_faint_noise_is_no_motion(tmp_path: Path) -> None:
+    surface, rng = texture(15), np.random.default_rng(2)
+
+    def draw(number: int) -> Gray:
+        noisy = window(surface, 0) + rng.normal(0, 3, SIZE[::-1])
+        return np.clip(noisy, 0, 255).astype(np.uint8)
+
+    found = measure(filmed(tmp_path / "a.mp4", draw))
+    assert found.motion is not None
+    assert found.motion < 0.003
+    assert (found.static, found.frozen) == (1, 0)
+
+
 def test_a_cut_is_no_motion(tmp_path: Path) -> None:
     before, after = texture(4), texture(5)
     draw = lambda n: window(before if n < 22 else after, n)  # noqa: E731
