@@ -441,7 +441,7 @@ def test_optical_flow_subsampler(tmp_path: Path) -> None:
         for a, b in pairwise(grays)
     ]
     ours_alike = flow(grays[0], grays[1], FlowMethod.FARNEBACK)
-    assert np.abs(ours_alike - fields[0]).max() == 0
+    assert np.abs(ours_alike - fields[0]).max() < 1e-4
     theirs = np.linalg.norm(np.array(fields), axis=-1).mean()
     ours = measure(path).motion
     assert ours is not None
