@@ -229,6 +229,19 @@ def test_of_a_mixed_dataset_only_what_differs_is_encoded(bench: Bench, tmp_path:
     assert {(one["width"], one["height"]) for one in found.values()} == {(128, 96)}
 
 
+@pytest.mark.parametrize("encode", ["needed", "always"])
+def test_of_a_video_that_breaks_off_there_is_what_there_was(encode: str, bench: Bench) -> None:
+    data = sample("plain.mkv").read_bytes()
+    writer = ShardWriter(bench.store.backend.scratch(), pa.schema([]))
+    writer.add("a", {"mkv": data[: len(data) * 2 // 3]}, {})
+    broken = put_shard(bench.store, writer.close()).shard("00000")
+    size = {"size": {"max_side": 1000}, "fps": 30}
+    (found,) = bench.samples(made(bench, broken, video=size, encode=encode)).values()
+    held = read(found.fields["mp4"])
+    assert 45 < len(held) < 75
+    assert held == list(range(len(held)))
+
+
 def test_times_go_with_a_clock_that_begins_at_0(bench: Bench, tmp_path: Path) -> None:
     late = make_video(
         *(tmp_path / "late.mkv", 60),
