@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -34,6 +37,8 @@ Gray = NDArray[np.uint8]
 LOSSLESS = {"qp": "0", "preset": "ultrafast"}
 SIZE = (320, 180)
 DIAGONAL = math.hypot(*SIZE)
+DISPATCHED = np.show_config("dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload,index]
+"""Instructions of this CPU that numpy chooses as it runs."""
 
 
 def texture(seed: int, size: tuple[int, int] = (1400, 500), grain: float = 3.0) -> Gray:
@@ -346,6 +351,16 @@ def test_real_clips_are_what_they_look_like() -> None:
         assert one.black == 0
         assert 0.2 < one.luma < 0.8
         assert 0 <= one.overexposed < 0.2
+
+
+def test_numbers_do_not_depend_on_the_instructions_of_the_cpu(tmp_path: Path) -> None:
+    path = panned(tmp_path / "a.mp4", 2.6, fps=25, options={"crf": "23"})
+    code = "import sys; from reelmill.media.motion import measure; print(measure(sys.argv[1]))"
+    few = {"OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,AVX,FP16,SSE4.2,SSE4.1,POPCNT,SSSE3"}
+    few["NPY_DISABLE_CPU_FEATURES"] = " ".join(DISPATCHED)
+    command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
+    run = functools.partial(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert run(env={**os.environ, **few}).stdout.strip() == repr(measure(path))
 
 
 # The stage
