@@ -189,9 +189,12 @@ def _converted(params: ConvertParams, key: str, path: Path) -> Clip:
 
 def _needed(encoding: Encoding, path: Path) -> Encoding:
     """An encoding without that which a video has already, so that nothing stands in the way of a
-    copy but what would change."""
+    copy but what would change. Of a damaged video, nothing is known for sure."""
     video, audio = encoding.video, encoding.audio
-    found = describe(path)
+    try:
+        found = describe(path)
+    except Rejected:
+        return encoding
     picture = Rendering.of(path, Encoding()).picture
     own = picture.width, picture.height
     seen: dict[str, Any] = {}

@@ -98,17 +98,19 @@ class Dedup(Stage[DedupParams]):
         linked = _linked(reader, duplicates) if job.params.duplicates == "link" else {}
         with Gatherer(job.store, job.scratch) as gatherer:
             spans = gatherer.spans([(source, row) for row in rows if row["key"] not in duplicates])
-            for row in rows:
+            for done, row in enumerate(rows, 1):
                 key = row["key"]
                 if key not in duplicates:
                     yield Copied(key, next(spans), columns[key])
-                    continue
-                kept = duplicates[key]
-                about = {**columns[key], KEPT.name: kept}
-                if key in linked:
-                    yield _link(linked[key], kept, about)
                 else:
-                    yield Reject(key, "duplicate", f"the same {what} as {kept}", about)
+                    kept = duplicates[key]
+                    about = {**columns[key], KEPT.name: kept}
+                    if key in linked:
+                        yield _link(linked[key], kept, about)
+                    else:
+                        yield Reject(key, "duplicate", f"the same {what} as {kept}", about)
+                if job.watch is not None:
+                    job.watch(done, len(rows))
 
 
 def _linked(reader: ShardReader, keys: Mapping[str, str]) -> dict[str, InputSample]:

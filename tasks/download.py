@@ -167,11 +167,13 @@ class Download(Stage[DownloadParams]):
             closing(fetch_iter(requests, fetch_policy(job.params), job.scratch)) as fetched,
             closing(in_turn(fetched, keys)) as outcomes,
         ):
-            for key, outcome in outcomes:
+            for done, (key, outcome) in enumerate(outcomes, 1):
                 row = {ours: rows[key][theirs] for theirs, ours in names.items()}
                 yield _output(job.params, key, outcome, row)
                 if isinstance(outcome, Fetched):
                     outcome.close()
+                if job.watch is not None:
+                    job.watch(done, len(keys))
 
     def may_pass(self, reason: str) -> bool:
         return may_pass(reason)

@@ -65,7 +65,7 @@ Watch = Callable[[Order, int, int], object]
 def execute(order: str, watch: Watch | None = None) -> str:
     """Make the shard that an ``Order`` (as JSON) describes, unless it was made meanwhile.
 
-    Returns the ``Result`` that stands, as JSON. Stages that work sample by sample tell ``watch`` of
+    Returns the ``Result`` that stands, as JSON. Stages that go through samples tell ``watch`` of
     each, in this thread.
 
     Raises:

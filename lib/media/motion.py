@@ -34,6 +34,11 @@ second or third frame, and films at 24 a second come in videos of 30: neighbours
 STILL: Final = Fraction(1, 100)
 """Diagonals a second below which a pixel stands still."""
 
+CHANGE: Final = Fraction(1, 2)
+AROUND: Final = 9
+"""Mean difference of luma, in a square of so many pixels of the small picture, below which nothing
+has moved in its middle: flow spreads from edges over even surfaces, and sees it in faint noise."""
+
 BLACK_PIXEL: Final = 25
 """Luma up to which a pixel is black: a tenth of the range, as FFmpeg's ``blackdetect`` has it."""
 
@@ -82,7 +87,8 @@ class Motion:
             for a smaller copy, for one turned upright and for one of another rate. None where no
             two frames of a scene can be compared.
         motion_max: the same of the pair of frames in which most moves.
-        static: share of pixels that move by less than ``STILL``; None as for ``motion``.
+        static: share of pixels that move by less than ``STILL``, or around which nothing changes;
+            None as for ``motion``.
         luma: the mean, and of the darkest and of the brightest frame.
         contrast: standard deviation of luma within a frame.
         sharpness: variance of the Laplacian of luma from 0 to 255; the less, the more blurred.
@@ -350,6 +356,7 @@ class _Pairs:
     def _pair(self, first: tuple[int, int, Gray], second: tuple[int, int, Gray]) -> _Pair:
         seconds = (second[1] - first[1]) * self._tick
         steps = self._steps(flow(first[2], second[2], FlowMethod.DIS_ULTRAFAST))
+        steps[~_changed(first[2], second[2])] = 0
         still = int(np.count_nonzero(steps < math.ceil(STILL * seconds * _STEPS)))
         speed = Fraction(int(steps.sum()), steps.size * _STEPS) / seconds
         return _Pair(first[0], second[0], speed, Fraction(still, steps.size))
@@ -365,6 +372,13 @@ class _Pairs:
 def _difference(before: Gray | None, now: Gray) -> int:
     """The sum of the differences of all pixels; 0 if there is nothing to compare with."""
     return 0 if before is None else int(cv2.norm(before, now, cv2.NORM_L1))
+
+
+def _changed(before: Gray, now: Gray) -> NDArray[np.bool_]:
+    """Around which pixels there is any change to be seen."""
+    square = (AROUND, AROUND)
+    sums = cv2.boxFilter(cv2.absdiff(before, now), cv2.CV_16U, square, normalize=False)
+    return np.asarray(sums >= math.ceil(CHANGE * AROUND**2))
 
 
 def _variance(picture: Gray) -> Fraction:

@@ -49,8 +49,12 @@ def _shown(build: Build) -> list[str]:
 
 def test_samples_of_a_shard_are_counted_while_it_is_made(build: Build) -> None:
     seen: list[list[str]] = []
+    fetched: list[tuple[int, int]] = []
 
     def watch(task: Order, done: int, total: int) -> None:
+        if task.dataset == "videos":
+            fetched.append((done, total))
+            return
         build.hear(task.dataset, task.shard, done, total)
         build.hear(task.dataset, "00099", 5, 9)
         seen.append(_shown(build))
@@ -59,7 +63,7 @@ def test_samples_of_a_shard_are_counted_while_it_is_made(build: Build) -> None:
         return await asyncio.to_thread(execute, order, watch)
 
     asyncio.run(drive(build, submit, window=lambda: 2, run="here", stop=Stop()))
-    # Download does not work sample by sample, so that it is the two videos that are heard of.
+    assert fetched == [(1, 3), (2, 3), (3, 3)], "one of which is a reject"
     assert len(seen) == 2
     for done, (screen, brief, page) in enumerate(seen, 1):
         assert f"1 running: {done} of 2 samples" in screen
@@ -79,9 +83,9 @@ class _Worker:
         self.events.append((topic, message))
 
 
-@pytest.mark.parametrize(("seconds", "told"), [(0.0, [1, 2]), (1e9, [])])
+@pytest.mark.parametrize(("seconds", "told"), [(0.0, [("videos", 3), ("clips", 2)]), (1e9, [])])
 def test_a_worker_tells_now_and_then(
-    build: Build, monkeypatch: pytest.MonkeyPatch, seconds: float, told: list[int]
+    build: Build, monkeypatch: pytest.MonkeyPatch, seconds: float, told: list[tuple[str, int]]
 ) -> None:
     worker = _Worker()
     monkeypatch.setattr("distributed.get_worker", lambda: worker)
@@ -93,6 +97,10 @@ def test_a_worker_tells_now_and_then(
         return made[-1]
 
     asyncio.run(drive(build, submit, window=lambda: 1, run="here", stop=Stop()))
-    about = {"run": "here", "dataset": "clips", "shard": "00000", "of": 2}
-    assert worker.events == [(at_worker.SAMPLES, {**about, "done": done}) for done in told]
+    about = {"run": "here", "shard": "00000"}
+    assert worker.events == [
+        (at_worker.SAMPLES, {**about, "dataset": dataset, "of": total, "done": done})
+        for dataset, total in told
+        for done in range(1, total + 1)
+    ]
     assert len(made) == 2

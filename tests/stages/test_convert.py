@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pytest
+import scenedetect
 from pydantic import ValidationError
 
 from reelmill.digest import sha256
@@ -21,6 +22,7 @@ from reelmill.errors import StageError
 from reelmill.media.cut import Clip, CutFailure, Encoding, Video, cut_spans
 from reelmill.media.decode import frames
 from reelmill.media.ffmpeg import ffmpeg_exe
+from reelmill.media.flow import FlowMethod, flow
 from reelmill.media.motion import measure
 from reelmill.media.probe import packet_table, probe
 from reelmill.shards.reader import Sample, ShardReader
@@ -31,7 +33,7 @@ from reelmill.tasks.contract import key_params
 from reelmill.tasks.convert import ConvertParams
 
 from .media_samples import REAL, make_video, number_of, numbers, sample, x264
-from .test_motion import panned
+from .test_motion import filmed, panned, texture, window
 from .test_stages import Bench, fixed
 
 
@@ -227,6 +229,19 @@ def test_of_a_mixed_dataset_only_what_differs_is_encoded(bench: Bench, tmp_path:
     assert {(one["width"], one["height"]) for one in found.values()} == {(128, 96)}
 
 
+@pytest.mark.parametrize("encode", ["needed", "always"])
+def test_of_a_video_that_breaks_off_there_is_what_there_was(encode: str, bench: Bench) -> None:
+    data = sample("plain.mkv").read_bytes()
+    writer = ShardWriter(bench.store.backend.scratch(), pa.schema([]))
+    writer.add("a", {"mkv": data[: len(data) * 2 // 3]}, {})
+    broken = put_shard(bench.store, writer.close()).shard("00000")
+    size = {"size": {"max_side": 1000}, "fps": 30}
+    (found,) = bench.samples(made(bench, broken, video=size, encode=encode)).values()
+    held = read(found.fields["mp4"])
+    assert 45 < len(held) < 75
+    assert held == list(range(len(held)))
+
+
 def test_times_go_with_a_clock_that_begins_at_0(bench: Bench, tmp_path: Path) -> None:
     late = make_video(
         *(tmp_path / "late.mkv", 60),
@@ -414,6 +429,22 @@ def test_clipping_subsampler(source: Path, bench: Bench) -> None:
     assert np.abs(_middle(clip.fields["mp4"]) - _middle(found)).mean() < 4
 
 
+def test_cut_detection_subsampler(tmp_path: Path, bench: Bench) -> None:
+    scenes = [texture(1) // 3, 255 - texture(2) // 3, texture(3) // 3]
+    path = filmed(tmp_path / "scenes.mp4", lambda n: window(scenes[n // 25], n), 75)
+    video = scenedetect.open_video(str(path))
+    manager = scenedetect.SceneManager()
+    manager.add_detector(scenedetect.ContentDetector(threshold=27, min_scene_len=15))
+    manager.auto_downscale, manager.downscale = False, video.frame_size[0] // 64
+    manager.detect_scenes(video=video)
+    av.logging.set_level(None)  # which PySceneDetect may have turned on
+    theirs = [start.frame_num for start, _ in manager.get_scene_list(start_in_scene=True)]
+    asked = {"threshold": 27, "min_scene": "0.5s", "min_seconds": 0}
+    clips = bench.samples(bench.make("split", bench.videos(path), method="scenes", **asked))
+    found = sorted(clip.columns["start_frame"] for clip in clips.values())
+    assert found == theirs == [0, 25, 50]
+
+
 def test_optical_flow_subsampler(tmp_path: Path) -> None:
     """Its metric is the mean length of Farneback's flow, in pixels a frame."""
     path = panned(tmp_path / "pan.mp4", 3)
@@ -422,6 +453,8 @@ def test_optical_flow_subsampler(tmp_path: Path) -> None:
         cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
         for a, b in pairwise(grays)
     ]
+    ours_alike = flow(grays[0], grays[1], FlowMethod.FARNEBACK)
+    assert np.abs(ours_alike - fields[0]).max() < 1e-4
     theirs = np.linalg.norm(np.array(fields), axis=-1).mean()
     ours = measure(path).motion
     assert ours is not None

@@ -267,6 +267,17 @@ def test_who_loses_the_race_for_a_survey_goes_on_with_the_winners(
     assert len(list(surveys_in(local))) == 1
 
 
+def test_progress_is_told_of_every_sample(local: World) -> None:
+    local.grow("abc", "xab")
+    node = Node("unique", get_stage("dedup"), _params(), {"source": "videos"})
+    todos = Planner([node], {"videos": local.videos}).start()
+    orders = [local.order(todo, _params()) for todo in todos]
+    told: list[tuple[int, int]] = []
+    for order in orders:
+        execute(order, lambda _, done, total: told.append((done, total)))
+    assert told == [(1, 3), (2, 3), (3, 3)], "a tar that is taken over has no samples to go through"
+
+
 def surveys_in(world: World) -> Iterator[Blob]:
     for entry in world.store.backend.list("actions/sha256/"):
         record = world.store.record(Path(entry.name).stem)

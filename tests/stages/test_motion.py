@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Callable
 from fractions import Fraction
 from itertools import pairwise
@@ -34,6 +37,8 @@ Gray = NDArray[np.uint8]
 LOSSLESS = {"qp": "0", "preset": "ultrafast"}
 SIZE = (320, 180)
 DIAGONAL = math.hypot(*SIZE)
+DISPATCHED = np.show_config("dicts")["SIMD Extensions"]["found"]  # type: ignore[call-overload,index]
+"""Instructions of this CPU that numpy chooses as it runs."""
 
 
 def texture(seed: int, size: tuple[int, int] = (1400, 500), grain: float = 3.0) -> Gray:
@@ -117,6 +122,35 @@ def test_what_stands_still_is_told_from_what_moves(tmp_path: Path) -> None:
     found = measure(filmed(tmp_path / "half.mp4", draw))
     assert found.static == pytest.approx(0.5, abs=0.06)
     assert found.motion == pytest.approx(45 / DIAGONAL, rel=0.12)
+
+
+def test_what_moves_over_an_even_surface_moves_alone(tmp_path: Path) -> None:
+    surface = texture(14)
+
+    def draw(number: int) -> Gray:
+        even = np.full((180, 320), 90, np.uint8)
+        even[60:120, 4 * number : 4 * number + 60] = surface[60:120, :60]
+        return even
+
+    found = measure(filmed(tmp_path / "a.mp4", draw))
+    share = 60 * 60 / (320 * 180)
+    assert found.static == pytest.approx(1 - share, abs=0.1)
+    assert found.motion is not None
+    # What it covers and uncovers between two looks is seen to move, too.
+    assert 0.9 < found.motion / (share * 30 * 4 / DIAGONAL) < 1.8
+
+
+def test_faint_noise_is_no_motion(tmp_path: Path) -> None:
+    surface, rng = texture(15), np.random.default_rng(2)
+
+    def draw(number: int) -> Gray:
+        noisy = window(surface, 0) + rng.normal(0, 3, SIZE[::-1])
+        return np.clip(noisy, 0, 255).astype(np.uint8)
+
+    found = measure(filmed(tmp_path / "a.mp4", draw))
+    assert found.motion is not None
+    assert found.motion < 0.003
+    assert (found.static, found.frozen) == (1, 0)
 
 
 def test_a_cut_is_no_motion(tmp_path: Path) -> None:
@@ -317,6 +351,16 @@ def test_real_clips_are_what_they_look_like() -> None:
         assert one.black == 0
         assert 0.2 < one.luma < 0.8
         assert 0 <= one.overexposed < 0.2
+
+
+def test_numbers_do_not_depend_on_the_instructions_of_the_cpu(tmp_path: Path) -> None:
+    path = panned(tmp_path / "a.mp4", 2.6, fps=25, options={"crf": "23"})
+    code = "import sys; from reelmill.media.motion import measure; print(measure(sys.argv[1]))"
+    few = {"OPENCV_CPU_DISABLE": "AVX512_SKX,AVX2,AVX,FP16,SSE4.2,SSE4.1,POPCNT,SSSE3"}
+    few["NPY_DISABLE_CPU_FEATURES"] = " ".join(DISPATCHED)
+    command = [sys.executable, "-W", "ignore", "-c", code, str(path)]
+    run = functools.partial(subprocess.run, command, capture_output=True, text=True, check=True)
+    assert run(env={**os.environ, **few}).stdout.strip() == repr(measure(path))
 
 
 # The stage
