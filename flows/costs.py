@@ -264,8 +264,9 @@ class _Past:
         self, stage: Stage[Any], results: Sequence[tuple[str, Result]], inputs: Sequence[Shard]
     ) -> Iterator[Made]:
         by_index = {shard.index.digest: shard for shard in inputs} if results else {}
-        # The last were made last.
-        for key, result in results[-_ENOUGH:]:
+        # From all over, since those that lie together were made under the same load.
+        step = max(1, len(results) // _ENOUGH)
+        for key, result in results[::-1][::step][:_ENOUGH]:
             record = self._store.record(key)
             took = record and record.how.get("milliseconds")
             if record is None or not isinstance(took, int):
