@@ -95,7 +95,8 @@ class _Form(BaseModel):
         schema = handler(core_schema)
         model = handler.resolve_ref_schema(schema)
         _tidy_all(model, cls, handler)
-        model["required"] = ["stage"]
+        required = [key for key in model.get("required", ()) if key != "stage"]
+        model["required"] = ["stage", *required]
         return schema
 
 
