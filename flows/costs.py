@@ -95,7 +95,9 @@ def costs(build: Build, where: Profile) -> dict[str, Cost]:
                 more = _outputs(stage, params, waiting) if count is None else None
                 count = count if more is None else len(todos) + more
         evidence = past.of(name, stage, params) if count != 0 else None
-        one = estimate(count, amount, evidence, conserves=stage.conserves, known=sure, rough=rough)
+        # Where a stage leaves out what it was asked to, who knows how much that is.
+        keeps = stage.conserves and not stage.intended
+        one = estimate(count, amount, evidence, conserves=keeps, known=sure, rough=rough)
         workers = _workers(where, on_gpu="GPU" in stage.needs(params))
         found[name] = Cost(
             estimate=one,
