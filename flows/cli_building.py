@@ -76,8 +76,7 @@ def plan(
 ) -> None:
     """Show what a build would make, why each shard is not there yet, and what that would cost.
 
-    Times rest on what the same stages took before, in this store, and are for the workers of
-    --profile.
+    Times rest on earlier work of the same stages in this store, for the workers of --profile.
     """
     from reelmill.flows.plan import make_plan, plan_json, show_plan
     from reelmill.flows.profile import load_profile
@@ -189,7 +188,7 @@ def retry(
 @app.command(rich_help_panel=BUILDING)
 def derive(
     dataset: Annotated[
-        str | None, typer.Argument(metavar="[NAME]", help="What the new dataset is called.")
+        str | None, typer.Argument(metavar="NAME", help="What the new dataset is called.")
     ] = None,
     parents: Annotated[
         list[str] | None,
@@ -239,7 +238,9 @@ def derive(
 
     reelmill derive triplets --from clips@latest --stage frames --set count=3 --set stride=2
 
-    reelmill derive small --from clips@v1 --stage split --set video.codec=av1 --set fps=12
+    reelmill derive small --from clips@v1 --stage split --set video.codec=av1
+
+    reelmill derive cuts --from videos --from scenes=scenes@v1 --stage split
 
     reelmill derive flow --from triplets --stage flow --dry-run
 

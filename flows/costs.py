@@ -77,39 +77,47 @@ def costs(build: Build, where: Profile) -> dict[str, Cost]:
     past = _Past(build)
     found: dict[str, Cost] = {}
     for name in build.names:
-        dataset = build.recipe.datasets[name]
-        stage, params = get_stage(dataset.stage), dataset.params
-        assert isinstance(params, Params)
-        todos = [todo for todo in build.missing if todo.dataset == name]
-        amount: Volume | None = _ready(build, stage, todos)
-        count, sure, rough = _count(build, name), True, False
-        if count != len(todos):
-            waiting = _waiting(build, name, found)
-            parents = [found[p] for p in dataset.inputs.values() if p in found]
-            sure = all(parent.estimate.exact for parent in parents)
-            rough = any(parent.estimate.rough for parent in parents)
-            if waiting is None or amount is None:
-                amount = None
-            else:
-                amount += _taken(stage, waiting)
-                more = _outputs(stage, params, waiting) if count is None else None
-                count = count if more is None else len(todos) + more
-        evidence = past.of(name, stage, params) if count != 0 else None
-        one = estimate(count, amount, evidence, conserves=stage.conserves, known=sure, rough=rough)
-        workers = _workers(where, on_gpu="GPU" in stage.needs(params))
-        found[name] = Cost(
-            estimate=one,
-            reads=_reads(one),
-            at_most=isinstance(stage, SampleStage) and stage.reads is not None,
-            workers=workers,
-            seconds=on_workers(one.busy, count, workers)
-            if one.busy and count is not None and workers
-            else None,
-        )
+        found[name] = _cost(build, name, found, past, where)
     return found
 
 
-def whole(found: Mapping[str, Cost], where: Profile) -> Time | None:
+def _cost(build: Build, name: str, found: Mapping[str, Cost], past: _Past, where: Profile) -> Cost:
+    dataset = build.recipe.datasets[name]
+    stage, params = get_stage(dataset.stage), dataset.params
+    assert isinstance(params, Params)
+    todos = [todo for todo in build.missing if todo.dataset == name]
+    ready = _ready(build, stage, todos)
+    amount: Volume | None = ready
+    count, sure, rough = _count(build, name), True, False
+    if count != len(todos):
+        waiting = _waiting(build, name, found)
+        parents = [found[parent] for parent in dataset.inputs.values() if parent in found]
+        sure = all(parent.estimate.exact for parent in parents)
+        rough = any(parent.estimate.rough for parent in parents)
+        if waiting is None:
+            amount = None
+        else:
+            amount = ready + _taken(stage, waiting)
+            more = _outputs(stage, params, waiting) if count is None else None
+            count = count if more is None else len(todos) + more
+    evidence = past.of(name, stage, params) if count != 0 else None
+    # Where a stage leaves out what it was asked to, who knows how much that is.
+    keeps = stage.conserves and not stage.intended
+    one = estimate(count, amount, evidence, conserves=keeps, known=sure, rough=rough)
+    workers = _workers(where, on_gpu="GPU" in stage.needs(params))
+    seconds = None
+    if one.busy is not None and count is not None and workers is not None:
+        seconds = on_workers(one.busy, count, workers)
+    return Cost(
+        estimate=one,
+        reads=_reads(one),
+        at_most=isinstance(stage, SampleStage) and stage.reads is not None,
+        workers=workers,
+        seconds=seconds,
+    )
+
+
+def whole(found: Mapping[str, Cost]) -> Time | None:
     """How long a build takes, if that is known of each dataset that has shards to make."""
     parts = [cost for cost in found.values() if cost.estimate.shards != 0]
     if not parts or any(cost.seconds is None for cost in parts):
@@ -264,8 +272,9 @@ class _Past:
         self, stage: Stage[Any], results: Sequence[tuple[str, Result]], inputs: Sequence[Shard]
     ) -> Iterator[Made]:
         by_index = {shard.index.digest: shard for shard in inputs} if results else {}
-        # The last were made last.
-        for key, result in results[-_ENOUGH:]:
+        # From all over, since those that lie together were made under the same load.
+        step = max(1, len(results) // _ENOUGH)
+        for key, result in results[::-1][::step][:_ENOUGH]:
             record = self._store.record(key)
             took = record and record.how.get("milliseconds")
             if record is None or not isinstance(took, int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -95,7 +96,8 @@ class _Form(BaseModel):
         schema = handler(core_schema)
         model = handler.resolve_ref_schema(schema)
         _tidy_all(model, cls, handler)
-        model["required"] = ["stage"]
+        required = [key for key in model.get("required", ()) if key != "stage"]
+        model["required"] = ["stage", *required]
         return schema
 
 
@@ -106,6 +108,9 @@ def _tidy_all(
     within: tuple[type[BaseModel], ...] = (),
 ) -> None:
     """Tidy the fields of a model, and of the models within them, such as ``video.size``."""
+    fields = {name: field_key(name, info) for name, info in model.model_fields.items()}
+    order = sorted(fields, key=lambda name: _depth(model, name))
+    schema["properties"] = {fields[name]: schema["properties"][fields[name]] for name in order}
     for name, info in model.model_fields.items():
         key = field_key(name, info)
         shown = schema["properties"][key]
@@ -115,8 +120,15 @@ def _tidy_all(
             group = handler.resolve_ref_schema({"$ref": ref})
             one = inner.get(group.get("title", ""))
             if one is not None and one not in within:
+                group["title"] = one.__name__.partition("[")[0]
                 _tidy_all(group, one, handler, (*within, model, one))
         _tidy(shown, info, handler)
+
+
+def _depth(model: type[BaseModel], name: str) -> int:
+    """How far up a field was defined: what is a model's own comes before what it shares."""
+    owners = (n for n, one in enumerate(model.__mro__) if name in inspect.get_annotations(one))
+    return next(owners, len(model.__mro__))
 
 
 def field_key(name: str, info: FieldInfo) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reelmill.dataset import Version
-from reelmill.errors import NotFoundError, ReelmillError
+from reelmill.errors import NotFoundError, RecipeError, ReelmillError
 from reelmill.flows.derivation import Asked, derivable, field_key
 from reelmill.recipe_text import inline
 from reelmill.store.model import Action
@@ -39,14 +39,22 @@ def asked_for(version: Version) -> Asked:
     plain = tuple(ref.parents) == roles[:1]
     parents = tuple(label if plain else f"{role}={label}" for role, label in ref.parents.items())
     asked = Asked(version.name, parents, stage, tuple(_overrides(action)))
-    dataset = asked.recipe(version.store.url).datasets[version.name]
-    assert isinstance(dataset.params, Params)
-    if key_params(dataset.params) != action.params or action.salt:
+    if action.salt or not _comes_to(asked, version, action):
         raise ReelmillError(
-            f"{version} cannot be derived again: stage {stage} has other parameters now, or a "
-            "recipe gave it a salt"
+            f"{version}: no command says how it was made: stage {stage} has other parameters now, "
+            "it used a file of its own, or a recipe gave it a salt"
         )
     return asked
+
+
+def _comes_to(asked: Asked, version: Version, action: Action) -> bool:
+    """Whether what is asked for has the parameters of an action."""
+    try:
+        dataset = asked.recipe(version.store.url).datasets[version.name]
+    except RecipeError:
+        return False
+    assert isinstance(dataset.params, Params)
+    return key_params(dataset.params) == action.params
 
 
 def _action(version: Version) -> Action | None:

@@ -56,7 +56,7 @@ def make_plan(
         outlook=foresee(build),
         checks=Counter(one.version.name for one in due),
         costs=found,
-        seconds=whole(found, where),
+        seconds=whole(found),
     )
 
 

@@ -156,6 +156,8 @@ class Saving:
         needed = [role for role in stage.roles if role not in stage.optional]
         if list(inputs) == needed and len(needed) == 1 and not stage.open:
             return inputs[needed[0]]
+        if not stage.roles and all(role == name for role, name in inputs.items()):
+            return list(inputs)
         return dict(inputs)
 
     def _plain_inputs(self) -> Any:

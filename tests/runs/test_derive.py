@@ -311,6 +311,11 @@ def test_a_recipe_in_which_it_cannot_be_is_refused(
     assert line in str(error)
 
 
+def test_what_is_no_derived_dataset_has_no_command(kept: Project) -> None:
+    words = ["show", "urls", "--command", "--store", str(kept.folder / "store")]
+    assert "nothing in the store says with which" in str(CliRunner().invoke(app, words).exception)
+
+
 def test_a_python_recipe_is_told_what_to_add(kept: Project) -> None:
     path = kept.folder / "recipe.py"
     path.write_text("recipe = {}")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.utilities.schema_tools.validation import build_error_obj, validate
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from reelmill.flows.build import build_flow
 from reelmill.flows.derivation import choices
@@ -44,6 +44,19 @@ FORMS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(STAGES, SCHEMA),
     "various": various_flow.parameters.model_dump(),
 }
+PARAMS = {**{stage: Stages()[stage].params for stage in STAGES}, "various": VARIOUS}
+
+
+def _is_enough(params: type[Params]) -> bool:
+    """Whether a stage can do without a parameter."""
+    try:
+        params()
+    except ValidationError:
+        return False
+    return True
+
+
+DEFAULTED = [stage for stage, params in PARAMS.items() if _is_enough(params)]
 MAKES: dict[str, Any] = {**dict.fromkeys(STAGES, Make), "various": Various}
 
 
@@ -101,9 +114,8 @@ def test_every_field_can_be_drawn_and_says_what_it_is(stage: str) -> None:
     model = FORMS[stage]["definitions"][stage]
     for name, field in model["properties"].items():
         check(name, field)
-    assert model["required"] == ["stage"]
-    first = min(model["properties"], key=lambda name: model["properties"][name].get("position", 0))
-    assert first == "stage"
+    needed = {name for name, info in PARAMS[stage].model_fields.items() if info.is_required()}
+    assert set(model["required"]) == {"stage", *needed}
 
 
 def test_fields_within_groups_can_be_drawn_too() -> None:
@@ -131,13 +143,23 @@ def test_what_may_be_left_out_stays_unset_whatever_it_would_hold() -> None:
     assert fields["steps"]["items"]["anyOf"] == [{"$ref": crop}, {"$ref": pad}]
 
 
-@pytest.mark.parametrize("stage", FORMS)
+def test_own_fields_come_before_those_that_stages_share() -> None:
+    form = FORMS["various"]["definitions"]
+    names = list(form["various"]["properties"])
+    assert names[:3] == ["stage", "function", "with"]
+    assert names[-1] == "width"
+    assert (
+        form[form["various"]["properties"]["inner"]["$ref"].rpartition("/")[2]]["title"] == "Sides"
+    )
+
+
+@pytest.mark.parametrize("stage", DEFAULTED)
 def test_what_a_form_fills_in_by_itself_means_the_defaults(stage: str) -> None:
     needed = NEEDED.get(stage, {})
     values = {**defaults(stage), **needed}
     assert refused(submitted(**values)) == {}
     filled = TypeAdapter(MAKES[stage]).validate_python(values)
-    plain = VARIOUS() if stage == "various" else Stages()[stage].params(**needed)
+    plain = PARAMS[stage](**needed)
     assert key_params(filled) == {**key_params(plain), "stage": stage}
 
 

@@ -8,7 +8,7 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
@@ -88,10 +88,18 @@ class Pad(Params):
     colour: str = Field("black", description="of the border")
 
 
+T = TypeVar("T")
+
 Fit = Annotated[Crop | Pad, Field(discriminator="kind")]
 
 
-class VariousParams(Params):
+class Sides(Params, Generic[T]):
+    """Parameters that several stages share."""
+
+    width: T | None = Field(None, description="of what comes out")
+
+
+class VariousParams(Sides[int]):
     """Parameters of every shape that a form must draw."""
 
     model_config = ConfigDict(validate_by_name=True, validate_by_alias=True)
@@ -102,6 +110,7 @@ class VariousParams(Params):
     fields: tuple[str, ...] = Field((), description="what it reads")
     some: tuple[str, ...] | None = Field(None, description="what it reads instead")
     border: Pad | None = Field(None, description="around each")
+    inner: Sides[int] = Field(Sides[int](width=8), description="of what is within")
     fit: Fit = Field(Crop(), description="how each gets its size")
     refit: Fit | None = Field(None, description="how each gets another size")
     steps: tuple[Fit, ...] = Field((), description="what is done in turn")
