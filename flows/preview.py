@@ -15,6 +15,8 @@ from reelmill.errors import ReelmillError, Rejected
 from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
 from reelmill.media.flow import decode_kitti, decode_npy
 from reelmill.media.images import decode_image
+from reelmill.media.packets import read_packets
+from reelmill.media.probe import open_media, video_stream
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
 from reelmill.shards.reader import Sample
@@ -84,7 +86,7 @@ def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     shown = pictures_of(sample.fields)
     flows = sorted(field for field in sample.fields if ".flow." in field)
     if not shown and not flows:
-        return _of_clip(video_of(sample.fields)), []
+        return clip_pictures(video_of(sample.fields)), []
     stills = [(decode_image(sample.fields[field]), f"{number}") for number, field in shown]
     moves = [
         (_flow_of(field, sample.fields[field]), f"{int(field[:6])} to {int(field[:6]) + 1}")
@@ -98,15 +100,25 @@ def _flow_of(field: str, data: bytes) -> RGB:
     return flow_picture(decode_npy(data) if field.endswith(".npy") else decode_kitti(data)[0])
 
 
-def _of_clip(video: bytes) -> list[RGB]:
-    """A few pictures spread over a clip, each shrunk as it is decoded."""
+def clip_pictures(video: bytes) -> list[RGB]:
+    """A few pictures spread over a clip; of a damaged one, those before it breaks off."""
+    with open_media(video) as container:
+        [table] = read_packets(container, [video_stream(container)])
+    count = len(table.shown)
+    places = {(2 * i + 1) * count // (2 * _PER_CLIP) for i in range(_PER_CLIP)}
     small = []
-    for frame in frames(video):
-        width, height = upright_size(frame)
-        side = Resize(min_side=min(_HEIGHT, width, height))
-        small.append(to_rgb(frame, resized(width, height, side)))
-    places = [(2 * i + 1) * len(small) // (2 * _PER_CLIP) for i in range(_PER_CLIP)]
-    return [small[place] for place in dict.fromkeys(places)]
+    for number, frame in enumerate(frames(video)):
+        if number in places:
+            small.append(_shrunk(frame))
+        if number == max(places):
+            break
+    return small or [_shrunk(frame)]
+
+
+def _shrunk(frame: Any) -> RGB:
+    width, height = upright_size(frame)
+    side = Resize(min_side=min(_HEIGHT, width, height))
+    return to_rgb(frame, resized(width, height, side))
 
 
 def _caption(sample: Sample, about: Mapping[str, Any]) -> str:
