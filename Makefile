@@ -13,8 +13,12 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 demo: $(VENV)/.user
 	$(BIN)/reelmill demo demo
 
+# Images often forbid Python to keep what it compiled; then each of some hundred processes of the
+# tests would compile Reelmill, and pytest its tests. tests/runs come first: a file of theirs that
+# began last would keep one process busy while the others have nothing left to do.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev lint types
-	$(BIN)/python -m pytest -n 3 --dist loadfile
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -90,10 +90,12 @@ class Page:
         """
         with courier() as events:
             async with get_client() as client:
-                at_work = [
-                    asyncio.ensure_future(self._keep_fresh(client)),
-                    asyncio.ensure_future(self._keep_delivering(client, events)),
-                ]
+                # Tasks keep the settings that they begin with.
+                with _without_retries():
+                    at_work = [
+                        asyncio.ensure_future(self._keep_fresh(client)),
+                        asyncio.ensure_future(self._keep_delivering(client, events)),
+                    ]
                 try:
                     yield self
                 finally:
@@ -104,24 +106,22 @@ class Page:
                         await self._close(client, events)
 
     async def _keep_fresh(self, client: PrefectClient) -> None:
-        with _without_retries():
-            while True:
-                if not self._lost:
-                    with self._noting():
-                        if await cancel_is_asked(client, self._flow_run):
-                            self._stop.set()
-                        await self._refresh(client)
-                self._tell()
-                await asyncio.sleep(AWAY_SECONDS if self._away else REFRESH_SECONDS)
+        while True:
+            if not self._lost:
+                with self._noting():
+                    if await cancel_is_asked(client, self._flow_run):
+                        self._stop.set()
+                    await self._refresh(client)
+            self._tell()
+            await asyncio.sleep(AWAY_SECONDS if self._away else REFRESH_SECONDS)
 
     async def _keep_delivering(self, client: PrefectClient, events: Courier) -> None:
-        with _without_retries():
-            while True:
-                await asyncio.sleep(DELIVERY_SECONDS)
-                # A server that comes back is asked first whether it still knows the flow run.
-                if not (self._away or self._lost):
-                    with self._noting():
-                        await events.deliver(client)
+        while True:
+            await asyncio.sleep(DELIVERY_SECONDS)
+            # A server that comes back is asked first whether it still knows the flow run.
+            if not (self._away or self._lost):
+                with self._noting():
+                    await events.deliver(client)
 
     @contextlib.contextmanager
     def _noting(self) -> Iterator[None]:

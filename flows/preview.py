@@ -14,6 +14,8 @@ from reelmill.errors import ReelmillError, Rejected
 from reelmill.media.decode import frames, to_rgb, upright_size
 from reelmill.media.flow import decode_kitti, decode_npy
 from reelmill.media.images import decode_depth, decode_image
+from reelmill.media.packets import read_packets
+from reelmill.media.probe import open_media, video_stream
 from reelmill.media.size import Sizing
 from reelmill.report.depth import depth_picture
 from reelmill.report.sheet import SheetRow, contact_sheet
@@ -91,7 +93,7 @@ def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     stills = stills_of(sample.fields)
     numbered = any(still.number is not None for still in stills)
     if not flows and not numbered and not set(VIDEO).isdisjoint(sample.fields):
-        return _of_clip(video_of(sample.fields)), []
+        return clip_pictures(video_of(sample.fields)), []
     shown = [(still.number or 0, _label(still), still.field) for still in stills]
     moves = [
         (int(field[:6]), f"{int(field[:6])} to {int(field[:6]) + 1}", field) for field in flows
@@ -122,11 +124,19 @@ def _flow_of(field: str, data: bytes) -> RGB:
     return flow_picture(decode_npy(data) if field.endswith(".npy") else decode_kitti(data)[0])
 
 
-def _of_clip(video: bytes) -> list[RGB]:
-    """A few pictures spread over a clip, each shrunk as it is decoded."""
-    small = [to_rgb(frame, _SMALL.fit(*upright_size(frame)).scaled) for frame in frames(video)]
-    places = [(2 * i + 1) * len(small) // (2 * _PER_CLIP) for i in range(_PER_CLIP)]
-    return [small[place] for place in dict.fromkeys(places)]
+def clip_pictures(video: bytes) -> list[RGB]:
+    """A few pictures spread over a clip; of a damaged one, those before it breaks off."""
+    with open_media(video) as container:
+        [table] = read_packets(container, [video_stream(container)])
+    count = len(table.shown)
+    places = {(2 * i + 1) * count // (2 * _PER_CLIP) for i in range(_PER_CLIP)}
+    small = []
+    for number, frame in enumerate(frames(video)):
+        if number in places:
+            small.append(to_rgb(frame, _SMALL.fit(*upright_size(frame)).scaled))
+        if number == max(places):
+            break
+    return small or [to_rgb(frame, _SMALL.fit(*upright_size(frame)).scaled)]
 
 
 def _caption(sample: Sample, about: Mapping[str, Any]) -> str:

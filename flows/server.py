@@ -30,6 +30,10 @@ _EMBEDDED = {
     "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "false",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "false",
+    # To offer all kinds of blocks a server imports each collection there is: a quarter of its
+    # start, and of no use to a build. A server that people start themselves still does.
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "false",
     # Batches cut the server's CPU per task run by more than half.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "200",
@@ -42,6 +46,8 @@ _EMBEDDED = {
 _SCHEDULING = {
     "PREFECT_SERVER_SERVICES_SCHEDULER_ENABLED": "true",
     "PREFECT_SERVER_SERVICES_LATE_RUNS_ENABLED": "true",
+    "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "true",
+    "PREFECT_SERVER_MEMOIZE_BLOCK_AUTO_REGISTRATION": "true",
     # In memory, where they are else, the place that a run takes in its deployment is lost with the
     # server, and no other run would ever get it.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": (

@@ -7,7 +7,6 @@ import random
 import signal
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -32,15 +31,17 @@ datasets:
 KILLS = 10
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def table(web: str, demo_media: Path) -> list[str]:
     listed = sorted(path.name for path in demo_media.glob("*.mp4") if path.name != "damaged.mp4")
     return [f"{web}/{name}" for name in listed[:8]]
 
 
-@pytest.fixture
-def undisturbed(make_project: Callable[[], Project], table: list[str]) -> dict[str, str]:
-    project = make_project()
+@pytest.fixture(scope="module")
+def undisturbed(
+    tmp_path_factory: pytest.TempPathFactory, prefect_url: str, table: list[str]
+) -> dict[str, str]:
+    project = Project(tmp_path_factory.mktemp("undisturbed"), prefect_url)
     project.write(RECIPE, table)
     return dict(project.build_here().versions)
 
