@@ -135,6 +135,7 @@ class Convert(SampleStage[ConvertParams]):
     conserves = True
     memory = 600_000_000  # most of it an encoder's, for each output
     reads = None
+    works_on = VIDEO
 
     def tools(self, params: ConvertParams) -> dict[str, str]:
         return {"av": version("av"), **encoding_tools(params.encoding)}

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prefect import flow
 from prefect.utilities.schema_tools.validation import build_error_obj, validate
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from reelmill.flows.build import build_flow
 from reelmill.flows.derivation import choices
@@ -45,18 +45,6 @@ FORMS: dict[str, dict[str, Any]] = {
     "various": various_flow.parameters.model_dump(),
 }
 PARAMS = {**{stage: Stages()[stage].params for stage in STAGES}, "various": VARIOUS}
-
-
-def _is_enough(params: type[Params]) -> bool:
-    """Whether a stage can do without a parameter."""
-    try:
-        params()
-    except ValidationError:
-        return False
-    return True
-
-
-DEFAULTED = [stage for stage, params in PARAMS.items() if _is_enough(params)]
 MAKES: dict[str, Any] = {**dict.fromkeys(STAGES, Make), "various": Various}
 
 
@@ -153,7 +141,7 @@ def test_own_fields_come_before_those_that_stages_share() -> None:
     )
 
 
-@pytest.mark.parametrize("stage", DEFAULTED)
+@pytest.mark.parametrize("stage", FORMS)
 def test_what_a_form_fills_in_by_itself_means_the_defaults(stage: str) -> None:
     needed = NEEDED.get(stage, {})
     values = {**defaults(stage), **needed}
