@@ -19,7 +19,7 @@ from pydantic import Field, model_validator
 from reelmill.errors import Rejected, StageError
 from reelmill.media import spans
 from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_spans
-from reelmill.media.cut.output import Crf, Fit, Preset, SoundChoice, VariantName
+from reelmill.media.cut.output import Crf, Preset, SoundChoice, VariantName
 from reelmill.media.cut.rendering import Rendering
 from reelmill.media.decode import Device
 from reelmill.media.describe import describe, look
@@ -196,9 +196,10 @@ def _needed(encoding: Encoding, path: Path) -> Encoding:
     except Rejected:
         return encoding
     picture = Rendering.of(path, Encoding()).picture
-    own = picture.width, picture.height
+    fit = video.fit(picture)
     seen: dict[str, Any] = {}
-    if picture.sar == 1 and video.fit(picture) == Fit(own, own, own):
+    own = {(picture.width, picture.height)}
+    if picture.sar == 1 and {fit.scaled, fit.cropped, fit.padded} == own:
         seen |= {"size": None, "square": False}
     steps = {found.timing.shortest, found.timing.longest}
     if (
