@@ -197,10 +197,10 @@ def _needed(encoding: Encoding, path: Path) -> Encoding:
     except Rejected:
         return encoding
     picture = Rendering.of(path, Encoding()).picture
-    own = picture.width, picture.height
-    seen: dict[str, Any] = {}
     fit = video.fit(picture)
-    if picture.sar == 1 and fit.scaled == fit.cropped == fit.padded == own:
+    seen: dict[str, Any] = {}
+    own = {(picture.width, picture.height)}
+    if picture.sar == 1 and {fit.scaled, fit.cropped, fit.padded} == own:
         seen |= {"size": None, "square": False}
     steps = {found.timing.shortest, found.timing.longest}
     if (
