@@ -69,7 +69,7 @@ class ShuffleParams(Params):
     )
     bytes_per_shard: Bytes | None = Field(
         None,
-        description="instead of samples_per_shard: bytes in a shard, or a little less, the same in "
+        description="instead of samples_per_shard: about this many bytes in a shard, the same in "
         "all as far as samples allow",
     )
     seed: Seed = Field(

@@ -58,7 +58,7 @@ class Side:
     """Which samples are dealt at all: those of a portion, by what must stay together.
 
     With ``column``, that is the value of an index column, of text or integers; a sample without
-    one is as if there were none.
+    one goes by its key, as ``by`` says.
     """
 
     portion: Portion
