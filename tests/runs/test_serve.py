@@ -119,6 +119,10 @@ def test_a_schedule_builds_at_once_and_does_not_overlap(
     assert all(after[name] >= value for name, value in seen.items() if "_total" in name)
 
 
+def test_automations_are_offered_ways_to_notify_somebody(service: Serving) -> None:
+    assert "slack-webhook" in {one["slug"] for one in service.call("block_types/filter")}
+
+
 def test_a_killed_run_is_marked_and_the_next_one_finishes_it(
     service: Serving, expected: Callable[..., dict[str, str]], tmp_path: Path
 ) -> None:
