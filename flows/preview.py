@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from reelmill.dataset import Version
 from reelmill.errors import ReelmillError, Rejected
 from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
-from reelmill.media.flow import decode_kitti, decode_npy
+from reelmill.media.flow import decode
 from reelmill.media.images import decode_image
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
@@ -95,7 +95,7 @@ def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
 
 
 def _flow_of(field: str, data: bytes) -> RGB:
-    return flow_picture(decode_npy(data) if field.endswith(".npy") else decode_kitti(data)[0])
+    return flow_picture(decode(data, field.rpartition(".")[2]))
 
 
 def _of_clip(video: bytes) -> list[RGB]:
