@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from reelmill.dataset import Version
 from reelmill.errors import ReelmillError, Rejected
-from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
+from reelmill.media.decode import frames, to_rgb, upright_size
 from reelmill.media.flow import decode
 from reelmill.media.images import decode_image
+from reelmill.media.size import Sizing
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
 from reelmill.shards.reader import Sample
@@ -24,6 +25,8 @@ from reelmill.units import format_bytes, format_seconds
 _PER_CLIP = 3
 _HEIGHT = 240
 """Pixels; a sheet shows its pictures smaller still."""
+
+_SMALL = Sizing[int](min_side=_HEIGHT)
 
 RGB = NDArray[np.uint8]
 
@@ -100,11 +103,7 @@ def _flow_of(field: str, data: bytes) -> RGB:
 
 def _of_clip(video: bytes) -> list[RGB]:
     """A few pictures spread over a clip, each shrunk as it is decoded."""
-    small = []
-    for frame in frames(video):
-        width, height = upright_size(frame)
-        side = Resize(min_side=min(_HEIGHT, width, height))
-        small.append(to_rgb(frame, resized(width, height, side)))
+    small = [to_rgb(frame, _SMALL.fit(*upright_size(frame)).scaled) for frame in frames(video)]
     places = [(2 * i + 1) * len(small) // (2 * _PER_CLIP) for i in range(_PER_CLIP)]
     return [small[place] for place in dict.fromkeys(places)]
 

@@ -9,13 +9,14 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import pyarrow as pa
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from reelmill.errors import Rejected
-from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
-from reelmill.media.images import encode_jpeg, encode_png
+from reelmill.media.decode import frames, to_rgb, upright_size
+from reelmill.media.images import boxed, encode_jpeg, encode_png
+from reelmill.media.size import PictureSide, Sizing
 from reelmill.shards.reader import Sample as InputSample
-from reelmill.tasks.contract import MAX_COUNT, Job, Output, Params, Sample, SampleStage, sample_json
+from reelmill.tasks.contract import MAX_COUNT, Job, Output, Sample, SampleStage, sample_json
 from reelmill.tasks.media_fields import (
     OF_SOURCE,
     VIDEO,
@@ -24,51 +25,20 @@ from reelmill.tasks.media_fields import (
     texts_of,
     video_of,
 )
+from reelmill.tasks.tuples import NoCuts, TupleParams, Window, gathered
 
 if TYPE_CHECKING:
     from av import VideoFrame
 
-Side = Annotated[int, Field(ge=2, le=16384)]
 
-
-class FramesParams(Params):
+class FramesParams(TupleParams, Sizing[PictureSide]):
     """Which frames belong together, and what becomes of them."""
 
-    count: Annotated[int, Field(ge=1, le=1000)] = Field(
-        3, description="frames in a sample; 3 makes triplets"
-    )
-    stride: Annotated[int, Field(ge=1, le=MAX_COUNT)] = Field(
-        1, description="frames from one picture of a sample to the next"
-    )
-    step: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
-        None, description="frames from one sample's start to the next; without it none overlap"
-    )
-    max_samples: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
-        None, description="samples of one clip at most, from its start"
-    )
-    size: tuple[Side, Side] | None = Field(None, description="[width, height] to resize to")
-    min_side: Side | None = Field(None, description="shrink so that the shorter side is this")
-    max_side: Side | None = Field(None, description="shrink so that the longer side is this")
     format: Literal["jpg", "png"] = Field("jpg", description="jpg is small, png is lossless")
     quality: Annotated[int, Field(ge=1, le=100)] = Field(95, description="of jpg")
 
-    @model_validator(mode="after")
-    def _one_size(self) -> FramesParams:
-        if sum(side is not None for side in (self.size, self.min_side, self.max_side)) > 1:
-            raise ValueError("give one of size, min_side and max_side")
-        return self
-
     def effective(self) -> dict[str, Any]:
-        return {
-            "step": self.step or self.count * self.stride,
-            "quality": self.quality if self.format == "jpg" else None,
-        }
-
-    @property
-    def resize(self) -> Resize | None:
-        if self.size is None and self.min_side is None and self.max_side is None:
-            return None
-        return Resize(size=self.size, min_side=self.min_side, max_side=self.max_side)
+        return super().effective() | {"quality": self.quality if self.format == "jpg" else None}
 
 
 class Frames(SampleStage[FramesParams]):
@@ -79,6 +49,7 @@ class Frames(SampleStage[FramesParams]):
     """
 
     name = "frames"
+    version = 2
     params = FramesParams
     memory = 350_000_000
     reads = (*VIDEO, "json")
@@ -99,31 +70,22 @@ class Frames(SampleStage[FramesParams]):
     def each(self, job: Job[FramesParams], sample: InputSample) -> Iterator[Output]:
         params = job.params
         about = about_of(sample.fields)
-        last = (params.count - 1) * params.stride
-        step = params.step or params.count * params.stride
-        kept: dict[int, _Picture] = {}
-        made = total = 0
-        for number, frame in enumerate(frames(video_of(sample.fields))):
-            total = number + 1
-            if not _is_member(number, params, step):
-                continue
-            kept[number] = _picture(number, frame, params)
-            start = made * step
-            if number == start + last:
-                chosen = [kept[start + i * params.stride] for i in range(params.count)]
-                yield _sample(sample.key, chosen, about, params.format)
-                made += 1
-                if made == params.max_samples:
-                    break
-                kept = {n: picture for n, picture in kept.items() if n >= made * step}
-        if not made:
-            raise Rejected("too_short", f"{total} frames; a sample spans {last + 1}")
+        window: Window[_Picture] = params.window()
+        seen = 0
 
+        def picture(number: int, frame: VideoFrame) -> _Picture:
+            return _picture(number, frame, params)
 
-def _is_member(number: int, params: FramesParams, step: int) -> bool:
-    """Whether a frame is part of any sample: only those are converted and encoded."""
-    firsts = (number - i * params.stride for i in range(params.count))
-    return any(first >= 0 and first % step == 0 for first in firsts)
+        def counted() -> Iterator[VideoFrame]:
+            nonlocal seen
+            for frame in frames(video_of(sample.fields)):
+                seen += 1
+                yield frame
+
+        for _, chosen in gathered(counted(), window, NoCuts(), picture):
+            yield _sample(sample.key, chosen, about, params.format)
+        if not window.given:
+            raise Rejected("too_short", f"{seen} frames; a sample spans {params.reach + 1}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,8 +98,9 @@ class _Picture:
 
 
 def _picture(number: int, frame: VideoFrame, params: FramesParams) -> _Picture:
-    width, height = resized(*upright_size(frame), params.resize)
-    rgb = to_rgb(frame, (width, height))
+    fit = params.fit(*upright_size(frame))
+    width, height = fit.padded
+    rgb = boxed(to_rgb(frame, fit.scaled), fit)
     data = encode_jpeg(rgb, params.quality) if params.format == "jpg" else encode_png(rgb)
     assert frame.pts is not None
     assert frame.time_base is not None

@@ -6,13 +6,12 @@ import heapq
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
-from typing import Any, Literal, Self, TypeAlias, cast
+from typing import Any, Literal, TypeAlias
 
 import av
 import numpy as np
 from av.video.reformatter import Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from reelmill.errors import Rejected
 from reelmill.media.probe import Source, open_media, video_stream
@@ -34,49 +33,6 @@ _INTERPOLATION = (
 
 # AVCOL_SPC_UNSPECIFIED and AVCOL_SPC_RESERVED.
 _NO_MATRIX = (2, 3)
-
-
-class Resize(BaseModel):
-    """A target size: exactly one of ``size``, ``min_side`` and ``max_side``, in pixels.
-
-    ``size`` is (width, height), taken as is. The other two name the shorter or the longer side
-    and keep the aspect ratio; they only ever shrink, unless ``upscale``.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    size: tuple[PositiveInt, PositiveInt] | None = None
-    min_side: PositiveInt | None = None
-    max_side: PositiveInt | None = None
-    upscale: bool = False
-
-    @model_validator(mode="after")
-    def _exactly_one(self) -> Self:
-        if sum(x is not None for x in (self.size, self.min_side, self.max_side)) != 1:
-            raise ValueError("give exactly one of size, min_side and max_side")
-        return self
-
-
-def resized(width: int, height: int, resize: Resize | None) -> tuple[int, int]:
-    """(width, height) that ``resize`` makes of a ``width`` × ``height`` picture.
-
-    Where the aspect ratio is kept, the named side gets exactly its number and the other one the
-    nearest even number, for 4:2:0 chroma; a picture that needs no scaling keeps its own size,
-    odd or not.
-    """
-    if resize is None:
-        return width, height
-    if resize.size is not None:
-        return resize.size
-    shorter, longer = sorted((width, height))
-    side, other = (shorter, longer) if resize.min_side is not None else (longer, shorter)
-    target = cast(int, resize.min_side or resize.max_side)
-    if side == target or (side < target and not resize.upscale):
-        return width, height
-    if width == height:
-        return target, target
-    scaled = max(2, 2 * ((other * target + side) // (2 * side)))
-    return (target, scaled) if width == side else (scaled, target)
 
 
 def frames(source: Source) -> Generator[av.VideoFrame, None, None]:

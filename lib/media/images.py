@@ -11,6 +11,7 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
+from reelmill.media.size import Fit
 
 MAX_PIXELS = 1 << 27
 """The largest picture that is decoded: a few bytes can claim 65535x65535 pixels."""
@@ -29,6 +30,19 @@ _PNG = (
     cv2.IMWRITE_PNG_FILTER,
     cv2.IMWRITE_PNG_FAST_FILTERS,
 )
+
+
+def boxed(picture: NDArray[_PIXEL], fit: Fit) -> NDArray[_PIXEL]:
+    """A picture (H, W, …) that was scaled as ``fit`` says, cropped and padded with zeros too."""
+    if fit.cropped != fit.scaled:
+        (x, y), (width, height) = fit.cropped_at, fit.cropped
+        picture = picture[y : y + height, x : x + width]
+    if fit.padded == fit.cropped:
+        return picture
+    (x, y), (width, height) = fit.padded_at, fit.cropped
+    padded = np.zeros((*fit.padded[::-1], *picture.shape[2:]), picture.dtype)
+    padded[y : y + height, x : x + width] = picture
+    return padded
 
 
 def encode_jpeg(rgb: NDArray[np.uint8], quality: int = 90, subsampling: str = "420") -> bytes:

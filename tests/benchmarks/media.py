@@ -61,7 +61,7 @@ def _frames(sample: InputSample, count: int) -> Subjects:
         for number, frame in enumerate(_decoded(sample.fields["mp4"])):
             if number == count:
                 break
-            width, height = decode.resized(frame.width, frame.height, PICTURES.resize)
+            width, height = PICTURES.fit(frame.width, frame.height).scaled
             rgb = scaler.reformat(
                 frame, width, height, "rgb24", interpolation=decode._INTERPOLATION, threads=1
             ).to_ndarray()

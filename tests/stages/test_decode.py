@@ -11,6 +11,7 @@ from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import av
 import numpy as np
@@ -22,7 +23,9 @@ from pydantic import ValidationError
 
 from reelmill.errors import Rejected
 from reelmill.media import decode, images
-from reelmill.media.decode import Resize, frames, resized, to_rgb, upright_size
+from reelmill.media.decode import frames, to_rgb, upright_size
+from reelmill.media.images import boxed
+from reelmill.media.size import PictureSide, Size, Sizing
 
 MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
 
@@ -365,48 +368,86 @@ def test_bytes_do_not_depend_on_the_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("width", "height", "resize", "expected"),
+    ("width", "height", "asked", "expected"),
     [
-        (1920, 1080, None, (1920, 1080)),
-        (1920, 1080, Resize(size=(100, 51)), (100, 51)),
-        (1920, 1080, Resize(min_side=360), (640, 360)),
-        (1080, 1920, Resize(min_side=360), (360, 640)),
-        (1920, 1080, Resize(max_side=640), (640, 360)),
-        (1998, 1080, Resize(min_side=360), (666, 360)),
-        (853, 480, Resize(min_side=480), (853, 480)),
-        (320, 240, Resize(min_side=480), (320, 240)),
-        (320, 240, Resize(min_side=480, upscale=True), (640, 480)),
-        (101, 101, Resize(max_side=51), (51, 51)),
-        (4000, 10, Resize(max_side=100), (100, 2)),
+        (1920, 1080, {}, (1920, 1080)),
+        (1920, 1080, {"size": (100, 51)}, (100, 51)),
+        (1920, 1080, {"min_side": 360}, (640, 360)),
+        (1080, 1920, {"min_side": 360}, (360, 640)),
+        (1920, 1080, {"max_side": 640}, (640, 360)),
+        (1998, 1080, {"min_side": 360}, (666, 360)),
+        (1998, 1080, {"width": 667}, (667, 361)),
+        (1998, 1080, {"height": 359}, (664, 359)),
+        (853, 480, {"min_side": 480}, (853, 480)),
+        (320, 240, {"min_side": 480}, (320, 240)),
+        (320, 240, {"min_side": 480, "upscale": True}, (640, 480)),
+        (101, 101, {"max_side": 51}, (51, 51)),
+        (4000, 10, {"max_side": 100}, (100, 1)),
     ],
 )
-def test_resized(width: int, height: int, resize: Resize | None, expected: tuple[int, int]) -> None:
-    assert resized(width, height, resize) == expected
+def test_sizes(width: int, height: int, asked: dict[str, Any], expected: tuple[int, int]) -> None:
+    fit = Sizing[int](**asked).fit(width, height)
+    assert fit.scaled == fit.cropped == fit.padded == expected
 
 
-@given(st.integers(1, 8000), st.integers(1, 8000), st.integers(2, 4000), st.booleans())
-def test_resized_keeps_its_promises(width: int, height: int, side: int, shorter: bool) -> None:
-    resize = Resize(min_side=side) if shorter else Resize(max_side=side)
-    new = resized(width, height, resize)
-    pick = min if shorter else max
+@given(st.integers(1, 8000), st.integers(1, 8000), st.integers(1, 4000), st.booleans())
+def test_a_side_comes_out_as_named_and_the_other_as_near_as_may_be(
+    width: int, height: int, side: int, shorter: bool
+) -> None:
+    name, pick = ("min_side", min) if shorter else ("max_side", max)
+    new = Sizing[int](**{name: side}).fit(width, height).scaled
     if pick(width, height) <= side:
         assert new == (width, height)
     else:
-        assert pick(new) in (side, 2)
-        assert max(new) <= max(width, height, 2)
-        assert all(
-            abs(n - o * side / pick(width, height)) <= 2
-            for n, o in zip(new, (width, height), strict=True)
-        )
-        assert sum(n % 2 for n in new) <= (1 if width != height else 2) * (side % 2)
+        assert pick(new) == side
+        ratio = Fraction(side, pick(width, height))
+        for after, before in zip(new, (width, height), strict=True):
+            assert after == 1 or abs(after - before * ratio) <= Fraction(1, 2)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 200),
+    st.integers(1, 200),
+    st.sampled_from(["crop", "pad", "window"]),
+)
+def test_the_middle_is_cut_out_and_padded(
+    width: int, height: int, across: int, down: int, mode: str
+) -> None:
+    fit = Sizing[int](size=(across, down), mode=mode).fit(width, height)
+    picture = boxed(np.full(fit.scaled[::-1], 1, np.uint8), fit)
+    assert picture.shape == (down, across)
+    (x, y), (wide, high) = fit.padded_at, fit.cropped
+    assert picture[y : y + high, x : x + wide].all()
+    assert picture.sum() == wide * high
+    for at, inner, outer in ((x, wide, across), (y, high, down)):
+        assert 0 <= outer - inner - 2 * at <= 1
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"min_side": 2, "max_side": 3}, {"size": (0, 4)}, {"side": 1}]
+    "fields",
+    [
+        {"min_side": 2, "max_side": 3},
+        {"size": (0, 4)},
+        {"side": 1},
+        {"mode": "crop", "max_side": 4},
+        {"upscale": True},
+        {"upscale": True, "size": (4, 4)},
+    ],
 )
-def test_a_resize_names_one_size(fields: dict[str, object]) -> None:
+def test_sizes_that_make_no_sense_are_refused(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError):
-        Resize.model_validate(fields)
+        Sizing[PictureSide].model_validate(fields)
+    with pytest.raises(ValidationError):
+        Size.model_validate(fields)
+
+
+@pytest.mark.parametrize("fields", [{}, {"max_side": 17}, {"max_side": 14}, {"size": (64, 63)}])
+def test_clips_need_one_even_size(fields: dict[str, object]) -> None:
+    assert Sizing[PictureSide].model_validate(fields)
+    with pytest.raises(ValidationError):
+        Size.model_validate(fields)
 
 
 # --- Images ----------------------------------------------------------------------------------

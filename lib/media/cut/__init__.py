@@ -12,10 +12,11 @@ from reelmill.media.cut.auto import exact_copy, is_alike
 from reelmill.media.cut.copy import Copy, snapped, write_copies
 from reelmill.media.cut.encode import encode_plans
 from reelmill.media.cut.graph import Device
-from reelmill.media.cut.output import Audio, Encoding, Size, Variant, Video
+from reelmill.media.cut.output import Audio, Encoding, Variant, Video
 from reelmill.media.cut.plan import Clip, CutFailure, Index, Plan, plans_of, read_index
 from reelmill.media.cut.rendering import Rendering
 from reelmill.media.cut.smart import joined
+from reelmill.media.size import Size
 from reelmill.media.spans import Span
 
 __all__ = [

@@ -26,6 +26,7 @@ from reelmill.media.cut.plan import Plan
 from reelmill.media.cut.rendering import Rendering, Texts, sound_ending
 from reelmill.media.decode import Device as Device
 from reelmill.media.probe import FORMATS, MAX_PIXELS
+from reelmill.media.size import own
 
 # FFmpeg's resampler, its AAC encoder and its decoders of the MPEG-4 kind round otherwise with newer
 # instructions or none: those that every x86-64 has give the same bytes on all of them, at some 3 %
@@ -235,15 +236,12 @@ def _as_bt709(stream: Any) -> Any:
 
 def _sized(stream: Any, video: Video, picture: Picture) -> Any:
     fit = video.fit(picture)
-    own = picture.width, picture.height
-    if fit.scaled == (own[0] - own[0] % 2, own[1] - own[1] % 2):
+    if fit.scaled == own(picture.width, picture.height, fit.grain).scaled:
         stream = stream.filter("crop", "trunc(iw/2)*2", "trunc(ih/2)*2", 0, 0)
     else:
         stream = stream.filter("scale", *fit.scaled, flags=_SCALER)
     if fit.cropped != fit.scaled:
-        x, y = ((a - b) // 4 * 2 for a, b in zip(fit.scaled, fit.cropped, strict=True))
-        stream = stream.filter("crop", *fit.cropped, x, y)
+        stream = stream.filter("crop", *fit.cropped, *fit.cropped_at)
     if fit.padded != fit.cropped:
-        x, y = ((a - b) // 4 * 2 for a, b in zip(fit.padded, fit.cropped, strict=True))
-        stream = stream.filter("pad", *fit.padded, x, y)
+        stream = stream.filter("pad", *fit.padded, *fit.padded_at)
     return stream.filter("setsar", 1) if video.square or video.size else stream

@@ -14,7 +14,6 @@ from pydantic import (
     ConfigDict,
     Discriminator,
     Field,
-    PositiveInt,
     StringConstraints,
     Tag,
     WithJsonSchema,
@@ -22,6 +21,7 @@ from pydantic import (
 )
 
 from reelmill.media.cut.picture import Picture
+from reelmill.media.size import Fit, Size, own
 from reelmill.units import parse_number
 
 Codec: TypeAlias = Literal["h264", "hevc", "vp9", "av1", "h264_nvenc", "hevc_nvenc", "av1_nvenc"]
@@ -145,84 +145,9 @@ Crf = Annotated[int, Field(ge=0, le=63)]
 
 Preset = Annotated[str, BeforeValidator(lambda value: str(value) if type(value) is int else value)]
 
-Side = Annotated[PositiveInt, Field(ge=16, le=16384, multiple_of=2)]
-"""Pixels: even, as 4:2:0 needs it."""
-
 
 class _Model(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-@dataclass(frozen=True)
-class Fit:
-    """How a picture comes to its size: it is scaled, its middle is cut out, and it is padded, each
-    to (width, height) in pixels and in this order."""
-
-    scaled: tuple[int, int]
-    cropped: tuple[int, int]
-    padded: tuple[int, int]
-
-
-class Size(_Model):
-    """A size in square pixels: exactly one of the sides, or ``size``."""
-
-    min_side: Side | None = Field(default=None, description="the shorter side")
-    max_side: Side | None = Field(default=None, description="the longer side")
-    width: Side | None = Field(default=None, description="the width; the height follows")
-    height: Side | None = Field(default=None, description="the height; the width follows")
-    size: tuple[Side, Side] | None = Field(default=None, description="width and height")
-    mode: Literal["scale", "crop", "pad", "window"] = Field(
-        default="scale",
-        description="for size; scale: to it, whatever the aspect ratio; crop: scaled to cover it, "
-        "the middle stays; pad: scaled to fit in, black around; window: not scaled, the middle "
-        "stays or is padded",
-    )
-    upscale: bool = Field(
-        default=False, description="enlarge what is smaller, for sides and mode 'pad'"
-    )
-
-    @model_validator(mode="after")
-    def _fits_together(self) -> Self:
-        sides = (self.min_side, self.max_side, self.width, self.height, self.size)
-        if sum(side is not None for side in sides) != 1:
-            raise ValueError("give exactly one of min_side, max_side, width, height and size")
-        if self.size is None and self.mode != "scale":
-            raise ValueError(f"mode {self.mode!r} needs size, a width and a height")
-        if self.upscale and self.size is not None and self.mode != "pad":
-            raise ValueError(f"upscale has no effect on size with mode {self.mode!r}")
-        return self
-
-    def fit(self, width: int, height: int) -> Fit:
-        """What a picture of ``width`` × ``height`` square pixels becomes."""
-        if self.size is None:
-            scaled = self._by_side(width, height)
-            return Fit(scaled, scaled, scaled)
-        if self.mode == "scale":
-            return Fit(self.size, self.size, self.size)
-        if self.mode == "window":
-            own = _even(width), _even(height)
-            cut = min(own[0], self.size[0]), min(own[1], self.size[1])
-            return Fit(own, cut, self.size)
-        ratios = Fraction(self.size[0], width), Fraction(self.size[1], height)
-        if self.mode == "crop":
-            grown = _scaled(width, height, max(ratios))
-            scaled = max(grown[0], self.size[0]), max(grown[1], self.size[1])
-            return Fit(scaled, self.size, self.size)
-        ratio = min(ratios) if self.upscale else min(*ratios, Fraction(1))
-        fitted = _scaled(width, height, ratio)
-        scaled = min(fitted[0], self.size[0]), min(fitted[1], self.size[1])
-        return Fit(scaled, scaled, self.size)
-
-    def _by_side(self, width: int, height: int) -> tuple[int, int]:
-        side = {
-            "min_side": min(width, height),
-            "max_side": max(width, height),
-            "width": width,
-            "height": height,
-        }
-        name, given = next((n, own) for n, own in side.items() if getattr(self, n) is not None)
-        ratio = Fraction(cast(int, getattr(self, name)), given)
-        return _scaled(width, height, ratio if self.upscale else min(ratio, Fraction(1)))
 
 
 class Video(_Model):
@@ -331,13 +256,10 @@ class Video(_Model):
     def fit(self, picture: Picture) -> Fit:
         """How ``picture`` comes to its size; sides are even, by a row or column less if need be."""
         if not (self.square or self.size):
-            own = _even(picture.width), _even(picture.height)
-            return Fit(own, own, own)
-        width, height = picture.square
+            return own(picture.width, picture.height, Size.grain)
         if self.size is not None:
-            return self.size.fit(width, height)
-        own = _even(width), _even(height)
-        return Fit(own, own, own)
+            return self.size.fit(*picture.square)
+        return own(*picture.square, Size.grain)
 
 
 class Audio(_Model):
@@ -497,18 +419,3 @@ class Encoding(_Model):
             "audio": self.audio.meant(cast(Container, self.video.ending)),
             "variants": {name: variant.meant() for name, variant in self.variants.items()} or None,
         }
-
-
-def _even(side: int) -> int:
-    return max(2, side - side % 2)
-
-
-def _scaled(width: int, height: int, ratio: Fraction) -> tuple[int, int]:
-    """Both sides times ``ratio``, as the nearest even numbers; not enlarged by rounding alone."""
-    if ratio == 1:
-        return _even(width), _even(height)
-    return _near_even(width * ratio), _near_even(height * ratio)
-
-
-def _near_even(side: Fraction) -> int:
-    return max(2, 2 * int(side / 2 + Fraction(1, 2)))

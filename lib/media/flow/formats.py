@@ -1,4 +1,4 @@
-"""The formats that flow is stored in, to bytes and back: KITTI's PNG, Middlebury's .flo, NumPy's."""
+"""Formats that flow is stored in, to bytes and back: KITTI's PNG, Middlebury's .flo, NumPy's."""
 
 from __future__ import annotations
 
