@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
@@ -107,27 +107,44 @@ def _picture(number: int, frame: VideoFrame, params: FramesParams) -> _Picture:
     return _Picture(number, frame.pts * Fraction(frame.time_base), width, height, data)
 
 
-def _sample(clip: str, pictures: list[_Picture], about: Mapping[str, Any], ending: str) -> Sample:
-    first = pictures[0]
-    times = [round(float(picture.time), 6) for picture in pictures]
-    key = f"{clip}_{first.number:06d}"
+def tuple_about(
+    clip: str,
+    frames: Sequence[tuple[int, Fraction]],
+    size: tuple[int, int],
+    about: Mapping[str, Any],
+) -> tuple[str, dict[str, Any]]:
+    """The key of a sample of frames, and what its ``json`` says of them.
+
+    Args:
+        clip: the key of their clip, of which ``about`` is the ``json``.
+        frames: number and time in seconds of each.
+        size: (width, height) of the pictures.
+    """
+    times = [round(float(time), 6) for _, time in frames]
+    key = f"{clip}_{frames[0][0]:06d}"
     start = about.get("start")
     offset = start if isinstance(start, int | float) and 0 <= start <= MAX_COUNT else 0
-    value = {
+    return key, {
         "key": key,
         "clip": clip,
         "source": texts_of(about.get("source"), ("key", *OF_SOURCE)),
-        "frames": [picture.number for picture in pictures],
+        "frames": [number for number, _ in frames],
         "times": times,
         "source_times": [round(offset + time, 6) for time in times],
-        "width": first.width,
-        "height": first.height,
+        "width": size[0],
+        "height": size[1],
     }
+
+
+def _sample(clip: str, pictures: list[_Picture], about: Mapping[str, Any], ending: str) -> Sample:
+    first = pictures[0]
+    timed = [(picture.number, picture.time) for picture in pictures]
+    key, value = tuple_about(clip, timed, (first.width, first.height), about)
     fields = {picture_field(place, ending): picture.data for place, picture in enumerate(pictures)}
     columns = {
         "clip": clip,
         "frame": first.number,
-        "time": times[0],
+        "time": value["times"][0],
         "width": first.width,
         "height": first.height,
     }

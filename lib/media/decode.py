@@ -96,6 +96,25 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray
     return np.ascontiguousarray(np.rot90(rgb, turns))
 
 
+def to_luma(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Upright uint8 luma of shape (H, W), full range, C-contiguous: the Y plane itself, scaled and
+    stretched as :func:`to_rgb` does it, with no regard to chroma; of RGB, BT.601's.
+
+    Raises: Rejected ``undecodable`` for a pixel format that swscale lacks.
+    """
+    turns = _quarter_turns(frame)
+    width, height = size or upright_size(frame)
+    if turns % 2:
+        width, height = height, width
+    try:
+        gray = _luma_scaler.reformatter.reformat(
+            frame, width, height, "gray", interpolation=_INTERPOLATION, threads=1
+        ).to_ndarray()
+    except av.FFmpegError as error:
+        raise Rejected("undecodable", f"cannot take the luma of {frame.format.name}") from error
+    return np.ascontiguousarray(np.rot90(gray, turns))
+
+
 class _Scaler(threading.local):
     """One swscale context a thread: setting up its filters costs as much as scaling a frame."""
 
@@ -104,6 +123,7 @@ class _Scaler(threading.local):
 
 
 _scaler = _Scaler()
+_luma_scaler = _Scaler()
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

@@ -3,7 +3,16 @@
 from __future__ import annotations
 
 from reelmill.media.flow.dense import MIN_SIDE, FlowMethod, Gray, flow
-from reelmill.media.flow.fields import Flow, Mask, encode_mask, mean_motion, occluded, rescaled
+from reelmill.media.flow.estimators import PRESETS, RAFT_BATCH, Estimator, Method, estimator
+from reelmill.media.flow.fields import (
+    Flow,
+    Mask,
+    encode_mask,
+    mean_motion,
+    occluded,
+    rescaled,
+    rescaled_mask,
+)
 from reelmill.media.flow.formats import (
     ENDINGS,
     Format,
@@ -20,11 +29,15 @@ from reelmill.media.flow.formats import (
 __all__ = [
     "ENDINGS",
     "MIN_SIDE",
+    "PRESETS",
+    "RAFT_BATCH",
+    "Estimator",
     "Flow",
     "FlowMethod",
     "Format",
     "Gray",
     "Mask",
+    "Method",
     "decode",
     "decode_flo",
     "decode_kitti",
@@ -34,8 +47,10 @@ __all__ = [
     "encode_kitti",
     "encode_mask",
     "encode_npy",
+    "estimator",
     "flow",
     "mean_motion",
     "occluded",
     "rescaled",
+    "rescaled_mask",
 ]

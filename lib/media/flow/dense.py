@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
 from reelmill.media.flow.fields import Flow
+from reelmill.media.flow.plain import use_plain_opencv
 
 MIN_SIDE = 32
 """The least width and height in pixels: OpenCV's DIS reads out of bounds in thinner pictures."""
@@ -70,8 +71,7 @@ def flow(prev_gray: Gray, next_gray: Gray, method: FlowMethod = FlowMethod.DIS_F
 
     In pixels, x right and y down: ``next[y + v, x + u]`` shows what ``prev[y, x]`` did. Both
     pictures are uint8 (H, W) of one shape. The result is the same bits on every CPU of one
-    architecture; to that end OpenCV's threads and CPU dispatch are switched off in the process,
-    which costs DIS and Farneback no time.
+    architecture, whatever was computed before: see :func:`~.plain.use_plain_opencv`.
 
     Raises: Rejected ``too_small`` below MIN_SIDE; ValueError for two shapes.
     """
@@ -80,6 +80,5 @@ def flow(prev_gray: Gray, next_gray: Gray, method: FlowMethod = FlowMethod.DIS_F
     height, width = prev_gray.shape
     if min(width, height) < MIN_SIDE:
         raise Rejected("too_small", f"{width} x {height} pixels; flow needs {MIN_SIDE} a side")
-    cv2.setNumThreads(1)
-    cv2.setUseOptimized(False)
+    use_plain_opencv()
     return _METHODS[method](prev_gray, next_gray)

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from reelmill.media.flow.plain import use_plain_opencv
 from reelmill.media.images import encode_png
 
 Flow: TypeAlias = NDArray[np.float32]
@@ -31,6 +32,7 @@ def occluded(there: Flow, back: Flow) -> Mask:
     are hidden in the other picture, or have left it, or their flow is wrong; see RELATIVE. ``back``
     is read between its pixels by bilinear interpolation, in steps of 1/32 pixel.
     """
+    use_plain_opencv()
     height, width = there.shape[:2]
     u, v = cv2.split(there)
     x = u + np.arange(width, dtype=np.float32)
@@ -68,6 +70,7 @@ def rescaled(flow: Flow, width: int, height: int) -> Flow:
     before_height, before_width = flow.shape[:2]
     if (before_width, before_height) == (width, height):
         return flow
+    use_plain_opencv()
     shrinks = width <= before_width and height <= before_height
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR
     scaled: Flow = cv2.resize(flow, (width, height), interpolation=method)
