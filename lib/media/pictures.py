@@ -1,0 +1,90 @@
+"""From a decoded frame to the bytes of a picture: its size, its colours and its format."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reelmill.errors import Rejected
+from reelmill.media.decode import to_bgr, to_bgr16, to_jpeg_planes, to_rgb
+from reelmill.media.images import (
+    MAX_PIXELS,
+    boxed,
+    encode_bgr_png,
+    encode_jpeg,
+    encode_jpeg_planes,
+    encode_webp,
+)
+from reelmill.media.size import Fit
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+
+
+class PictureFormat(BaseModel):
+    """What pictures are stored as. A setting of another format is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal["jpg", "png", "webp"] = Field(
+        "jpg",
+        description="jpg is small and fast, png is lossless, webp is smaller and slower than both",
+    )
+    quality: Annotated[int, Field(ge=1, le=100)] = Field(
+        95, description="of jpg, and of lossy webp"
+    )
+    subsampling: Literal["420", "422", "444"] = Field(
+        "420", description="of jpg: how much of the colour stays; 444 is all"
+    )
+    lossless: bool = Field(False, description="webp without loss")
+    bits: Literal[8, 16] = Field(8, description="of png; 16 keeps what video of 10 bits has")
+
+    @model_validator(mode="after")
+    def _are_of_the_format(self) -> Self:
+        for name, format in (("subsampling", "jpg"), ("lossless", "webp"), ("bits", "png")):
+            default = type(self).model_fields[name].default
+            if getattr(self, name) != default and self.format != format:
+                raise ValueError(f"{name} is for format {format!r}, not {self.format!r}")
+        return self
+
+    def effective(self) -> dict[str, Any]:
+        """As of :class:`~reelmill.tasks.contract.Params`."""
+        lossy = self.format == "jpg" or (self.format == "webp" and not self.lossless)
+        return {} if lossy else {"quality": None}
+
+    @property
+    def encoder(self) -> str:
+        """The package that encodes it."""
+        return "simplejpeg" if self.format == "jpg" else "opencv-python-headless"
+
+
+def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
+    """The picture of a frame, upright, in full range, and in the format that is asked for.
+
+    Equal frames give equal bytes on every CPU of one architecture. A JPEG holds YUV of BT.601 in
+    full range: video of that matrix is scaled to that at once; other matrices go by way of RGB. PNG
+    and WebP hold RGB.
+
+    Raises: Rejected ``too_large`` beyond what a format, or memory, holds; ``undecodable`` for a
+    pixel format or colour matrix that cannot be converted.
+    """
+    for width, height in (fit.scaled, fit.padded):
+        if width * height > MAX_PIXELS:
+            raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
+    if how.format == "jpg":
+        return _jpeg(frame, fit, how)
+    if how.format == "webp":
+        bgr = boxed(to_bgr(frame, fit.scaled), fit)
+        return encode_webp(bgr, None if how.lossless else how.quality)
+    if how.bits == 16:
+        return encode_bgr_png(boxed(to_bgr16(frame, fit.scaled), fit))
+    return encode_bgr_png(boxed(to_bgr(frame, fit.scaled), fit))
+
+
+def _jpeg(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
+    if fit.scaled == fit.padded == fit.cropped:
+        planes = to_jpeg_planes(frame, fit.scaled, how.subsampling)
+        if planes is not None:
+            return encode_jpeg_planes(planes, how.quality)
+    return encode_jpeg(boxed(to_rgb(frame, fit.scaled), fit), how.quality, how.subsampling)

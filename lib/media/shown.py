@@ -1,0 +1,279 @@
+"""Which frames a video shows and when, and single ones of them without decoding all the others.
+
+The frames that are had by seeking are those of decoding from the beginning: a seek goes to a
+keyframe, and what comes out must be the frames that the packets promise. Where it is not, or the
+packets cannot promise it, all is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from itertools import groupby
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from av.video.frame import PictureType
+from numpy.typing import NDArray
+
+from reelmill.errors import Rejected
+from reelmill.media.decode import frames
+from reelmill.media.packets import PacketTable, indexed_packets, read_packets
+from reelmill.media.probe import Source, demux, open_media, video_stream
+from reelmill.media.timing import timing_of
+from reelmill.media.torn import size_of
+
+# One packet, one frame: VP8, for one, has packets that show nothing.
+_WHOLE_PACKETS = frozenset({"h264", "hevc", "vp9", "av1", "mjpeg", "prores"})
+
+# Containers in which every packet has its pts.
+_STAMPED = frozenset({"mov", "matroska", "mpegts"})
+
+SPARSE = 0.8
+"""Frames are sought where that decodes less than this share of the packets up to the last."""
+
+HALF_MS = Fraction(1, 2000)
+
+
+@dataclass(frozen=True, eq=False)
+class Shown:
+    """The frames of a video in the order they are shown: int64 ``pts``, strictly ascending, and
+    ``keyframe``. ``end`` is where the last one ends; all in units of ``time_base`` seconds.
+    ``packets`` are those it was read from, in decode order; None where frames had to be decoded."""
+
+    time_base: Fraction
+    pts: NDArray[np.int64]
+    end: int
+    keyframe: NDArray[np.bool_]
+    packets: PacketTable | None = None
+
+    def __len__(self) -> int:
+        return len(self.pts)
+
+    @property
+    def seconds(self) -> Fraction:
+        """From the first frame to the end of the last."""
+        return (self.end - int(self.pts[0])) * self.time_base
+
+    def at(self, seconds: Fraction) -> int | None:
+        """The number of the frame that is shown so long after the first one; None behind the last.
+
+        Containers round the times of frames to ticks: one that is no more than half a tick, and
+        half a millisecond, ahead counts as shown.
+        """
+        if not 0 <= seconds < self.seconds:
+            return None
+        slack = min(self.time_base / 2, HALF_MS)
+        ticks = int(self.pts[0]) + (seconds + slack) // self.time_base
+        return int(np.searchsorted(self.pts, ticks, side="right")) - 1
+
+    def paced(self, fps: Fraction, most: int) -> NDArray[np.int64]:
+        """The numbers of the frames that are shown at each multiple of 1/``fps`` from the first.
+
+        Raises: Rejected ``too_many_frames`` for more than ``most``.
+        """
+        count = -(-self.seconds * fps // 1)
+        if count > most:
+            raise Rejected("too_many_frames", f"{count} at {fps} a second; {most} at most")
+        slack = min(self.time_base / 2, HALF_MS)
+        # (i / fps + slack) / time_base, as integers.
+        step, shift = 1 / fps / self.time_base, slack / self.time_base
+        under = step.denominator * shift.denominator
+        over = step.numerator * shift.denominator
+        more = shift.numerator * step.denominator
+        ticks = [(i * over + more) // under for i in range(count)]
+        first = int(self.pts[0])
+        numbers = np.searchsorted(self.pts - first, np.array(ticks, dtype=np.int64), side="right")
+        return numbers.astype(np.int64) - 1
+
+
+def shown(source: Source) -> Shown:
+    """The frames that the best video stream of ``source`` shows.
+
+    They are read from its packets, with nothing decoded, if those tell; otherwise all frames are
+    decoded, as :func:`~reelmill.media.decode.frames` does it. Raises as that does.
+    """
+    with open_media(source) as container:
+        stream = video_stream(container)
+        if _tells(container, stream):
+            table = _packets(source, container, stream)
+            reorders = bool(stream.codec_context.has_b_frames)
+            if _is_plain(table, reorders):
+                return _by_packets(table)
+    return _by_decoding(source)
+
+
+def frames_at(
+    source: Source, there: Shown, numbers: Sequence[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """The frames with these ``numbers`` (ascending, each once) of what :func:`shown` found there.
+
+    Raises: Rejected ``undecodable`` where one of them cannot be decoded.
+    """
+    missing = list(numbers)
+    for number, frame in _sought(source, there, missing):
+        if number != missing[0]:
+            break
+        yield number, frame
+        del missing[0]
+    if not missing:
+        return
+    for frame in frames(source):
+        number = missing[0]
+        if frame.pts == there.pts[number]:
+            yield number, frame
+            del missing[0]
+            if not missing:
+                return
+        elif frame.pts is not None and frame.pts > there.pts[number]:
+            break
+    raise Rejected("undecodable", f"frame {missing[0]} cannot be decoded")
+
+
+def _tells(container: Any, stream: Any) -> bool:
+    formats = set(container.format.name.split(","))
+    return bool(formats & _STAMPED) and stream.codec_context.codec.canonical_name in _WHOLE_PACKETS
+
+
+def _packets(source: Source, container: Any, stream: Any) -> PacketTable:
+    found = None
+    if isinstance(source, bytes):
+        found = indexed_packets(io.BytesIO(source), len(source), stream)
+    elif isinstance(source, str | PathLike):
+        with Path(source).open("rb") as file:
+            found = indexed_packets(file, size_of(file), stream)
+    return found or read_packets(container, [stream])[0]
+
+
+def _is_plain(table: PacketTable, reorders: bool) -> bool:
+    """Whether each packet can be relied on to be a frame, shown at its own time. Times that ascend
+    in decode order are some muxer's mistake where the codec ``reorders`` pictures."""
+    with suppress(Rejected):
+        begins = bool(table.keyframe[0]) and int(table.pts.min()) == int(table.pts[0])
+        is_mixed = bool((np.diff(table.pts) < 0).any())
+        return (
+            begins
+            and (is_mixed or not reorders)
+            and not table.unstamped
+            and timing_of(table).is_ordered
+        )
+    return False
+
+
+def _by_packets(table: PacketTable) -> Shown:
+    order = _order(table)
+    return Shown(
+        table.time_base, table.pts[order], table.end_pts, table.keyframe[order], packets=table
+    )
+
+
+def _order(table: PacketTable) -> NDArray[np.int64]:
+    """The packets of the shown frames, in the order these are shown."""
+    there = np.flatnonzero(~table.hidden)
+    return there[np.argsort(table.pts[there], kind="stable")]
+
+
+def _by_decoding(source: Source) -> Shown:
+    pts: list[int] = []
+    keys: list[bool] = []
+    base, duration = Fraction(1), 0
+    for frame in frames(source):
+        assert frame.pts is not None
+        assert frame.time_base is not None
+        pts.append(frame.pts)
+        keys.append(bool(frame.key_frame))
+        base, duration = Fraction(frame.time_base), frame.duration or 0
+    if not duration and len(pts) > 1:
+        duration = pts[-1] - pts[-2]
+    stamps = np.array(pts, dtype=np.int64)
+    return Shown(base, stamps, pts[-1] + max(duration, 1), np.array(keys, dtype=np.bool_))
+
+
+@dataclass(frozen=True)
+class _Segment:
+    """Packets in decode order, from a keyframe to the last that the ``wanted`` frames need, which
+    are numbers by place in that order."""
+
+    first: int
+    last: int
+    wanted: Mapping[int, int]
+
+
+def _segments(there: Shown, numbers: Sequence[int]) -> list[_Segment]:
+    """How to get to frames by seeking; nothing where decoding from the beginning is as good."""
+    table = there.packets
+    if table is None or not numbers:
+        return []
+    places = _order(table)[np.asarray(numbers)]
+    keys = np.flatnonzero(table.keyframe)
+    at = np.searchsorted(keys, places, side="right") - 1
+    # What is shown before a keyframe but decoded behind it may need what is decoded before that.
+    is_leading = table.pts[keys[at]] > table.pts[places]
+    at = np.where(is_leading, at - 1, at)
+    if (at < 0).any() or (table.pts[keys[at]] > table.pts[places]).any():
+        return []
+    found = []
+    rows = zip(keys[at].tolist(), places.tolist(), numbers, strict=True)
+    for first, group in groupby(rows, key=lambda row: row[0]):
+        wanted = {place: number for _, place, number in group}
+        found.append(_Segment(first, max(wanted), wanted))
+    cost = sum(one.last - one.first + 1 for one in found)
+    return found if cost < SPARSE * (int(places.max()) + 1) else []
+
+
+def _sought(
+    source: Source, there: Shown, numbers: Sequence[int]
+) -> Iterator[tuple[int, av.VideoFrame]]:
+    """Frames by seeking, ascending; it ends at what is not to be had that way."""
+    segments = _segments(there, numbers)
+    if not segments:
+        return
+    with open_media(source) as container, suppress(av.FFmpegError):
+        stream = video_stream(container)
+        for segment in segments:
+            numbers_at = {int(there.pts[number]): number for number in segment.wanted.values()}
+            for place, frame in enumerate(_decoded(container, stream, there, segment)):
+                # Pictures that are refreshed bit by bit begin with no whole one.
+                if frame.is_corrupt or (place == 0 and frame.pict_type != PictureType.I):
+                    return
+                assert frame.pts is not None
+                number = numbers_at.get(frame.pts)
+                if number is not None:
+                    frame.time_base = stream.time_base
+                    yield number, frame
+
+
+def _decoded(
+    container: Any, stream: Any, there: Shown, segment: _Segment
+) -> Iterator[av.VideoFrame]:
+    """The frames of a segment, but for leading ones of its keyframe; and of those that are not
+    wanted, only what others refer to."""
+    table, context = there.packets, stream.codec_context
+    assert table is not None
+    start = int(table.pts[segment.first])
+    # Indices are ordered by the times of showing in Matroska, and of decoding in others.
+    by_pts = "matroska" in container.format.name
+    container.seek(start if by_pts else int(table.dts[segment.first]), stream=stream)
+    place = segment.first
+    for packet in demux(container, [stream]):
+        if not packet.size or (
+            place == segment.first and not (packet.is_keyframe and packet.pts == start)
+        ):
+            continue
+        context.skip_frame = "DEFAULT" if place in segment.wanted else "NONREF"
+        yield from (frame for frame in context.decode(packet) if _is_behind(frame, start))
+        if place == segment.last:
+            break
+        place += 1
+    yield from (frame for frame in context.decode(None) if _is_behind(frame, start))
+    context.flush_buffers()
+
+
+def _is_behind(frame: av.VideoFrame, start: int) -> bool:
+    return frame.pts is not None and frame.pts >= start
