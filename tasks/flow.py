@@ -19,7 +19,7 @@ from av import VideoFrame
 from pydantic import Field, model_validator
 
 from reelmill.errors import Rejected, StageError
-from reelmill.media.decode import Device, frames
+from reelmill.media.decode import Device, frames, upright_size
 from reelmill.media.flow import (
     ENDINGS,
     PRESETS,
@@ -36,9 +36,10 @@ from reelmill.media.flow import (
     rescaled_mask,
 )
 from reelmill.media.flow import Flow as Vectors
-from reelmill.media.flow.pictures import from_frame, from_image, on_host, scaled
-from reelmill.media.images import encode_jpeg
-from reelmill.media.size import PictureSide, Sizing
+from reelmill.media.flow.pictures import encode_rgb, from_frame, from_image, on_host, scaled
+from reelmill.media.pictures import PictureFormat
+from reelmill.media.pictures import encode as encode_frame
+from reelmill.media.size import Fit, PictureSide, Sizing
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Output, Runtime, Sample, SampleStage, sample_json
 from reelmill.tasks.frames import tuple_about
@@ -60,6 +61,8 @@ Direction = Literal["forward", "backward", "both"]
 
 STORERS = 4
 """Threads that store flow while a card estimates more."""
+
+_JPEG = PictureFormat.model_validate({})
 
 _OF_CLIPS = {"count": 3, "step": None, "max_samples": None}
 """Parameters that choose frames, as they are if not set."""
@@ -99,8 +102,8 @@ class FlowParams(TupleParams, Sizing[PictureSide]):
         None, description="size that flow is stored at, its vectors with it, if not as estimated"
     )
     keep_frames: bool = Field(True, description="store the pictures beside the flow")
-    quality: Annotated[int, Field(ge=1, le=100)] = Field(
-        95, description="of the JPEG of clips' frames that are kept"
+    pictures: PictureFormat = Field(
+        _JPEG, description="of clips: format of the frames that are kept"
     )
     weights: Annotated[AbsolutePath | None, Runtime] = Field(
         None,
@@ -123,6 +126,8 @@ class FlowParams(TupleParams, Sizing[PictureSide]):
                 raise ValueError(f"{name} is for method 'raft'")
         if self.output is not None and self.output.mode != "scale":
             raise ValueError("output scales flow: its mode can be no other")
+        if self.pictures.bits > 8 and self.computed_on == "cuda":
+            raise ValueError("pictures of 16 bits are kept where the CPU estimates flow")
         return self
 
     def effective(self) -> dict[str, Any]:
@@ -131,10 +136,18 @@ class FlowParams(TupleParams, Sizing[PictureSide]):
             "stride": self.stride,
             "preset": self.chosen_preset,
             "output": None if self.output == Sizing[PictureSide]() else self.output,
-            "quality": self.quality if self.keep_frames else None,
+            "pictures": self._pictures if self.keep_frames else None,
             "device": self.computed_on if is_raft else None,
             "batch": self.batch or RAFT_BATCH if is_raft else None,
         }
+
+    @property
+    def _pictures(self) -> PictureFormat:
+        """The format of pictures, with nothing set that has no effect."""
+        unused = self.pictures.effective()
+        return self.pictures.model_copy(
+            update={name: PictureFormat.model_fields[name].default for name in unused}
+        )
 
     @property
     def chosen_preset(self) -> str | None:
@@ -147,12 +160,6 @@ class FlowParams(TupleParams, Sizing[PictureSide]):
         if self.method == "raft":
             return self.device or "cuda"
         return "cuda" if self.method == "nvof" else "cpu"
-
-    @property
-    def algorithm(self) -> str:
-        """The method and its preset, as one word."""
-        preset = self.chosen_preset
-        return f"{self.method}-{preset}" if preset else self.method
 
     def estimator(self) -> Estimator:
         """What estimates it, in this process."""
@@ -167,6 +174,18 @@ class FlowParams(TupleParams, Sizing[PictureSide]):
     def stored_size(self, width: int, height: int) -> tuple[int, int]:
         """(width, height) at which flow that was estimated at another size is stored."""
         return self.output.fit(width, height).scaled if self.output else (width, height)
+
+    def stored_fit(self, width: int, height: int) -> Fit:
+        """How a picture comes to the size that flow is stored at."""
+        fit = self.fit(width, height)
+        stored = self.stored_size(*fit.padded)
+        if stored == fit.padded:
+            return fit
+        scaled, cropped = (
+            (_part(size[0], stored[0], fit.padded[0]), _part(size[1], stored[1], fit.padded[1]))
+            for size in (fit.scaled, fit.cropped)
+        )
+        return Fit(scaled, cropped, stored)
 
 
 class Flow(SampleStage[FlowParams]):
@@ -319,7 +338,7 @@ class _Work:
                 size = params.stored_size(*made[0].size)
                 key, value = tuple_about(sample.key, timed, size, about)
                 kept = {
-                    picture_field(place, "jpg"): picture.data
+                    picture_field(place, params.pictures.format): picture.data
                     for place, picture in enumerate(made)
                     if picture.data is not None
                 }
@@ -338,22 +357,21 @@ class _Work:
 
     def _picture(self, number: int, frame: Any) -> _Picture:
         """A frame of PyAV, or as a card decoded it, that is part of a sample."""
-        params, colour = self._params, self._estimator.colour
-        if isinstance(frame, VideoFrame):
-            assert frame.pts is not None
-            assert frame.time_base is not None
-            time = frame.pts * Fraction(frame.time_base)
-            picture = _Picture(number, time, from_frame(frame, params, colour))
-        else:
+        params = self._params
+        if not isinstance(frame, VideoFrame):
             picture = _Picture(number, frame.time, frame.rgb)
+            if params.keep_frames:
+                rgb = scaled(on_host(frame.rgb), *params.stored_size(*picture.size))
+                picture.data = encode_rgb(rgb, params.pictures)
+            return picture
+        assert frame.pts is not None
+        assert frame.time_base is not None
+        data = None
         if params.keep_frames:
-            if isinstance(frame, VideoFrame):
-                rgb = picture.pixels if colour else from_frame(frame, params, colour=True)
-            else:
-                rgb = on_host(frame.rgb)
-            rgb = scaled(rgb, *params.stored_size(*picture.size))
-            picture.data = encode_jpeg(rgb, params.quality)
-        return picture
+            fit = params.stored_fit(*upright_size(frame))
+            data = encode_frame(frame, fit, params.pictures)
+        pixels = from_frame(frame, params, self._estimator.colour)
+        return _Picture(number, frame.pts * Fraction(frame.time_base), pixels, data)
 
     def _estimated(self, tuples: Iterable[list[_Picture]]) -> Iterator[list[_Picture]]:
         """The same tuples, with the flow from each of their pictures to the next. A pair that is in
@@ -432,7 +450,9 @@ class _Work:
         computed = pairs[0][2].size
         width, height = params.stored_size(*computed)
         flow = {
-            "method": params.algorithm,
+            "method": params.method,
+            **({"preset": params.chosen_preset} if params.chosen_preset else {}),
+            "stride": params.stride,
             "format": params.format,
             "direction": params.direction,
             "occlusions": params.occlusions,
@@ -484,6 +504,11 @@ def _side(there: Vectors, back: Vectors | None, params: FlowParams) -> _Side:
         return side
     mask = rescaled_mask(occluded(there, back), width, height)
     return replace(side, mask=encode_mask(mask), occluded=float(np.count_nonzero(mask)) / mask.size)
+
+
+def _part(length: int, stored: int, computed: int) -> int:
+    """A length in pixels at another size, to the nearest, but one at least."""
+    return max(1, (2 * length * stored + computed) // (2 * computed))
 
 
 def _mean(shares: Sequence[float]) -> float | None:

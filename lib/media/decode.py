@@ -154,17 +154,13 @@ def to_luma(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArra
 
     Raises: Rejected ``undecodable`` for a pixel format that swscale lacks.
     """
-    turns = _quarter_turns(frame)
-    width, height = size or upright_size(frame)
-    if turns % 2:
-        width, height = height, width
     try:
-        gray = _luma_scaler.reformatter.reformat(
-            frame, width, height, "gray", interpolation=_INTERPOLATION, threads=1
-        ).to_ndarray()
+        luma = _luma_scaler.reformatter.reformat(
+            frame, *stored_size(frame, size), "gray", interpolation=_INTERPOLATION, threads=1
+        )
     except av.FFmpegError as error:
         raise Rejected("undecodable", f"cannot take the luma of {frame.format.name}") from error
-    return np.ascontiguousarray(np.rot90(gray, turns))
+    return upright(frame, cast(NDArray[np.uint8], luma.to_ndarray()))
 
 
 class _Scaler(threading.local):
