@@ -14,6 +14,7 @@ NAMES = (
     "scale",
     "workers",
     "media",
+    "flow",
     "cutting",
     "resolution",
     "probing",

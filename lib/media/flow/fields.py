@@ -91,12 +91,12 @@ def mean_motion(flow: Flow) -> tuple[float, float]:
 
     Vectors that are not finite count as 0, and none as longer than 2^20 pixels.
     """
-    u, v = cv2.split(flow)
-    lengths = np.sqrt(_squares(u, v))
-    np.nan_to_num(lengths, copy=False, nan=0, posinf=0)
-    np.minimum(lengths, _LONGEST, out=lengths)
+    lengths = np.sqrt(_squares(flow[..., 0], flow[..., 1]))
+    if not lengths.max() <= _LONGEST:
+        lengths = np.nan_to_num(lengths, nan=0, posinf=0)
+        np.minimum(lengths, _LONGEST, out=lengths)
     # Sums of integers do not depend on their order, which is the CPU's.
     lengths *= _MOTION_STEP
-    steps = np.rint(lengths).astype(np.int32)
+    steps = np.rint(lengths, out=lengths).astype(np.int32)
     scale = int(_MOTION_STEP)
     return int(steps.sum(dtype=np.int64)) / scale / steps.size, int(steps.max()) / scale

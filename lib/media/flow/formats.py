@@ -103,7 +103,7 @@ def encode_flo(flow: Flow) -> bytes:
     """
     height, width = flow.shape[:2]
     header = _FLO + np.array([width, height], "<i4").tobytes()
-    return header + np.ascontiguousarray(flow, dtype="<f4").tobytes()
+    return b"".join([header, np.ascontiguousarray(flow, dtype="<f4").data])
 
 
 def decode_flo(data: bytes) -> Flow:
