@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.metadata import version
 from itertools import groupby, pairwise
@@ -41,8 +41,17 @@ from reelmill.media.pictures import PictureFormat
 from reelmill.media.pictures import encode as encode_frame
 from reelmill.media.size import Fit, PictureSide, Sizing
 from reelmill.shards.reader import Sample as InputSample
-from reelmill.tasks.contract import Job, Output, Runtime, Sample, SampleStage, sample_json
-from reelmill.tasks.frames import tuple_about
+from reelmill.tasks.contract import (
+    Job,
+    Output,
+    Reject,
+    Runtime,
+    Sample,
+    SampleStage,
+    sample_json,
+)
+from reelmill.tasks.cuts import scene_starts
+from reelmill.tasks.frames import Clip, tuple_about, tuples_of
 from reelmill.tasks.media_fields import (
     about_of,
     flow_field,
@@ -51,8 +60,8 @@ from reelmill.tasks.media_fields import (
     pictures_of,
     video_of,
 )
+from reelmill.tasks.selection import SelectionParams
 from reelmill.tasks.site_params import AbsolutePath
-from reelmill.tasks.tuples import NoCuts, TupleParams, Window, gathered
 
 T = TypeVar("T")
 
@@ -64,11 +73,15 @@ STORERS = 4
 
 _JPEG = PictureFormat.model_validate({})
 
-_OF_CLIPS = {"count": 3, "step": None, "max_samples": None}
+_OF_CLIPS = {
+    name: field.default
+    for name, field in SelectionParams.model_fields.items()
+    if name not in ("count", "stride")
+} | {"count": 3}
 """Parameters that choose frames, as they are if not set."""
 
 
-class FlowParams(TupleParams, Sizing[PictureSide]):
+class FlowParams(SelectionParams, Sizing[PictureSide]):
     """Which flow, between which pictures, at which size, and how it is stored.
 
     Sides and ``size`` say at which size flow is estimated: without them at the pictures' own.
@@ -132,8 +145,7 @@ class FlowParams(TupleParams, Sizing[PictureSide]):
 
     def effective(self) -> dict[str, Any]:
         is_raft = self.method == "raft"
-        return super().effective() | {
-            "stride": self.stride,
+        return SelectionParams.effective(self) | {
             "preset": self.chosen_preset,
             "output": None if self.output == Sizing[PictureSide]() else self.output,
             "pictures": self._pictures if self.keep_frames else None,
@@ -199,6 +211,8 @@ class Flow(SampleStage[FlowParams]):
 
     name = "flow"
     version = 2
+    roles = ("source", "scenes")
+    optional = ("scenes",)
     params = FlowParams
     memory = 350_000_000
     columns = pa.schema(
@@ -233,7 +247,7 @@ class Flow(SampleStage[FlowParams]):
     def each(self, job: Job[FlowParams], sample: InputSample) -> Iterator[Output]:
         on_card = job.params.computed_on == "cuda"
         with ThreadPoolExecutor(STORERS) if on_card else _Here() as pool:
-            work = _Work(job.params, pool)
+            work = _Work(job, pool)
             if pictures_of(sample.fields):
                 yield work.of_pictures(sample)
             else:
@@ -243,14 +257,14 @@ class Flow(SampleStage[FlowParams]):
 @dataclass(eq=False)
 class _Picture:
     """A picture on its way: ``pixels`` are what flow is estimated from, ``data`` how it is stored,
-    if it is, and ``pair`` the flow between it and the next, as soon as that is estimated."""
+    if it is. ``pairs`` has the flow between it and others, by their numbers: None until that is
+    estimated."""
 
     number: int
     time: Fraction
     pixels: Any
     data: bytes | None = None
-    is_first: bool = False
-    pair: Future[_Pair] | None = None
+    pairs: dict[int, Future[_Pair] | None] = field(default_factory=dict)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -281,18 +295,19 @@ class _Work:
     """One sample's work. Pairs are estimated as many at once as the method likes. Where a card does
     that, other threads store what it has estimated."""
 
-    def __init__(self, params: FlowParams, pool: Executor) -> None:
-        self._params = params
-        self._estimator = params.estimator()
+    def __init__(self, job: Job[FlowParams], pool: Executor) -> None:
+        self._job = job
+        self._params = job.params
+        self._estimator = job.params.estimator()
         self._pool = pool
 
     def of_pictures(self, sample: InputSample) -> Sample:
         """A sample of pictures, with the flow between them."""
         params = self._params
-        if any(getattr(params, name) != _OF_CLIPS[name] for name in _OF_CLIPS):
+        if given := [name for name, unset in _OF_CLIPS.items() if getattr(params, name) != unset]:
             raise StageError(
-                f"{', '.join(_OF_CLIPS)} choose frames of clips, and samples such as {sample.key} "
-                "hold pictures: leave these parameters out"
+                f"{' and '.join(given)} would choose frames of clips, and samples such as "
+                f"{sample.key} hold pictures: leave them out"
             )
         shown = pictures_of(sample.fields)
         if len(shown) <= params.stride:
@@ -302,7 +317,7 @@ class _Work:
         about = about_of(sample.fields)
         kept = dict(sample.fields) if params.keep_frames else {}
         pairs = [
-            (first.number, second.number, first)
+            (first.number, second.number, first, second)
             for first, second in self._estimated(self._neighbours(sample, shown))
         ]
         return self._sample(sample.key, pairs, about, kept)
@@ -312,66 +327,72 @@ class _Work:
     ) -> Iterator[list[_Picture]]:
         """Each picture with the one that is ``stride`` further on; no more are held than that."""
         held: deque[_Picture] = deque()
-        for number, field in shown:
-            pixels = from_image(sample.fields[field], self._params, self._estimator.colour)
+        for number, name in shown:
+            pixels = from_image(sample.fields[name], self._params, self._estimator.colour)
             held.append(_Picture(number, Fraction(0), pixels))
             if len(held) > self._params.stride:
                 yield [held.popleft(), held[-1]]
 
-    def of_clip(self, sample: InputSample) -> Iterator[Sample]:
-        """The samples of a clip's frames."""
+    def of_clip(self, sample: InputSample) -> Iterator[Output]:
+        """The samples of a clip's frames, and what cannot be had of those that were asked for."""
         params = self._params
-        about = about_of(sample.fields)
-        window: Window[_Picture] = params.window()
-        seen = 0
+        clip = Clip(sample.key, video_of(sample.fields), about_of(sample.fields))
+        starts = scene_starts(self._job, clip.key, clip.about) if params.minds_cuts else []
+        rejects: deque[Reject] = deque()
+        names: deque[int] = deque()
 
-        def counted(source: Iterable[Any]) -> Iterator[Any]:
-            nonlocal seen
-            for frame in source:
-                seen += 1
-                yield frame
+        def tuples() -> Iterator[list[_Picture]]:
+            for made in tuples_of(clip, params, starts, self._picture, source):
+                if isinstance(made, Reject):
+                    rejects.append(made)
+                else:
+                    names.append(made[0])
+                    yield made[1]
 
-        with closing(self._frames(video_of(sample.fields))) as source:
-            tuples = gathered(counted(source), window, NoCuts(), self._picture)
-            for made in self._estimated(chosen for _, chosen in tuples):
-                timed = [(picture.number, picture.time) for picture in made]
-                size = params.stored_size(*made[0].size)
-                key, value = tuple_about(sample.key, timed, size, about)
-                kept = {
-                    picture_field(place, params.pictures.format): picture.data
-                    for place, picture in enumerate(made)
-                    if picture.data is not None
-                }
-                pairs = [(place, place + 1, one) for place, one in enumerate(made[:-1])]
-                yield self._sample(key, pairs, value, kept)
-        if not window.given:
-            raise Rejected("too_short", f"{seen} frames; a sample spans {params.reach + 1}")
+        with closing(self._frames(clip, starts)) as source:
+            for made in self._estimated(tuples()):
+                yield self._of_frames(clip, names.popleft(), made)
+        yield from rejects
 
-    def _frames(self, video: bytes) -> Generator[Any, None, None]:
-        """The frames of a clip, decoded where its flow is estimated."""
-        if self._params.computed_on == "cpu":
-            return frames(video)
+    def _of_frames(self, clip: Clip, first: int, made: Sequence[_Picture]) -> Sample:
+        """A sample of frames, named by a number."""
+        params = self._params
+        size = params.stored_size(*made[0].size)
+        key, value = tuple_about(clip, first, made, size)
+        kept = {
+            picture_field(place, params.pictures.format): picture.data
+            for place, picture in enumerate(made)
+            if picture.data is not None
+        }
+        pairs = [(place, place + 1, *pair) for place, pair in enumerate(pairwise(made))]
+        return self._sample(key, pairs, value, kept)
+
+    def _frames(self, clip: Clip, starts: Sequence[Fraction] | None) -> Generator[Any, None, None]:
+        """All frames of a clip: decoded by the card where flow is estimated there, unless the CPU
+        must see them to find scene cuts."""
+        params = self._params
+        if params.computed_on == "cpu" or (params.minds_cuts and starts is None):
+            return frames(clip.video)
         from reelmill.media.gpu.sources import pictures_on_card
 
-        return pictures_on_card(video, self._params)
+        return pictures_on_card(clip.video, params)
 
     def _picture(self, number: int, frame: Any) -> _Picture:
         """A frame of PyAV, or as a card decoded it, that is part of a sample."""
         params = self._params
+        time = frame.pts * Fraction(frame.time_base)
         if not isinstance(frame, VideoFrame):
-            picture = _Picture(number, frame.time, frame.rgb)
+            picture = _Picture(number, time, frame.rgb)
             if params.keep_frames:
                 rgb = scaled(on_host(frame.rgb), *params.stored_size(*picture.size))
                 picture.data = encode_rgb(rgb, params.pictures)
             return picture
-        assert frame.pts is not None
-        assert frame.time_base is not None
         data = None
         if params.keep_frames:
             fit = params.stored_fit(*upright_size(frame))
             data = encode_frame(frame, fit, params.pictures)
         pixels = from_frame(frame, params, self._estimator.colour)
-        return _Picture(number, frame.pts * Fraction(frame.time_base), pixels, data)
+        return _Picture(number, time, pixels, data)
 
     def _estimated(self, tuples: Iterable[list[_Picture]]) -> Iterator[list[_Picture]]:
         """The same tuples, with the flow from each of their pictures to the next. A pair that is in
@@ -382,8 +403,8 @@ class _Work:
         for made in tuples:
             waiting.append(made)
             for first, second in pairwise(made):
-                if not first.is_first:
-                    first.is_first = True
+                if second.number not in first.pairs:
+                    first.pairs[second.number] = None
                     todo.append((first, second))
             if len(todo) * self._directions >= self._estimator.at_once:
                 self._estimate(todo)
@@ -417,26 +438,26 @@ class _Work:
                 for field in self._estimator(asked[start : start + many])
             ]
             each = len(asked) // len(group)
-            for place, (first, _) in enumerate(group):
+            for place, (first, second) in enumerate(group):
                 fields = found[each * place : each * (place + 1)]
-                first.pair = self._pool.submit(_stored, fields, self._params)
+                first.pairs[second.number] = self._pool.submit(_stored, fields, self._params)
 
     def _sample(
         self,
         key: str,
-        pairs: Sequence[tuple[int, int, _Picture]],
+        pairs: Sequence[tuple[int, int, _Picture, _Picture]],
         about: Mapping[str, Any],
         kept: Mapping[str, bytes],
     ) -> Sample:
-        """A sample with the flow of ``pairs``: number of the first picture and of the second, and
-        the first one itself."""
+        """A sample with the flow of ``pairs``: the numbers of their pictures' fields, and these."""
         params = self._params
         ending = ENDINGS[params.format]
         fields: dict[str, bytes] = {}
         sides: list[_Side] = []
-        for number, following, picture in pairs:
-            assert picture.pair is not None
-            pair = picture.pair.result()
+        for number, following, first, second in pairs:
+            stored = first.pairs[second.number]
+            assert stored is not None
+            pair = stored.result()
             for side, start, back in (
                 (pair.forward, number, False),
                 (pair.backward, following, True),
@@ -456,7 +477,7 @@ class _Work:
             "format": params.format,
             "direction": params.direction,
             "occlusions": params.occlusions,
-            "pairs": [[number, following] for number, following, _ in pairs],
+            "pairs": [[number, following] for number, following, *_ in pairs],
             "estimated_at": list(computed),
             "width": width,
             "height": height,

@@ -6,6 +6,7 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
@@ -86,7 +87,11 @@ MAX_KEYFRAMES = 2**16
 OF_SOURCE = ("url", "caption", "sha256")
 """What the ``json`` of whatever is made of a video says of it, where it is known."""
 
-_PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png)")
+_RATIO = re.compile(r"-?[0-9]{1,19}/[1-9][0-9]{0,18}")
+
+_MAX_START = 2**53 - 1
+
+_PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png|webp)")
 _FLOW = re.compile(r"(\d{6})\.flow(?:_back)?\.(png|flo|npy)")
 
 
@@ -211,6 +216,19 @@ def texts_of(about: Any, names: Iterable[str]) -> dict[str, str]:
     if not isinstance(about, dict):
         return {}
     return {name: text for name in names if isinstance(text := about.get(name), str)}
+
+
+def start_of(about: Mapping[str, Any]) -> tuple[Fraction, bool]:
+    """When in its source a clip begins, in seconds, and whether that is exact: what its ``json``
+    says; exactly at 0 if it is no clip."""
+    exact: Any = about.get("exact")
+    start: Any = about.get("start")
+    text = exact.get("start") if isinstance(exact, dict) else None
+    if isinstance(text, str) and _RATIO.fullmatch(text):
+        return Fraction(text), True
+    if type(start) in (int, float) and 0 <= start <= _MAX_START:
+        return Fraction(repr(start)), False
+    return Fraction(0), start is None
 
 
 def caption_field(about: Mapping[str, Any]) -> dict[str, bytes]:

@@ -21,7 +21,7 @@ from reelmill.media.cut import Clip, CutFailure, Encoding, Variant, Video, cut_s
 from reelmill.media.cut.output import Crf, Preset, SoundChoice, VariantName, audio_of
 from reelmill.media.decode import Device
 from reelmill.media.ffmpeg import encoder_id, gpu_encoder_id
-from reelmill.media.probe import VideoInfo, packet_table
+from reelmill.media.probe import VideoInfo, packet_table, ratio
 from reelmill.media.scenes import AnyDetector, Detector, Kind, TransNetV2Detector, chosen, detect
 from reelmill.media.subtitles import MAX_TRACKS, Cue, Script, parse_webvtt, tracks_of, webvtt
 from reelmill.shards import tar
@@ -36,6 +36,7 @@ from reelmill.tasks.contract import (
     SampleStage,
     sample_json,
 )
+from reelmill.tasks.cuts import ONE_SCENE
 from reelmill.tasks.media_fields import OF_SOURCE, about_of, caption_field, texts_of, video_of
 from reelmill.tasks.scenes import scenes_of
 from reelmill.tasks.scores import Weights, network_tools
@@ -256,7 +257,7 @@ class Split(SampleStage[SplitParams]):
     """
 
     name = "split"
-    version = 4
+    version = 5
     roles = ("source", "scenes")
     optional = ("scenes",)
     params = SplitParams
@@ -337,7 +338,7 @@ def _clips(job: Job[SplitParams], sample: InputSample, folder: Path) -> Iterator
         elif any(file.stat().st_size > tar.MAX_MEMBER for file in _files(clip)):
             yield Reject(key, "too_large", "the clip does not fit into a tar: give max_seconds")
         else:
-            yield _sample(key, sample.key, clip, about, captions, texts)
+            yield _sample(key, sample.key, clip, about, captions, texts, _scene_fact(params, clip))
         if isinstance(clip, Clip):
             for made in _files(clip):
                 made.unlink()
@@ -441,6 +442,15 @@ def _in_clip(script: Script, clip: Clip) -> list[dict[str, Any]]:
     ]
 
 
+def _scene_fact(params: SplitParams, clip: Clip) -> dict[str, bool]:
+    """Whether a clip lies within one scene, where scenes are known: all do but copies, which may
+    begin before what was wished."""
+    if params.method != "scenes":
+        return {}
+    is_within = clip.wished_start <= clip.start and clip.end <= clip.wished_end
+    return {ONE_SCENE: params.cut != "copy" or is_within}
+
+
 def _about_variant(info: VideoInfo) -> dict[str, Any]:
     return {
         "frames": info.frames,
@@ -459,6 +469,7 @@ def _sample(
     about: Mapping[str, Any],
     captions: Mapping[str, Script],
     texts: Mapping[str, Script],
+    facts: Mapping[str, bool],
 ) -> Sample:
     columns = {
         "source": source,
@@ -481,6 +492,8 @@ def _sample(
             "start": round(float(clip.wished_start), 6),
             "end": round(float(clip.wished_end), 6),
         },
+        "exact": {"start": ratio(clip.start), "end": ratio(clip.end)},
+        **facts,
         **{name: _in_clip(script, clip) for name, script in captions.items()},
     }
     if clip.variants:

@@ -9,7 +9,6 @@ from collections.abc import Generator, Iterator
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import av
-import cv2
 import numpy as np
 from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -81,19 +80,19 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray
     Raises: Rejected ``undecodable`` for a pixel format or colour matrix that swscale lacks.
     """
     green, blue, red = planes_of(frame, "gbrp", stored_size(frame, size))
-    return upright(frame, cv2.merge([red, green, blue]))
+    return upright(frame, _merged(red, green, blue))
 
 
 def to_bgr16(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint16]:
     """The same as uint16 blue, green and red: all that video of more than 8 bits tells."""
     green, blue, red = planes_of(frame, "gbrp16le", stored_size(frame, size))
-    return upright(frame, cv2.merge([blue, green, red]))
+    return upright(frame, _merged(blue, green, red))
 
 
 def to_bgr(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
     """The same as uint8 blue, green and red, which is OpenCV's order."""
     green, blue, red = planes_of(frame, "gbrp", stored_size(frame, size))
-    return upright(frame, cv2.merge([blue, green, red]))
+    return upright(frame, _merged(blue, green, red))
 
 
 def to_jpeg_planes(
@@ -135,6 +134,14 @@ def planes_of(frame: av.VideoFrame, layout: str, size: tuple[int, int]) -> list[
         np.frombuffer(cast(Any, plane), kind).reshape(plane.height, -1)[:, : plane.width]
         for plane in made.planes
     ]
+
+
+def _merged(*planes: NDArray[P]) -> NDArray[P]:
+    # Imported here, since whoever only cuts has no use for it; NumPy would take ten times as long.
+    import cv2
+
+    merged: NDArray[P] = cv2.merge(planes)
+    return merged
 
 
 def stored_size(frame: av.VideoFrame, size: tuple[int, int] | None) -> tuple[int, int]:

@@ -310,7 +310,7 @@ def test_a_failing_stage_leaves_no_scratch_behind(
     def fail(*args: Any) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("reelmill.tasks.frames.encode_jpeg", fail)
+    monkeypatch.setattr("reelmill.tasks.frames.encode", fail)
     with pytest.raises(StageError, match="No space left"):
         execute(order.model_dump_json())
     assert list((bench.folder / "store" / "tmp").iterdir()) == []

@@ -123,10 +123,11 @@ def frame_source(device: Device) -> FrameSource:
 
 @dataclass(frozen=True, eq=False)
 class Picture:
-    """One frame: its ``time`` in seconds, and upright uint8 RGB of full range, shape (H, W, 3): a
-    tensor, on the card if NVDEC decoded it."""
+    """One frame: its ``pts`` in units of ``time_base`` seconds, and upright uint8 RGB of full
+    range, shape (H, W, 3): a tensor, on the card if NVDEC decoded it."""
 
-    time: Fraction
+    pts: int
+    time_base: Fraction
     rgb: Any
 
 
@@ -146,7 +147,7 @@ def pictures_on_card(source: Source, sizing: Sizing[Any]) -> Generator[Picture, 
         for batch in batches:
             pictures = _boxed(torch, torch.as_tensor(batch.rgb), fit)
             for pts, rgb in zip(batch.pts.tolist(), pictures, strict=True):
-                yield Picture(pts * batch.time_base, rgb)
+                yield Picture(pts, batch.time_base, rgb)
 
 
 def _decoded_whole(source: Source) -> Device:
