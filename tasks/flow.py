@@ -75,9 +75,9 @@ _JPEG = PictureFormat.model_validate({})
 
 _OF_CLIPS = {
     name: field.default
-    for name, field in SelectionParams.model_fields.items()
-    if name not in ("count", "stride")
-} | {"count": 3}
+    for name, field in sorted(SelectionParams.model_fields.items())
+    if name != "stride"
+}
 """Parameters that choose frames, as they are if not set."""
 
 

@@ -99,9 +99,12 @@ def to_jpeg_planes(
     frame: av.VideoFrame, size: tuple[int, int], subsampling: str
 ) -> list[NDArray[np.uint8]] | None:
     """Y, U and V as a JPEG of 4:``subsampling`` holds them (BT.601, full range), scaled to ``size``
-    in one pass; None where the picture is to be turned, or is of another matrix, which must go by
-    RGB. Raises: Rejected as ``to_rgb`` does.
+    in one pass; None where the picture is to be turned, is of another matrix, or has an odd side
+    (whose last chroma sample the encoder takes to lie over two pixels, and reads on): these must go
+    by RGB. Raises: Rejected as ``to_rgb`` does.
     """
+    if size[0] % 2 or size[1] % 2:
+        return None
     is_yuv = frame.format.name.startswith("yuv") and not frame.format.name.startswith("yuva")
     if not is_yuv or frame.colorspace not in _JPEG_MATRIX or _quarter_turns(frame):
         return None

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from reelmill.media import decode
 from reelmill.media.flow import encode_flo, encode_kitti
+from reelmill.media.flow.plain import use_plain_opencv
 from reelmill.media.images import decode_gray
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import Job, Sample
@@ -43,10 +44,11 @@ Gray = NDArray[np.uint8]
 
 
 def run() -> None:
+    use_plain_opencv()
     with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as folder:
         found = videos(Path(folder))
         for name, path in (next(iter(found.items())), list(found.items())[-1]):
-            clip = InputSample("000000000_000", {"mp4": path.read_bytes()}, {})
+            clip = _clip(path)
             chosen = FramesParams.model_validate({"max_side": SIDE, "max_samples": TRIPLETS})
             triplets = [
                 InputSample(one.key, cast(dict[str, bytes], one.fields), {})
@@ -61,6 +63,12 @@ def run() -> None:
                 show_costs(f"Flow {what}, {name}", costs, "pair", pairs, next(iter(subjects)))
                 _show_speed(costs)
         _show_memory(Path(folder))
+
+
+def _clip(path: Path) -> InputSample:
+    """A clip that stage ``split`` found to be of one scene: no cuts are looked for in it."""
+    fields = {"mp4": path.read_bytes(), "json": b'{"one_scene":true}'}
+    return InputSample("000000000_000", fields, {})
 
 
 def _from_pictures(samples: Sequence[InputSample]) -> Subjects:
@@ -136,8 +144,6 @@ def _grays(sample: InputSample) -> list[Gray]:
 
 
 def _dis(first: Gray, second: Gray) -> NDArray[np.float32]:
-    cv2.setNumThreads(1)
-    cv2.setUseOptimized(False)
     engine = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
     return cast(NDArray[np.float32], engine.calc(first, second, None))
 
@@ -183,7 +189,7 @@ def _show_memory(folder: Path) -> None:
 
 def _peak(path: Path) -> int:
     """The most KiB that this process held while it made flow of a clip."""
-    clip = InputSample("000000000_000", {"mp4": path.read_bytes()}, {})
+    clip = _clip(path)
     params = FlowParams.model_validate({"preset": "ultrafast", "step": 1})
     assert _count(params, clip)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 from reelmill.media.flow.dense import MIN_SIDE, FlowMethod, Gray, flow
-from reelmill.media.flow.estimators import PRESETS, RAFT_BATCH, Estimator, Method, estimator
+from reelmill.media.flow.estimators import (
+    PRESETS,
+    RAFT_BATCH,
+    Dense,
+    Estimator,
+    Method,
+    estimator,
+)
 from reelmill.media.flow.fields import (
     Flow,
     Mask,
@@ -31,6 +38,7 @@ __all__ = [
     "MIN_SIDE",
     "PRESETS",
     "RAFT_BATCH",
+    "Dense",
     "Estimator",
     "Flow",
     "FlowMethod",

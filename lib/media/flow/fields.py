@@ -24,6 +24,9 @@ Flow" (ECCV 2010), equation 5; Meister, Hur and Roth, "UnFlow" (AAAI 2018), take
 
 _MOTION_STEP, _LONGEST = np.float32(1024), np.float32(2**20)
 
+# Few enough rows that a CPU keeps them at hand.
+_ROWS = 64
+
 
 def occluded(there: Flow, back: Flow) -> Mask:
     """(H, W), true for the pixels that ``there`` leads to nothing that ``back`` leads home from.
@@ -53,7 +56,8 @@ def occluded(there: Flow, back: Flow) -> Mask:
 
 
 def _squares(u: Flow, v: Flow) -> Flow:
-    squares: Flow = u * u + v * v
+    squares: Flow = u * u
+    squares += v * v
     return squares
 
 
@@ -91,12 +95,18 @@ def mean_motion(flow: Flow) -> tuple[float, float]:
 
     Vectors that are not finite count as 0, and none as longer than 2^20 pixels.
     """
-    lengths = np.sqrt(_squares(flow[..., 0], flow[..., 1]))
-    if not lengths.max() <= _LONGEST:
-        lengths = np.nan_to_num(lengths, nan=0, posinf=0)
-        np.minimum(lengths, _LONGEST, out=lengths)
-    # Sums of integers do not depend on their order, which is the CPU's.
-    lengths *= _MOTION_STEP
-    steps = np.rint(lengths, out=lengths).astype(np.int32)
-    scale = int(_MOTION_STEP)
-    return int(steps.sum(dtype=np.int64)) / scale / steps.size, int(steps.max()) / scale
+    total, longest = 0.0, 0.0
+    for start in range(0, len(flow), _ROWS):
+        rows = flow[start : start + _ROWS]
+        lengths = _squares(rows[..., 0], rows[..., 1])
+        np.sqrt(lengths, out=lengths)
+        if not lengths.max() <= _LONGEST:
+            lengths = np.nan_to_num(lengths, nan=0, posinf=0)
+            np.minimum(lengths, _LONGEST, out=lengths)
+        # Sums of whole numbers do not depend on their order, which is the CPU's.
+        lengths *= _MOTION_STEP
+        np.rint(lengths, out=lengths)
+        total += float(lengths.sum(dtype=np.float64))
+        longest = max(longest, float(lengths.max()))
+    scale = float(_MOTION_STEP)
+    return total / scale / (flow.size // 2), longest / scale
