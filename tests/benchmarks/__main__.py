@@ -22,7 +22,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("urls", "gpu")
+LONG = ("urls", "gpu", "gpu_flow")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

@@ -336,3 +336,28 @@ def test_dali_takes_the_pipeline_as_it_is_built(monkeypatch: pytest.MonkeyPatch)
     assert asked["output"]["preset"] == 0.5
     assert asked["output"]["output_grid"] == 1
     assert asked["output"]["pairs"]["layout"] == "FHWC"
+
+
+def test_the_benchmark_runs_and_needs_a_card(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from tests.benchmarks import gpu_flow
+
+    models()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    devices._probed.cache_clear()
+    with pytest.raises(SystemExit, match="this benchmark needs an NVIDIA GPU"):
+        gpu_flow.run()
+    monkeypatch.setattr(gpu_flow, "capabilities", lambda: "a stand-in")
+    small = {"SECONDS": 1, "RATE": 4, "SIZE": (136, 128), "BATCHES": (1, 2), "BARE_PAIRS": 2}
+    for name, value in {**small, "PRESET": "small", "DEVICE": "cpu"}.items():
+        monkeypatch.setattr(gpu_flow, name, value)
+
+    def missing() -> str:
+        raise MissingDependencyError("DALI is not installed")
+
+    monkeypatch.setattr(gpu_flow, "dali_version", missing)
+    gpu_flow.run()
+    printed = capsys.readouterr().out
+    assert printed.count("| bare network, batch") == 2
+    assert printed.count("| clip to") == 2
