@@ -87,6 +87,9 @@ class Frames(SampleStage[FramesParams]):
             yield made if isinstance(made, Reject) else _sample(clip, *made, params.format)
 
 
+_NO_CUT = {True: ", and no scene cut", False: ""}
+
+
 @dataclass(frozen=True, slots=True)
 class Clip:
     """A sample of one video, by its key, with what its ``json`` says."""
@@ -132,7 +135,7 @@ def tuples_of(
         starts: where scenes begin, in seconds, if that is known.
         source: what decodes all frames, where all are; they need ``pts`` and ``time_base``.
     """
-    if params.takes_every_frame:
+    if params.begin_at_steps and (params.takes_every_frame or starts is None):
         return _gathered(clip, params, starts, picture, source or frames(clip.video))
     return _selected(clip, params, starts, picture)
 
@@ -147,6 +150,9 @@ def _gathered(
     """Samples at every step, from frames that pass by: one decode, which ends with the last sample;
     memory for one sample's pictures."""
     window: Window[P] = params.window()
+    numbers = None
+    if not params.takes_every_frame:
+        numbers = _sequence(shown(clip.video), params).tolist()
     seen = 0
 
     def counted() -> Iterator[Any]:
@@ -156,10 +162,10 @@ def _gathered(
             yield frame
 
     cuts = watched(params, starts, clip.video)
-    for places, pictures in gathered(counted(), window, cuts, picture):
-        yield places[0], pictures
+    for places, pictures in gathered(counted(), window, cuts, picture, numbers):
+        yield _name_of(places, pictures, params), pictures
     if not window.given:
-        raise _too_short(seen, params)
+        raise _too_short(seen if numbers is None else len(numbers), params)
 
 
 def _selected(
@@ -192,7 +198,12 @@ def _selected(
             if window.wants(place):
                 window.put(place, made)
             for gathered_at, pictures in window.take():
-                yield gathered_at[0] if params.fps is not None else pictures[0].number, pictures
+                yield _name_of(gathered_at, pictures, params), pictures
+
+
+def _name_of(places: Sequence[int], pictures: Sequence[Framed], params: SelectionParams) -> int:
+    """The number that names a sample. At a rate, one frame may be the first of several."""
+    return places[0] if params.fps is not None else pictures[0].number
 
 
 def _sequence(there: Shown, params: SelectionParams) -> np.ndarray[Any, np.dtype[np.int64]]:
@@ -242,7 +253,8 @@ def _picture(number: int, frame: VideoFrame, params: FramesParams) -> _Picture:
 
 def _too_short(count: int, params: SelectionParams) -> Rejected:
     return Rejected(
-        "too_short", f"{count} frames; a sample spans {params.reach + 1}, and no scene cut"
+        "too_short",
+        f"{count} frames; a sample spans {params.reach + 1}{_NO_CUT[params.minds_cuts]}",
     )
 
 

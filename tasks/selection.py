@@ -76,11 +76,10 @@ class SelectionParams(TupleParams, CutParams):
         return self
 
     def effective(self) -> dict[str, Any]:
-        chosen = any(getattr(self, name) not in (None, ()) for name in _STARTS)
         return {
             **TupleParams.effective(self),
             **CutParams.effective(self),
-            **({"step": None} if chosen else {}),
+            **({} if self.begin_at_steps else {"step": None}),
             "indices": tuple(sorted(set(self.indices))),
             "times": tuple(sorted(set(self.times))),
             "seed": None if self.random is None else self.seed,
@@ -92,11 +91,14 @@ class SelectionParams(TupleParams, CutParams):
         return self.cuts == "auto" and (self.count > 1 or self.per_scene is not None)
 
     @property
+    def begin_at_steps(self) -> bool:
+        """Whether samples begin at every step: they can be gathered from frames that pass by."""
+        return all(getattr(self, name) in (None, ()) for name in _STARTS)
+
+    @property
     def takes_every_frame(self) -> bool:
-        """Whether samples begin at every step of the frames as they are: they can be gathered from
-        frames that pass by, without knowing how many there are."""
-        chosen = any(getattr(self, name) not in (None, ()) for name in _STARTS)
-        return not (chosen or self.keyframes or self.fps is not None)
+        """Whether frames count as they are."""
+        return not self.keyframes and self.fps is None
 
 
 _STARTS = ("indices", "times", "per_scene", "random")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import count as counting
@@ -150,20 +151,34 @@ class NoCuts:
 
 
 def gathered(
-    frames: Iterable[F], window: Window[T], cuts: Cuts, item: Callable[[int, F], T]
+    frames: Iterable[F],
+    window: Window[T],
+    cuts: Cuts,
+    item: Callable[[int, F], T],
+    numbers: Sequence[int] | None = None,
 ) -> Iterator[tuple[list[int], list[T]]]:
-    """Tuples of all ``frames`` of a clip, which come in order: the numbers of each, and what
+    """Tuples of all ``frames`` of a clip, which come in order: the places of each, and what
     ``item`` makes of its frames. That is asked once for a frame, however many tuples have it, and
-    not for those that are part of none. Frames behind the last tuple are not asked for."""
+    not for those that are part of none. Frames behind the last tuple are not asked for.
+
+    A place is a frame's number, or, where only some frames count or some count more than once, one
+    in ``numbers``, ascending.
+    """
+    place = 0
     for number, frame in enumerate(frames):
         found, settled = cuts.see(number, frame)
         for cut in found:
-            window.cut(cut)
-        if window.wants(number):
-            window.put(number, item(number, frame))
-        yield from window.take(settled)
+            window.cut(cut if numbers is None else bisect_left(numbers, cut))
+        end = number + 1 if numbers is None else bisect_right(numbers, number, lo=place)
+        made: list[T] = []
+        for one in range(place, end):
+            if window.wants(one):
+                made = made or [item(number, frame)]
+                window.put(one, made[0])
+        place = end
+        yield from window.take(settled if numbers is None else bisect_right(numbers, settled) - 1)
         if window.is_full:
             return
     for cut in cuts.finish():
-        window.cut(cut)
+        window.cut(cut if numbers is None else bisect_left(numbers, cut))
     yield from window.take()

@@ -37,6 +37,11 @@ _NO_MATRIX = (2, 3)
 # And those that are BT.601's, AVCOL_SPC_BT470BG and AVCOL_SPC_SMPTE170M: the one of JPEG.
 _JPEG_MATRIX = (*_NO_MATRIX, 5, 6)
 
+# From the limited range of video to the full one of JPEG, to the nearest level.
+_LEVELS = np.arange(256)
+_FULL_LUMA = np.clip((510 * (_LEVELS - 16) + 219) // 438, 0, 255).astype(np.uint8)
+_FULL_CHROMA = np.clip((510 * (_LEVELS - 128) + 224) // 448 + 128, 0, 255).astype(np.uint8)
+
 P = TypeVar("P", bound=np.generic)
 
 
@@ -83,9 +88,14 @@ def to_rgb(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray
     return upright(frame, _merged(red, green, blue))
 
 
-def to_bgr16(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint16]:
-    """The same as uint16 blue, green and red: all that video of more than 8 bits tells."""
-    green, blue, red = planes_of(frame, "gbrp16le", stored_size(frame, size))
+def to_bgr16(
+    frame: av.VideoFrame,
+    size: tuple[int, int] | None = None,
+    untagged: Colorspace = Colorspace.ITU601,
+) -> NDArray[np.uint16]:
+    """The same as uint16 blue, green and red: all that video of more than 8 bits tells. Where no
+    matrix is told, it is ``untagged``."""
+    green, blue, red = planes_of(frame, "gbrp16le", stored_size(frame, size), untagged)
     return upright(frame, _merged(blue, green, red))
 
 
@@ -105,25 +115,37 @@ def to_jpeg_planes(
     """
     if size[0] % 2 or size[1] % 2:
         return None
-    is_yuv = frame.format.name.startswith("yuv") and not frame.format.name.startswith("yuva")
+    name = frame.format.name
+    is_yuv = name.startswith("yuv") and not name.startswith("yuva")
     if not is_yuv or frame.colorspace not in _JPEG_MATRIX or _quarter_turns(frame):
         return None
-    return planes_of(frame, f"yuvj{subsampling}p", size)
+    if name.startswith("yuvj") or frame.color_range == ColorRange.JPEG:
+        return planes_of(frame, f"yuvj{subsampling}p", size)
+    # swscale widens the range too, but always rounds down: colours would shift by half a level.
+    import cv2
+
+    luma, *chroma = planes_of(frame, f"yuv{subsampling}p", size)
+    return [cv2.LUT(luma, _FULL_LUMA), *(cv2.LUT(plane, _FULL_CHROMA) for plane in chroma)]
 
 
-def planes_of(frame: av.VideoFrame, layout: str, size: tuple[int, int]) -> list[NDArray[Any]]:
+def planes_of(
+    frame: av.VideoFrame,
+    layout: str,
+    size: tuple[int, int],
+    untagged: Colorspace = Colorspace.ITU601,
+) -> list[NDArray[Any]]:
     """The planes of a frame, not turned, converted to the pixel format ``layout`` (of RGB, or of
-    YUV in full range and BT.601) and scaled to ``size``. Planar RGB takes swscale half the time
-    that packed RGB does, and comes to the same."""
-    to_yuv = layout.startswith("yuv")
+    YUV in BT.601: its own range with ``yuv``, full with ``yuvj``) and scaled to ``size``. Planar
+    RGB takes swscale half the time that packed RGB does, and comes to the same."""
+    ranges = {"yuv4": ColorRange.MPEG, "yuvj": ColorRange.JPEG}
     try:
         made = _scaler.reformatter.reformat(
             frame,
             *size,
             layout,
-            src_colorspace=Colorspace.ITU601 if frame.colorspace in _NO_MATRIX else None,
-            dst_colorspace=Colorspace.ITU601 if to_yuv else None,
-            dst_color_range=ColorRange.JPEG if to_yuv else None,
+            src_colorspace=untagged if frame.colorspace in _NO_MATRIX else None,
+            dst_colorspace=Colorspace.ITU601 if layout[:4] in ranges else None,
+            dst_color_range=ranges.get(layout[:4]),
             interpolation=_INTERPOLATION,
             threads=1,
         )

@@ -49,15 +49,18 @@ def boxed(picture: NDArray[_PIXEL], fit: Fit) -> NDArray[_PIXEL]:
     return padded
 
 
-def encode_jpeg(rgb: NDArray[np.uint8], quality: int = 90, subsampling: str = "420") -> bytes:
-    """Baseline JPEG of uint8 RGB (H, W, 3); ``quality`` 1 to 100, chroma ``subsampling`` 4:2:0.
+def encode_jpeg(
+    rgb: NDArray[np.uint8], quality: int = 90, subsampling: str = "420", order: str = "RGB"
+) -> bytes:
+    """Baseline JPEG of uint8 RGB (H, W, 3), or BGR by ``order``; ``quality`` 1 to 100, chroma
+    ``subsampling`` 4:2:0.
 
     Uses the accurate integer DCT of libjpeg-turbo, whose result is the same on every CPU.
     """
     image = np.ascontiguousarray(rgb)
     _check_side("a JPEG", image, MAX_JPEG_SIDE)
     return bytes(
-        simplejpeg.encode_jpeg(image, quality, "RGB", colorsubsampling=subsampling, fastdct=False)
+        simplejpeg.encode_jpeg(image, quality, order, colorsubsampling=subsampling, fastdct=False)
     )
 
 

@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
+import numpy as np
+from av.video.reformatter import Colorspace
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reelmill.errors import Rejected
-from reelmill.media.decode import to_bgr, to_bgr16, to_jpeg_planes, to_rgb
+from reelmill.media.cut.picture import Picture
+from reelmill.media.cut.tone import toned
+from reelmill.media.decode import to_bgr, to_bgr16, to_jpeg_planes
 from reelmill.media.images import (
     MAX_PIXELS,
     boxed,
@@ -39,6 +44,9 @@ class PictureFormat(BaseModel):
     )
     lossless: bool = Field(False, description="webp without loss")
     bits: Literal[8, 16] = Field(8, description="of png; 16 keeps what video of 10 bits has")
+    hdr: Literal["auto", "keep", "sdr"] = Field(
+        "auto", description="sdr: HDR is tone mapped to BT.709; auto: where pictures have 8 bits"
+    )
 
     @model_validator(mode="after")
     def _are_of_the_format(self) -> Self:
@@ -48,10 +56,21 @@ class PictureFormat(BaseModel):
                 raise ValueError(f"{name} is for format {format!r}, not {self.format!r}")
         return self
 
+    @model_validator(mode="after")
+    def _hdr_has_room(self) -> Self:
+        if self.hdr == "sdr" and self.bits == 16:
+            raise ValueError("hdr 'sdr' makes pictures of 8 bits, not 16")
+        return self
+
     def effective(self) -> dict[str, Any]:
         """As of :class:`~reelmill.tasks.contract.Params`."""
         lossy = self.format == "jpg" or (self.format == "webp" and not self.lossless)
-        return {} if lossy else {"quality": None}
+        return {"hdr": "sdr" if self.to_sdr else "keep"} | ({} if lossy else {"quality": None})
+
+    @property
+    def to_sdr(self) -> bool:
+        """Whether HDR is tone mapped."""
+        return self.hdr == "sdr" or (self.hdr == "auto" and self.bits == 8)
 
     @property
     def encoder(self) -> str:
@@ -64,7 +83,8 @@ def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
 
     Equal frames give equal bytes on every CPU of one architecture. A JPEG holds YUV of BT.601 in
     full range: video of that matrix is scaled to that at once; other matrices go by way of RGB. PNG
-    and WebP hold RGB.
+    and WebP hold RGB. HDR becomes SDR by the formulas of :mod:`~reelmill.media.cut.tone`, or keeps
+    its signal as it is.
 
     Raises: Rejected ``too_large`` beyond what a format, or memory, holds; ``undecodable`` for a
     pixel format or colour matrix that cannot be converted.
@@ -72,19 +92,22 @@ def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
     for width, height in (fit.scaled, fit.padded):
         if width * height > MAX_PIXELS:
             raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
-    if how.format == "jpg":
-        return _jpeg(frame, fit, how)
-    if how.format == "webp":
-        bgr = boxed(to_bgr(frame, fit.scaled), fit)
-        return encode_webp(bgr, None if how.lossless else how.quality)
+    picture = Picture.of(frame)
+    if picture.is_hdr and how.to_sdr:
+        bgr = to_bgr16(frame, fit.scaled, untagged=Colorspace.BT2020)
+        return _stored(boxed(toned(bgr, picture), fit), how)
     if how.bits == 16:
         return encode_bgr_png(boxed(to_bgr16(frame, fit.scaled), fit))
-    return encode_bgr_png(boxed(to_bgr(frame, fit.scaled), fit))
-
-
-def _jpeg(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
-    if fit.scaled == fit.padded == fit.cropped:
+    if how.format == "jpg" and fit.scaled == fit.cropped == fit.padded:
         planes = to_jpeg_planes(frame, fit.scaled, how.subsampling)
         if planes is not None:
             return encode_jpeg_planes(planes, how.quality)
-    return encode_jpeg(boxed(to_rgb(frame, fit.scaled), fit), how.quality, how.subsampling)
+    return _stored(boxed(to_bgr(frame, fit.scaled), fit), how)
+
+
+def _stored(bgr: NDArray[np.uint8], how: PictureFormat) -> bytes:
+    if how.format == "jpg":
+        return encode_jpeg(bgr, how.quality, how.subsampling, "BGR")
+    if how.format == "webp":
+        return encode_webp(bgr, None if how.lossless else how.quality)
+    return encode_bgr_png(bgr)

@@ -13,6 +13,7 @@ NAMES = (
     "orchestration",
     "scale",
     "workers",
+    "frames",
     "media",
     "flow",
     "cutting",

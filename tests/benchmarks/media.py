@@ -1,4 +1,4 @@
-"""Frames and flow, against bare loops of the same calls.
+"""Flow, against bare loops of the same calls.
 
 All codecs run on one thread on both sides, as the media stages do for equal bytes; figures are per
 second of video.
@@ -6,21 +6,16 @@ second of video.
 
 from __future__ import annotations
 
-import io
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import av
 import cv2
 import numpy as np
-import simplejpeg
-from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
-from reelmill.media import decode
 from reelmill.media.flow import encode_kitti
 from reelmill.media.images import decode_gray
 from reelmill.media.probe import probe
@@ -45,7 +40,6 @@ def run() -> None:
             sample = InputSample("000000000_000", {"mp4": path.read_bytes()}, {})
             pictures = _pictures(sample)
             made = sum(len(pictures_of(one.fields)) for one in pictures)
-            _compare("frames", name, _frames(sample, made), made / float(info.fps))
             _compare("flow", name, _flow(pictures), made / float(info.fps))
 
 
@@ -53,27 +47,6 @@ def _compare(what: str, name: str, subjects: Subjects, seconds: float) -> None:
     costs = compare(subjects, rounds=ROUNDS, warm=False)
     title = f"{what.capitalize()}, {name} ({seconds:.1f} s)"
     show_costs(title, costs, "s of video", seconds, next(iter(subjects)))
-
-
-def _frames(sample: InputSample, count: int) -> Subjects:
-    def bare(_: Path) -> None:
-        scaler = VideoReformatter()
-        for number, frame in enumerate(_decoded(sample.fields["mp4"])):
-            if number == count:
-                break
-            width, height = PICTURES.fit(frame.width, frame.height).scaled
-            rgb = scaler.reformat(
-                frame, width, height, "rgb24", interpolation=decode._INTERPOLATION, threads=1
-            ).to_ndarray()
-            simplejpeg.encode_jpeg(
-                rgb, PICTURES.quality, "RGB", colorsubsampling="420", fastdct=False
-            )
-
-    return {
-        "ours, stage frames": lambda _: _pictures(sample),
-        "bare loop of the same calls": bare,
-        "decoding alone": lambda _: _first(_decoded(sample.fields["mp4"]), count),
-    }
 
 
 def _flow(samples: list[InputSample]) -> Subjects:
@@ -117,16 +90,3 @@ def _pictures(sample: InputSample) -> list[InputSample]:
 def _made(stage: Frames | Flow, params: Params, samples: list[InputSample]) -> list[Sample]:
     job: Any = Job(cast(Any, None), cast(Any, None), params, {}, Path())
     return [one for sample in samples for one in stage.each(job, sample) if isinstance(one, Sample)]
-
-
-def _decoded(data: bytes) -> Iterator[av.VideoFrame]:
-    with av.open(io.BytesIO(data)) as container:
-        stream = container.streams.video[0]
-        stream.codec_context.thread_type, stream.codec_context.thread_count = "NONE", 1
-        yield from container.decode(stream)
-
-
-def _first(frames: Iterator[av.VideoFrame], count: int) -> None:
-    for number, _ in enumerate(frames):
-        if number == count:
-            break

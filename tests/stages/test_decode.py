@@ -345,10 +345,11 @@ def test_bytes_do_not_depend_on_the_cpu(tmp_path: Path) -> None:
     path.write_bytes(encode([noise.repeat(9, axis=0).repeat(9, axis=1)] * 3))
     code = (
         "import ctypes, hashlib, sys\n"
-        "from reelmill.media.decode import frames, to_rgb\n"
+        "from reelmill.media.decode import frames, to_bgr16, to_jpeg_planes, to_rgb\n"
         "if sys.argv[2]: ctypes.CDLL(sys.argv[2]).av_force_cpu_flags(0)\n"
-        "data = b''.join(to_rgb(f, s).tobytes() for f in frames(sys.argv[1])"
-        " for s in (None, (70, 50), (200, 170)))\n"
+        "data = b''.join(picture.tobytes() for f in frames(sys.argv[1])"
+        " for s in ((144, 108), (70, 50), (200, 170))"
+        " for picture in (to_rgb(f, s), to_bgr16(f, s), *to_jpeg_planes(f, s, '420')))\n"
         "print(hashlib.sha256(data).hexdigest())"
     )
     assert ctypes.CDLL(str(library)).av_get_cpu_flags() >= 0

@@ -51,10 +51,14 @@ class Bench:
         commit_ingest(self.store, ingest_action(Source(path="x"), "0" * 64, None), found, {})
         return found.manifest.generations[0].shards[0]
 
-    def order(self, name: str, shard: Shard, **params: Any) -> Order:
+    def order(
+        self, name: str, shard: Shard, extra: Mapping[str, Shard] | None = None, **params: Any
+    ) -> Order:
+        """An order for a shard; ``extra`` are those of further roles."""
         stage = get_stage(name)
         values = stage.params.model_validate(params)
-        (slot,) = stage.plan(values, {"source": [shard]}, 0)
+        given = {"source": [shard], **{role: [one] for role, one in (extra or {}).items()}}
+        (slot,) = stage.plan(values, given, 0)
         for data in slot.documents.values():
             self.store.put_blob(data, "json")
         return Order(

@@ -118,3 +118,32 @@ def test_one_meaning_has_one_key() -> None:
     assert key_params(TupleParams(step=2)) != key_params(TupleParams())
     with pytest.raises(ValidationError, match="stride is for several frames"):
         TupleParams(count=1, stride=2)
+
+
+@given(
+    st.integers(1, 40),
+    plans,
+    st.lists(st.integers(0, 39), max_size=60).map(sorted),
+    st.sets(st.integers(1, 39), max_size=4),
+    st.integers(0, 5),
+)
+def test_some_frames_may_count_alone_or_several_times(
+    frames: int, plan: Plan, numbers: list[int], cuts: set[int], lag: int
+) -> None:
+    numbers = [number for number in numbers if number < frames]
+    there = sorted(cut for cut in cuts if cut < frames)
+    asked: list[int] = []
+    made = gathered(
+        range(frames),
+        params(plan).window(),
+        Late(there, lag, frames),
+        lambda n, _: asked.append(n) or n,
+        numbers,
+    )
+    expected = [
+        (places, [numbers[place] for place in places])
+        for places in defined(len(numbers), plan)
+        if not any(numbers[places[0]] < cut <= numbers[places[-1]] for cut in there)
+    ]
+    assert list(made) == expected
+    assert len(asked) == len(set(asked))

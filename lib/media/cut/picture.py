@@ -36,6 +36,21 @@ class Picture:
     codec: str = "h264"
     rotation: int | None = None
 
+    @classmethod
+    def of(cls, frame: Any, sar: Fraction = Fraction(1), codec: str = "h264") -> Picture:
+        """That of a decoded frame, whose pixels, as they are stored, have the shape ``sar``."""
+        width, height = frame.width, frame.height
+        if round(frame.rotation / 90) % 2:
+            width, height, sar = height, width, 1 / sar
+        return cls(
+            *(width, height, sar, frame.format.name),
+            transfer=int(frame.color_trc),
+            primaries=int(frame.color_primaries),
+            matrix=int(frame.colorspace),
+            codec=codec,
+            rotation=frame.rotation,
+        )
+
     @property
     def is_hdr(self) -> bool:
         return self.transfer in (_PQ, _HLG)
@@ -75,17 +90,7 @@ def picture_of(container: Any, stream: Any) -> Picture:
     if frame is None:
         known = context.pix_fmt or "yuv420p"
         return Picture(context.width, context.height, sar, known, codec=codec)
-    width, height = frame.width, frame.height
-    if round(frame.rotation / 90) % 2:
-        width, height, sar = height, width, 1 / sar
-    return Picture(
-        *(width, height, sar, frame.format.name),
-        transfer=int(frame.color_trc),
-        primaries=int(frame.color_primaries),
-        matrix=int(frame.colorspace),
-        codec=codec,
-        rotation=frame.rotation,
-    )
+    return Picture.of(frame, sar, codec)
 
 
 def _frame_alone(container: Any, stream: Any) -> Any | None:

@@ -62,6 +62,30 @@ def to_sdr(stream: Any, picture: Picture, table: Path, scaler: str) -> Any:
     )
 
 
+def toned(bgr: NDArray[np.uint16], picture: Picture) -> NDArray[np.uint8]:
+    """8 bits of SDR, of 16 bits of HDR like ``picture``: blue, green and red, (H, W, 3), in full
+    range. By the same table, between whose colours it interpolates in tetrahedra; every step is of
+    single numbers, which all CPUs round alike."""
+    colours = _grid(picture.is_hlg, picture.is_wide_gamut).astype(np.float32)
+    places = bgr.reshape(-1, 3).astype(np.float32) * np.float32((_GRID - 1) / 65535)
+    corner = np.minimum(places.astype(np.int32), _GRID - 2)
+    blue, green, red = (places - corner).T
+    # Red changes fastest in the table.
+    steps = np.array([_GRID * _GRID, _GRID, 1], dtype=np.int32)
+    first = corner @ steps
+    last = first + int(steps.sum())
+    most, least = np.maximum(np.maximum(blue, green), red), np.minimum(np.minimum(blue, green), red)
+    middle = np.maximum(np.minimum(blue, green), np.minimum(np.maximum(blue, green), red))
+    ahead = np.where(blue == most, steps[0], np.where(green == most, steps[1], steps[2]))
+    behind = np.where(red == least, steps[2], np.where(green == least, steps[1], steps[0]))
+    mixed = colours[first] * (1 - most)[:, None]
+    mixed += colours[first + ahead] * (most - middle)[:, None]
+    mixed += colours[last - behind] * (middle - least)[:, None]
+    mixed += colours[last] * least[:, None]
+    levels = np.rint(mixed * np.float32(255)).astype(np.uint8)
+    return np.ascontiguousarray(levels.reshape(bgr.shape)[..., ::-1])
+
+
 def sdr(signal: _Colours, *, hlg: bool = False, wide: bool = True) -> _Colours:
     """SDR signal of HDR ``signal``: RGB of 0 to 1, colours along the last axis.
 
@@ -105,9 +129,15 @@ def _mobius(light: _Colours) -> _Colours:
 
 @cache
 def _table(hlg: bool, wide: bool) -> bytes:
+    lines = [f"{r:.6f} {g:.6f} {b:.6f}" for r, g, b in _grid(hlg, wide).tolist()]
+    return "\n".join([f"LUT_3D_SIZE {_GRID}", *lines, ""]).encode()
+
+
+@cache
+def _grid(hlg: bool, wide: bool) -> _Colours:
+    """SDR of evenly spaced HDR, (colours, 3): red changes fastest."""
     axis = np.linspace(0, 1, _GRID)
     blue, green, red = np.meshgrid(axis, axis, axis, indexing="ij")
     colours = sdr(np.stack([red, green, blue], axis=-1), hlg=hlg, wide=wide).reshape(-1, 3)
     # Six decimals: less than the last bits in which one CPU's powers differ from another's.
-    lines = [f"{r:.6f} {g:.6f} {b:.6f}" for r, g, b in colours.tolist()]
-    return "\n".join([f"LUT_3D_SIZE {_GRID}", *lines, ""]).encode()
+    return np.round(colours, 6)

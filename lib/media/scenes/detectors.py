@@ -326,7 +326,11 @@ class _FlashFilter:
             cuts = self._merged(pts, above)
         else:
             cuts = self._suppressed(pts, above)
-        self.settled = pts if self._merge_start is None else self._last_above - 1
+        # What is being merged becomes a cut at its last frame, once it is long enough to be one.
+        may_cut = self._merge_start is not None and self._is_long(
+            self._merge_start, self._last_above
+        )
+        self.settled = self._last_above - 1 if may_cut else pts
         return cuts
 
     def finish(self) -> Sequence[int]:
