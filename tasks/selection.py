@@ -156,12 +156,15 @@ def choose(
     place_at: Callable[[Fraction], int | None],
 ) -> Chosen:
     """Where samples of the clip ``key`` begin; ``place_at`` tells the place that is shown so many
-    seconds after the first one, and None behind the last. Equal arguments give equal choices."""
+    seconds after the first one, and None behind the last. What is asked for in another order, or
+    twice, is the same choice."""
     if params.indices:
-        asked = ((f"index {n}", n if n >= 0 else places.count + n) for n in params.indices)
+        asked = (
+            (f"index {n}", n if n >= 0 else places.count + n) for n in sorted(set(params.indices))
+        )
         return _each(places, asked)
     if params.times:
-        moments = ((f"{canonical(t)} s", place_at(Fraction(t))) for t in params.times)
+        moments = ((f"{canonical(t)} s", place_at(Fraction(t))) for t in sorted(set(params.times)))
         return _each(places, moments)
     if params.per_scene is not None:
         return _per_scene(places, params.per_scene, params.max_samples)

@@ -81,7 +81,8 @@ class PictureFormat(BaseModel):
 def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
     """The picture of a frame, upright, in full range, and in the format that is asked for.
 
-    Equal frames give equal bytes on every CPU of one architecture. A JPEG holds YUV of BT.601 in
+    Equal frames give equal pixels on every CPU of one architecture, and equal bytes where the
+    encoders' kernels agree, as those of libjpeg-turbo and zlib do. A JPEG holds YUV of BT.601 in
     full range: video of that matrix is scaled to that at once; other matrices go by way of RGB. PNG
     and WebP hold RGB. HDR becomes SDR by the formulas of :mod:`~reelmill.media.cut.tone`, or keeps
     its signal as it is.

@@ -256,10 +256,12 @@ def test_what_is_not_there_is_a_reject_each() -> None:
         (f"clip_missed_{n:03d}", "beyond_clip") for n in range(3)
     ]
     assert [one.message for one in rejects] == [
+        "index -91: there are 90 frames",
         "index 88: it would reach frame 90, and there are 90",
         "index 90: there are 90 frames",
-        "index -91: there are 90 frames",
     ]
+    again = outputs(sample("silent.mp4"), indices=[90, -91, 0, 88, 0, -90], count=3, cuts="ignore")
+    assert again == found, "one key, one result"
     (late,) = outputs(sample("silent.mp4"), times=["3"], count=1)
     assert isinstance(late, Reject)
     assert late.message == "3 s: the clip ends before that"
