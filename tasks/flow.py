@@ -81,6 +81,16 @@ _OF_CLIPS = {
 """Parameters that choose frames, as they are if not set."""
 
 
+class OutputSize(Sizing[PictureSide]):
+    """The size that flow is stored at: it is scaled, and neither cropped nor padded."""
+
+    @model_validator(mode="after")
+    def _is_scaled_to(self) -> OutputSize:
+        if self.mode != "scale":
+            raise ValueError("output scales flow: its mode can be no other")
+        return self
+
+
 class FlowParams(SelectionParams, Sizing[PictureSide]):
     """Which flow, between which pictures, at which size, and how it is stored.
 
@@ -111,7 +121,7 @@ class FlowParams(SelectionParams, Sizing[PictureSide]):
         description="kitti: 16-bit PNG in 1/64 pixel; flo: Middlebury's float32, 8 bytes a pixel; "
         "npy: float16 for NumPy, 4 bytes a pixel",
     )
-    output: Sizing[PictureSide] | None = Field(
+    output: OutputSize | None = Field(
         None, description="size that flow is stored at, its vectors with it, if not as estimated"
     )
     keep_frames: bool = Field(True, description="store the pictures beside the flow")
@@ -137,8 +147,6 @@ class FlowParams(SelectionParams, Sizing[PictureSide]):
         for name in ("weights", "device", "batch"):
             if getattr(self, name) is not None and self.method != "raft":
                 raise ValueError(f"{name} is for method 'raft'")
-        if self.output is not None and self.output.mode != "scale":
-            raise ValueError("output scales flow: its mode can be no other")
         if self.pictures.bits > 8 and self.computed_on == "cuda":
             raise ValueError("pictures of 16 bits are kept where the CPU estimates flow")
         return self
@@ -147,7 +155,7 @@ class FlowParams(SelectionParams, Sizing[PictureSide]):
         is_raft = self.method == "raft"
         return SelectionParams.effective(self) | {
             "preset": self.chosen_preset,
-            "output": None if self.output == Sizing[PictureSide]() else self.output,
+            "output": None if self.output == OutputSize() else self.output,
             "pictures": self._pictures if self.keep_frames else None,
             "device": self.computed_on if is_raft else None,
             "batch": self.batch or RAFT_BATCH if is_raft else None,
