@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from reelmill.dataset import Version
 from reelmill.errors import ReelmillError, Rejected
 from reelmill.media.decode import frames, to_rgb, upright_size
-from reelmill.media.flow import decode_kitti, decode_npy
+from reelmill.media.flow import decode
 from reelmill.media.images import decode_image
 from reelmill.media.size import Sizing
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
 from reelmill.shards.reader import Sample
-from reelmill.tasks.media_fields import VIDEO, pictures_of, video_of
+from reelmill.tasks.media_fields import VIDEO, flows_of, pictures_of, video_of
 from reelmill.units import format_bytes, format_seconds
 
 _PER_CLIP = 3
@@ -38,7 +38,7 @@ def draw_sheet(version: Version, count: int, width: int = 1600) -> bytes:
         ReelmillError: there is nothing in it to look at.
     """
     fields = version.manifest.fields
-    flows = [field for field in fields if ".flow." in field]
+    flows = flows_of(fields)
     if not flows and not pictures_of(fields) and not set(VIDEO) & set(fields):
         raise ReelmillError(f"{version} holds no video, picture or flow to draw")
     totals = version.totals
@@ -85,20 +85,23 @@ def _row(sample: Sample) -> SheetRow:
 
 def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     shown = pictures_of(sample.fields)
-    flows = sorted(field for field in sample.fields if ".flow." in field)
+    flows = flows_of(sample.fields)
     if not shown and not flows:
         return _of_clip(video_of(sample.fields)), []
     stills = [(decode_image(sample.fields[field]), f"{number}") for number, field in shown]
     moves = [
-        (_flow_of(field, sample.fields[field]), f"{int(field[:6])} to {int(field[:6]) + 1}")
-        for field in flows
+        (
+            _flow_of(field, sample.fields[field]),
+            f"back from {n}" if "_back" in field else f"from {n}",
+        )
+        for n, field in flows
     ]
     pairs = [pair for both in zip_longest(stills, moves) for pair in both if pair]
     return [picture for picture, _ in pairs], [label for _, label in pairs]
 
 
 def _flow_of(field: str, data: bytes) -> RGB:
-    return flow_picture(decode_npy(data) if field.endswith(".npy") else decode_kitti(data)[0])
+    return flow_picture(decode(data, field.rpartition(".")[2]))
 
 
 def _of_clip(video: bytes) -> list[RGB]:

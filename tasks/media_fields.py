@@ -92,6 +92,7 @@ _RATIO = re.compile(r"-?[0-9]{1,19}/[1-9][0-9]{0,18}")
 _MAX_START = 2**53 - 1
 
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png|webp)")
+_FLOW = re.compile(r"(\d{6})\.flow(?:_back)?\.(png|flo|npy)")
 
 
 def video_field(container: str, codec: str) -> str:
@@ -252,4 +253,21 @@ def picture_field(number: int, ending: str) -> str:
 def pictures_of(fields: Iterable[str]) -> list[tuple[int, str]]:
     """The pictures of a sample as (number, field), in order."""
     found = [(match, field) for field in fields if (match := _PICTURE.fullmatch(field))]
+    return sorted((int(match[1]), field) for match, field in found)
+
+
+def flow_field(number: int, ending: str, back: bool = False) -> str:
+    """The field of flow that begins at a picture: ``000000.flow.png`` leads on from it, and
+    ``000001.flow_back.png`` back."""
+    return f"{number:06d}.flow{'_back' if back else ''}.{ending}"
+
+
+def mask_field(number: int, back: bool = False) -> str:
+    """The field that says where flow of that number leads to nothing: ``000000.occluded.png``."""
+    return f"{number:06d}.occluded{'_back' if back else ''}.png"
+
+
+def flows_of(fields: Iterable[str]) -> list[tuple[int, str]]:
+    """The flow of a sample as (number of the picture that it begins at, field), in order."""
+    found = [(match, field) for field in fields if (match := _FLOW.fullmatch(field))]
     return sorted((int(match[1]), field) for match, field in found)

@@ -15,6 +15,7 @@ NAMES = (
     "workers",
     "frames",
     "media",
+    "flow",
     "cutting",
     "resolution",
     "probing",
@@ -22,7 +23,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("urls", "gpu")
+LONG = ("urls", "gpu", "gpu_flow")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

@@ -18,8 +18,8 @@ OFFERED = [one["$ref"].rpartition("/")[2] for one in SCHEMA["properties"]["make"
 STAGES = [name for name in OFFERED if Stages()[name].__module__.startswith("reelmill.")]
 """Those of Reelmill's own: plugins are offered too."""
 
-GROUPS = {"video", "audio", "variants"}
-"""Fields of ``split`` that are models of their own."""
+GROUPS = {"video", "audio", "variants", "output", "pictures"}
+"""Fields of ``split`` and ``flow`` that are models of their own."""
 
 
 def submitted(**make: Any) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def test_every_field_is_one_plain_input_or_a_group_of_them_with_a_description(st
 
 
 def test_fields_within_groups_are_plain_too() -> None:
-    for group in ("Video", "Audio", "Size", "Variant"):
+    for group in ("Video", "Audio", "Size", "Variant", "OutputSize", "PictureFormat"):
         fields = SCHEMA["definitions"][group]["properties"]
         chosen = {name for name, field in fields.items() if {"anyOf", "oneOf"} & set(field)}
         assert chosen == ({"audio"} if group == "Variant" else set())
