@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from reelmill.dataset import Version
 from reelmill.errors import ReelmillError, Rejected
 from reelmill.media.decode import frames, to_rgb, upright_size
-from reelmill.media.flow import decode_kitti, decode_npy
+from reelmill.media.flow import decode
 from reelmill.media.images import decode_depth, decode_image
 from reelmill.media.packets import read_packets
 from reelmill.media.probe import open_media, video_stream
@@ -21,7 +21,7 @@ from reelmill.report.depth import depth_picture
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
 from reelmill.shards.reader import Sample
-from reelmill.tasks.media_fields import VIDEO, Still, stills_of, video_of
+from reelmill.tasks.media_fields import VIDEO, Still, flows_of, stills_of, video_of
 from reelmill.units import format_bytes, format_seconds
 
 _PER_CLIP = 3
@@ -43,7 +43,7 @@ def draw_sheet(version: Version, count: int, width: int = 1600) -> bytes:
         ReelmillError: there is nothing in it to look at.
     """
     fields = version.manifest.fields
-    flows = [field for field in fields if ".flow." in field]
+    flows = flows_of(fields)
     if not flows and not stills_of(fields) and not set(VIDEO) & set(fields):
         raise ReelmillError(f"{version} holds no video, picture or flow to draw")
     totals = version.totals
@@ -89,14 +89,15 @@ def _row(sample: Sample) -> SheetRow:
 
 
 def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
-    flows = sorted(field for field in sample.fields if ".flow." in field)
+    flows = flows_of(sample.fields)
     stills = stills_of(sample.fields)
     numbered = any(still.number is not None for still in stills)
     if not flows and not numbered and not set(VIDEO).isdisjoint(sample.fields):
         return clip_pictures(video_of(sample.fields)), []
     shown = [(still.number or 0, _label(still), still.field) for still in stills]
     moves = [
-        (int(field[:6]), f"{int(field[:6])} to {int(field[:6]) + 1}", field) for field in flows
+        (number, f"back from {number}" if "_back" in field else f"from {number}", field)
+        for number, field in flows
     ]
     # A flow stands behind all pictures of where it begins.
     ordered = sorted([*shown, *moves], key=lambda one: one[0])[:_MOST]
@@ -114,14 +115,10 @@ def _label(still: Still) -> str:
 
 
 def _drawn(field: str, data: bytes) -> RGB:
-    if ".flow." in field:
-        return _flow_of(field, data)
+    if flows_of([field]):
+        return flow_picture(decode(data, field.rpartition(".")[2]))
     depth = decode_depth(data)
     return decode_image(data) if depth is None else depth_picture(depth)
-
-
-def _flow_of(field: str, data: bytes) -> RGB:
-    return flow_picture(decode_npy(data) if field.endswith(".npy") else decode_kitti(data)[0])
 
 
 def clip_pictures(video: bytes) -> list[RGB]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -78,21 +78,45 @@ class Frames(SampleStage[FramesParams]):
 
     def each(self, job: Job[FramesParams], sample: InputSample) -> Iterator[Output]:
         params = job.params
-        clip = _Clip(sample.key, video_of(sample.fields), about_of(sample.fields))
+        clip = Clip(sample.key, video_of(sample.fields), about_of(sample.fields))
         starts = scene_starts(job, clip.key, clip.about) if params.minds_cuts else []
-        if params.begin_at_steps and (params.takes_every_frame or starts is None):
-            return _gathered(clip, params, starts)
-        return _selected(clip, params, starts)
+
+        shape = Fraction(1)
+
+        def shaped(told: Fraction) -> None:
+            nonlocal shape
+            shape = told
+
+        def picture(number: int, frame: VideoFrame) -> _Picture:
+            return _picture(number, frame, shape, params)
+
+        for made in tuples_of(clip, params, starts, picture, shaped=shaped):
+            yield made if isinstance(made, Reject) else _sample(clip, *made, params.format)
 
 
 _NO_CUT = {True: ", and no scene cut", False: ""}
 
 
 @dataclass(frozen=True, slots=True)
-class _Clip:
+class Clip:
+    """A sample of one video, by its key, with what its ``json`` says."""
+
     key: str
     video: bytes
     about: Mapping[str, Any]
+
+
+class Framed(Protocol):
+    """What is made of one frame: its number in the clip, and its time there in seconds."""
+
+    @property
+    def number(self) -> int: ...
+
+    @property
+    def time(self) -> Fraction: ...
+
+
+P = TypeVar("P", bound=Framed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,44 +128,69 @@ class _Picture:
     data: bytes
 
 
+def tuples_of(
+    clip: Clip,
+    params: SelectionParams,
+    starts: Sequence[Fraction] | None,
+    picture: Callable[[int, Any], P],
+    source: Iterable[Any] | None = None,
+    shaped: Callable[[Fraction], object] = lambda shape: None,
+) -> Iterator[tuple[int, list[P]] | Reject]:
+    """The samples of a clip's frames: the number that names each, and what ``picture`` makes of its
+    frames, once of each, however many samples have it; or why one that was asked for is not there.
+
+    Args:
+        starts: where scenes begin, in seconds, if that is known.
+        source: what decodes all frames, where all are; they need ``pts`` and ``time_base``.
+        shaped: is told, before the first picture, how much wider than high pixels are, as they are
+            stored; not where ``source`` decodes.
+    """
+    if params.begin_at_steps and (params.takes_every_frame or starts is None):
+        every = source or frames(clip.video, lambda stream: shaped(pixel_shape(stream)))
+        return _gathered(clip, params, starts, picture, every)
+    return _selected(clip, params, starts, picture, shaped)
+
+
 def _gathered(
-    clip: _Clip, params: FramesParams, starts: Sequence[Fraction] | None
-) -> Iterator[Output]:
+    clip: Clip,
+    params: SelectionParams,
+    starts: Sequence[Fraction] | None,
+    picture: Callable[[int, Any], P],
+    source: Iterable[Any],
+) -> Iterator[tuple[int, list[P]]]:
     """Samples at every step, from frames that pass by: one decode, which ends with the last sample;
     memory for one sample's pictures."""
-    window: Window[_Picture] = params.window()
-    shape, numbers = Fraction(1), None
+    window: Window[P] = params.window()
+    numbers = None
     if not params.takes_every_frame:
         numbers = _sequence(shown(clip.video), params).tolist()
     seen = 0
 
-    def opened(stream: Any) -> None:
-        nonlocal shape
-        shape = pixel_shape(stream)
-
-    def picture(number: int, frame: VideoFrame) -> _Picture:
-        return _picture(number, frame, shape, params)
-
-    def counted() -> Iterator[VideoFrame]:
+    def counted() -> Iterator[Any]:
         nonlocal seen
-        for frame in frames(clip.video, opened):
+        for frame in source:
             seen += 1
             yield frame
 
     cuts = watched(params, starts, clip.video)
     for places, pictures in gathered(counted(), window, cuts, picture, numbers):
-        yield _sample(clip, places, pictures, params)
+        yield _name_of(places, pictures, params), pictures
     if not window.given:
         raise _too_short(seen if numbers is None else len(numbers), params)
 
 
 def _selected(
-    clip: _Clip, params: FramesParams, starts: Sequence[Fraction] | None
-) -> Iterator[Output]:
+    clip: Clip,
+    params: SelectionParams,
+    starts: Sequence[Fraction] | None,
+    picture: Callable[[int, Any], P],
+    shaped: Callable[[Fraction], object],
+) -> Iterator[tuple[int, list[P]] | Reject]:
     """Samples of chosen frames: they are known before anything is decoded, and most of the others
     are left out where that is possible."""
     cuts = looked_for(params, starts, clip.video)
     there = shown(clip.video)
+    shaped(there.shape)
     numbers = _sequence(there, params)
     places = Places(len(numbers), params.reach, _places_of(cuts, there, numbers))
 
@@ -156,16 +205,21 @@ def _selected(
         if not chosen.missed:
             raise _too_short(len(numbers), params)
         return
-    window: Window[_Picture] = params.window(chosen.starts)
-    for at, picture in _pictures(clip, params, there, numbers, chosen):
+    window: Window[P] = params.window(chosen.starts)
+    for at, made in _pictures(clip, params, there, numbers, chosen, picture):
         for place in at:
             if window.wants(place):
-                window.put(place, picture)
+                window.put(place, made)
             for gathered_at, pictures in window.take():
-                yield _sample(clip, gathered_at, pictures, params)
+                yield _name_of(gathered_at, pictures, params), pictures
 
 
-def _sequence(there: Shown, params: FramesParams) -> np.ndarray[Any, np.dtype[np.int64]]:
+def _name_of(places: Sequence[int], pictures: Sequence[Framed], params: SelectionParams) -> int:
+    """The number that names a sample. At a rate, one frame may be the first of several."""
+    return places[0] if params.fps is not None else pictures[0].number
+
+
+def _sequence(there: Shown, params: SelectionParams) -> np.ndarray[Any, np.dtype[np.int64]]:
     """The numbers of the frames that count, ascending; at a rate, some more than once."""
     if params.keyframes:
         return np.flatnonzero(there.keyframe).astype(np.int64)
@@ -184,12 +238,13 @@ def _places_of(
 
 
 def _pictures(
-    clip: _Clip,
-    params: FramesParams,
+    clip: Clip,
+    params: SelectionParams,
     there: Shown,
     numbers: np.ndarray[Any, np.dtype[np.int64]],
     chosen: Chosen,
-) -> Iterator[tuple[list[int], _Picture]]:
+    picture: Callable[[int, Any], P],
+) -> Iterator[tuple[list[int], P]]:
     """Each picture that samples need, made once, and the places it is for."""
     offsets = np.arange(params.count, dtype=np.int64) * params.stride
     starts = np.asarray(chosen.starts, dtype=np.int64)
@@ -198,7 +253,7 @@ def _pictures(
     groups = np.split(needed, first[1:])
     decoded = frames_at(clip.video, there, wanted.tolist())
     for (number, frame), places in zip(decoded, groups, strict=True):
-        yield places.tolist(), _picture(number, frame, there.shape, params)
+        yield places.tolist(), picture(number, frame)
 
 
 def _picture(number: int, frame: VideoFrame, shape: Fraction, params: FramesParams) -> _Picture:
@@ -212,18 +267,18 @@ def _picture(number: int, frame: VideoFrame, shape: Fraction, params: FramesPara
     return _Picture(number, frame.pts * Fraction(frame.time_base), *fit.padded, data)
 
 
-def _too_short(count: int, params: FramesParams) -> Rejected:
+def _too_short(count: int, params: SelectionParams) -> Rejected:
     return Rejected(
         "too_short",
         f"{count} frames; a sample spans {params.reach + 1}{_NO_CUT[params.minds_cuts]}",
     )
 
 
-def _sample(
-    clip: _Clip, places: Sequence[int], pictures: Sequence[_Picture], params: FramesParams
-) -> Sample:
-    # At a rate, one frame may be the first of several samples.
-    first = places[0] if params.fps is not None else pictures[0].number
+def tuple_about(
+    clip: Clip, first: int, pictures: Sequence[Framed], size: tuple[int, int]
+) -> tuple[str, dict[str, Any]]:
+    """The key of a sample that a number names, and what its ``json`` says of its frames; ``size``
+    is (width, height)."""
     key = f"{clip.key}_{first:06d}"
     times = [picture.time for picture in pictures]
     exact: dict[str, list[str]] = {"times": [ratio(time) for time in times]}
@@ -231,8 +286,7 @@ def _sample(
     in_source = [start + time for time in times]
     if is_exact:
         exact["source_times"] = [ratio(time) for time in in_source]
-    size = {"width": pictures[0].width, "height": pictures[0].height}
-    value = {
+    return key, {
         "key": key,
         "clip": clip.key,
         "source": texts_of(clip.about.get("source"), ("key", *OF_SOURCE)),
@@ -240,17 +294,22 @@ def _sample(
         "times": [_rounded(time) for time in times],
         "source_times": [_rounded(time) for time in in_source],
         "exact": exact,
-        **size,
+        "width": size[0],
+        "height": size[1],
     }
-    fields = {
-        picture_field(place, params.format): picture.data for place, picture in enumerate(pictures)
-    }
+
+
+def _sample(clip: Clip, first: int, pictures: Sequence[_Picture], ending: str) -> Sample:
+    width, height = pictures[0].width, pictures[0].height
+    key, value = tuple_about(clip, first, pictures, (width, height))
+    fields = {picture_field(place, ending): picture.data for place, picture in enumerate(pictures)}
     columns = {
         "clip": clip.key,
         "frame": pictures[0].number,
-        "time": _rounded(times[0]),
-        "source_time": _rounded(in_source[0]),
-        **size,
+        "time": value["times"][0],
+        "source_time": value["source_times"][0],
+        "width": width,
+        "height": height,
     }
     return Sample(key, {**fields, "json": sample_json(value)}, columns)
 

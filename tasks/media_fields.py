@@ -96,6 +96,7 @@ _MAX_START = 2**53 - 1
 
 _PICTURE = re.compile(r"(\d{6})\.image\.(jpg|png|webp)")
 _STILL = re.compile(r"(?:(\d{6})\.)?(?:([a-z0-9_.-]+)\.)?(?:jpg|jpeg|png|webp)")
+_FLOW = re.compile(r"(\d{6})\.flow(?:_back)?\.(png|flo|npy)")
 
 
 def video_field(container: str, codec: str) -> str:
@@ -273,6 +274,23 @@ def stills_of(fields: Iterable[str]) -> list[Still]:
     found = [
         Still(int(match[1]) if match[1] else None, match[2], field)
         for field in fields
-        if (match := _STILL.fullmatch(field)) and match[2] != "flow"
+        if (match := _STILL.fullmatch(field)) and match[2] not in ("flow", "flow_back")
     ]
     return sorted(found, key=lambda s: (s.number or 0, s.what != "image", s.what or "", s.field))
+
+
+def flow_field(number: int, ending: str, back: bool = False) -> str:
+    """The field of flow that begins at a picture: ``000000.flow.png`` leads on from it, and
+    ``000001.flow_back.png`` back."""
+    return f"{number:06d}.flow{'_back' if back else ''}.{ending}"
+
+
+def mask_field(number: int, back: bool = False) -> str:
+    """The field that says where flow of that number leads to nothing: ``000000.occluded.png``."""
+    return f"{number:06d}.occluded{'_back' if back else ''}.png"
+
+
+def flows_of(fields: Iterable[str]) -> list[tuple[int, str]]:
+    """The flow of a sample as (number of the picture that it begins at, field), in order."""
+    found = [(match, field) for field in fields if (match := _FLOW.fullmatch(field))]
+    return sorted((int(match[1]), field) for match, field in found)

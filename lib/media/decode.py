@@ -122,9 +122,12 @@ def to_jpeg_planes(
     frame: av.VideoFrame, size: tuple[int, int], subsampling: str
 ) -> list[NDArray[np.uint8]] | None:
     """Y, U and V as a JPEG of 4:``subsampling`` holds them (BT.601, full range), scaled to ``size``
-    in one pass; None where the picture is to be turned, or is of another matrix, which must go by
-    RGB. Raises: Rejected as ``to_rgb`` does.
+    in one pass; None where the picture is to be turned, is of another matrix, or has an odd side
+    (whose last chroma sample the encoder takes to lie over two pixels, and reads on): these must go
+    by RGB. Raises: Rejected as ``to_rgb`` does.
     """
+    if size[0] % 2 or size[1] % 2:
+        return None
     name = frame.format.name
     is_yuv = name.startswith("yuv") and not name.startswith("yuva")
     if not is_yuv or frame.colorspace not in _JPEG_MATRIX or _quarter_turns(frame):
@@ -190,6 +193,21 @@ def upright(frame: av.VideoFrame, picture: NDArray[P]) -> NDArray[P]:
     return np.ascontiguousarray(np.rot90(picture, _quarter_turns(frame)))
 
 
+def to_luma(frame: av.VideoFrame, size: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+    """Upright uint8 luma of shape (H, W), full range, C-contiguous: the Y plane itself, scaled and
+    stretched as :func:`to_rgb` does it, with no regard to chroma; of RGB, BT.601's.
+
+    Raises: Rejected ``undecodable`` for a pixel format that swscale lacks.
+    """
+    try:
+        luma = _luma_scaler.reformatter.reformat(
+            frame, *stored_size(frame, size), "gray", interpolation=_INTERPOLATION, threads=1
+        )
+    except av.FFmpegError as error:
+        raise Rejected("undecodable", f"cannot take the luma of {frame.format.name}") from error
+    return upright(frame, cast(NDArray[np.uint8], luma.to_ndarray()))
+
+
 class _Scaler(threading.local):
     """One swscale context a thread: setting up its filters costs as much as scaling a frame."""
 
@@ -198,6 +216,7 @@ class _Scaler(threading.local):
 
 
 _scaler = _Scaler()
+_luma_scaler = _Scaler()
 
 
 def _quarter_turns(frame: av.VideoFrame) -> int:

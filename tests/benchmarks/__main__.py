@@ -16,6 +16,7 @@ NAMES = (
     "workers",
     "frames",
     "media",
+    "flow",
     "cutting",
     "resolution",
     "probing",
@@ -25,7 +26,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("urls", "gpu", "shuffle_memory")
+LONG = ("urls", "gpu", "gpu_flow", "shuffle_memory")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

@@ -488,11 +488,21 @@ def test_video_of_the_matrix_of_jpeg_is_not_converted_to_rgb() -> None:
     frame = av.VideoFrame(64, 48, "yuv420p")
     for matrix, is_planar in ((2, True), (5, True), (6, True), (1, False), (9, False)):
         frame.colorspace = matrix
-        planes = to_jpeg_planes(frame, (33, 21), "420")
+        planes = to_jpeg_planes(frame, (34, 22), "420")
         assert (planes is not None) == is_planar
         if planes is not None:
-            assert [plane.shape for plane in planes] == [(21, 33), (11, 17), (11, 17)]
-            assert decode_image(encode(frame, own(33, 21), PictureFormat())).shape == (21, 33, 3)
+            assert [plane.shape for plane in planes] == [(22, 34), (11, 17), (11, 17)]
+            assert decode_image(encode(frame, own(34, 22), PictureFormat())).shape == (22, 34, 3)
+
+
+@pytest.mark.parametrize("size", [(33, 22), (34, 21), (33, 21)])
+def test_a_jpeg_of_an_odd_size_holds_nothing_but_the_picture(size: tuple[int, int]) -> None:
+    """Planes of such a size end where the encoder reads on: it would store what lies behind."""
+    frame = av.VideoFrame(64, 48, "yuv420p")
+    for plane in frame.planes:
+        plane.update(bytes(plane.buffer_size))
+    assert to_jpeg_planes(frame, size, "420") is None
+    assert len({encode(frame, own(*size), PictureFormat()) for _ in range(20)}) == 1
 
 
 def test_16_bits_keep_what_8_would_lose() -> None:

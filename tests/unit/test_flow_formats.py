@@ -1,17 +1,32 @@
 from __future__ import annotations
 
+import io
 import pickle
 import struct
 import zlib
+from pathlib import Path
 
 import cv2
 import numpy as np
+import png
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reelmill.errors import Rejected
-from reelmill.media.flow import decode_kitti, decode_npy, encode_kitti, encode_npy
+from reelmill.media.flow import (
+    ENDINGS,
+    Format,
+    decode,
+    decode_flo,
+    decode_kitti,
+    decode_npy,
+    encode,
+    encode_flo,
+    encode_kitti,
+    encode_mask,
+    encode_npy,
+)
 from reelmill.media.images import encode_png
 
 
@@ -149,3 +164,65 @@ def test_damaged_kitti_is_rejected() -> None:
         with pytest.raises(Rejected) as caught:
             decode_kitti(data)
         assert caught.value.reason == "undecodable"
+
+
+def sides(height: int = 40, width: int = 60) -> np.ndarray:
+    """Flow whose u and v, left and right, top and bottom cannot be taken for one another."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    return np.stack([x / 4 - 3, 20 - y / 2], axis=-1)
+
+
+def test_another_reader_has_kitti_in_the_order_of_its_kit() -> None:
+    flow = sides()
+    width, height, rows, about = png.Reader(bytes=encode_kitti(flow)).asDirect()
+    assert (width, height, about["bitdepth"], about["planes"]) == (60, 40, 16, 3)
+    pixels = np.array([list(row) for row in rows], float).reshape(height, width, 3)
+    assert (pixels[..., 2] == 1).all()
+    assert ((pixels[..., :2] - 2**15) / 64 == flow).all()
+
+
+def test_another_reader_has_flo_bit_for_bit(tmp_path: Path) -> None:
+    path = tmp_path / "a.flo"
+    for flow in (sides(), field(33, 35)):
+        path.write_bytes(encode_flo(flow))
+        assert (cv2.readOpticalFlow(str(path)) == flow).all()
+        assert (decode_flo(path.read_bytes()) == flow).all()
+        written = tmp_path / "b.flo"
+        cv2.writeOpticalFlow(str(written), flow)
+        assert written.read_bytes() == path.read_bytes()
+
+
+def test_numpy_reads_npy() -> None:
+    assert (np.load(io.BytesIO(encode_npy(sides())), allow_pickle=False) == sides()).all()
+
+
+@pytest.mark.parametrize("form", ["kitti", "flo", "npy"])
+def test_flow_is_found_again_by_its_ending(form: Format) -> None:
+    assert (decode(encode(sides(), form), ENDINGS[form]) == sides()).all()
+
+
+@pytest.mark.parametrize("form", ["kitti", "flo", "npy"])
+def test_bytes_do_not_depend_on_how_flow_lies_in_memory(form: Format) -> None:
+    flow = field()
+    others = (np.asfortranarray(flow), flow[::-1][::-1], np.moveaxis(flow, 2, 0).copy())
+    assert {encode(flow, form)} == {
+        encode(np.moveaxis(one, 0, 2) if one.shape[0] == 2 else one, form) for one in others
+    }
+
+
+def test_damaged_flo_is_rejected() -> None:
+    whole = encode_flo(field(5, 7))
+    huge = whole[:4] + struct.pack("<ii", 1 << 30, 1 << 30)
+    negative = whole[:4] + struct.pack("<ii", -1, -1) + bytes(8)
+    for data in (b"", whole[:8], whole[:-1], whole + b"\0", huge, negative, encode_npy(field())):
+        with pytest.raises(Rejected) as caught:
+            decode_flo(data)
+        assert caught.value.reason == "undecodable"
+
+
+def test_masks_are_gray_pictures() -> None:
+    mask = np.zeros((5, 9), bool)
+    mask[1, 2] = mask[4, 8] = True
+    width, height, rows, about = png.Reader(bytes=encode_mask(mask)).asDirect()
+    assert (width, height, about["bitdepth"], about["planes"]) == (9, 5, 8, 1)
+    assert (np.array([list(row) for row in rows]) == 255 * mask).all()

@@ -108,7 +108,16 @@ def test_every_field_can_be_drawn_and_says_what_it_is(stage: str) -> None:
 
 def test_fields_within_groups_can_be_drawn_too() -> None:
     groups = SCHEMA["definitions"] | FORMS["various"]["definitions"]
-    for group in ("Video", "Audio", "Size", "Variant", "Crop", "Pad"):
+    for group in (
+        "Video",
+        "Audio",
+        "Size",
+        "Variant",
+        "OutputSize",
+        "PictureFormat",
+        "Crop",
+        "Pad",
+    ):
         for name, field in groups[group]["properties"].items():
             check(f"{group}.{name}", field)
 

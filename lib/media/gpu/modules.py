@@ -8,6 +8,10 @@ from typing import Any
 
 from reelmill.errors import MissingDependencyError, StageError, told
 
+DALI = "nvidia-dali-cuda130"
+
+_EXTRAS = {"torch": "torch", "torchvision": "raft", DALI: "nvof"}
+
 
 def torch_module() -> Any:
     """torch. Raises :class:`~reelmill.errors.MissingDependencyError` where it is not installed.
@@ -28,6 +32,42 @@ def torch_version() -> str:
         return version("torch").partition("+")[0]
     except PackageNotFoundError as error:
         raise _missing("torch", "torch") from error
+
+
+def optical_flow_module() -> Any:
+    """torchvision's models of optical flow; raises as :func:`torch_module` does, and
+    :class:`~reelmill.errors.StageError` where it was built for another torch."""
+    torch_module()
+    try:
+        return _optional("torchvision.models.optical_flow", "torchvision")
+    except (RuntimeError, OSError, ImportError) as error:
+        raise StageError(
+            f"torchvision does not fit the torch that is installed ({first_lines(error)}); install "
+            "both anew, from one index: pip install --force-reinstall torch torchvision"
+        ) from error
+
+
+def torchvision_version() -> str:
+    """As :func:`torch_version`, of torchvision."""
+    try:
+        return version("torchvision").partition("+")[0]
+    except PackageNotFoundError as error:
+        raise _missing("torchvision", "torchvision") from error
+
+
+def dali_module() -> Any:
+    """NVIDIA's DALI; raises as :func:`torch_module` does."""
+    return _optional("nvidia.dali", DALI)
+
+
+def dali_version() -> str:
+    """DALI's version; raises as :func:`torch_module` does, and imports nothing."""
+    for package in (DALI, "nvidia-dali-cuda120"):
+        try:
+            return version(package)
+        except PackageNotFoundError:
+            continue
+    raise _missing(DALI, "nvidia.dali")
 
 
 def nvml_module() -> Any:
@@ -61,7 +101,7 @@ def _optional(module: str, package: str) -> Any:
 
 
 def _missing(package: str, module: str | None) -> MissingDependencyError:
-    extra = "torch" if package == "torch" else "gpu"
+    extra = _EXTRAS.get(package, "gpu")
     return MissingDependencyError(
         f"{package} is needed and not installed (no module {module}): "
         f"pip install 'reelmill[{extra}]'"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
@@ -18,6 +18,7 @@ from reelmill.media.gpu.colour import rgb_of
 from reelmill.media.gpu.modules import torch_module
 from reelmill.media.gpu.nvdec import BATCH, Nvdec, RefusedError, nvdec
 from reelmill.media.probe import Source, probe
+from reelmill.media.size import Fit, Sizing
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ class FrameSource(Protocol):
 
     def frames(
         self, source: Source, size: tuple[int, int] | None = None, batch: int = BATCH
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """Batches of at most ``batch`` frames of the best video stream, scaled to ``size`` (width,
         height; of the upright picture). Closing the iterator gives its decoder back.
 
@@ -63,7 +64,7 @@ class CpuFrames:
 
     def frames(
         self, source: Source, size: tuple[int, int] | None = None, batch: int = BATCH
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """As :meth:`FrameSource.frames` says; nothing is refused."""
         pts: list[int] = []
         pictures: list[NDArray[np.uint8]] = []
@@ -97,7 +98,7 @@ class CudaFrames:
 
     def frames(
         self, source: Source, size: tuple[int, int] | None = None, batch: int = BATCH
-    ) -> Iterator[Batch]:
+    ) -> Generator[Batch, None, None]:
         """As :meth:`FrameSource.frames` says."""
         torch = torch_module()
         what = self._decoders.header(source).stream
@@ -118,6 +119,54 @@ def frame_source(device: Device) -> FrameSource:
     card or a package is missing.
     """
     return CudaFrames() if device == "cuda" else CpuFrames()
+
+
+@dataclass(frozen=True, eq=False)
+class Picture:
+    """One frame: its ``pts`` in units of ``time_base`` seconds, and upright uint8 RGB of full
+    range, shape (H, W, 3): a tensor, on the card if NVDEC decoded it."""
+
+    pts: int
+    time_base: Fraction
+    rgb: Any
+
+
+def pictures_on_card(source: Source, sizing: Sizing[Any]) -> Generator[Picture, None, None]:
+    """All frames of ``source``, at the size that ``sizing`` gives the first, decoded by NVDEC, or
+    by the CPU what NVDEC cannot decode whole: it is asked beforehand, by decoding all of it once,
+    which takes little beside what is done with the pictures, and no memory.
+
+    Raises as :meth:`FrameSource.frames` does where the file cannot be used.
+    """
+    torch = torch_module()
+    info = probe(source)
+    turned = info.rotation // 90 % 2
+    fit = sizing.fit(*(info.width, info.height)[:: -1 if turned else 1])
+    device = on_device("cuda", lambda: _decoded_whole(source), lambda: "cpu")
+    with closing(frame_source(device).frames(source, fit.scaled)) as batches:
+        for batch in batches:
+            pictures = _boxed(torch, torch.as_tensor(batch.rgb), fit)
+            for pts, rgb in zip(batch.pts.tolist(), pictures, strict=True):
+                yield Picture(pts, batch.time_base, rgb)
+
+
+def _decoded_whole(source: Source) -> Device:
+    with closing(nvdec().decode(source)) as batches:
+        for _ in batches:
+            pass
+    return "cuda"
+
+
+def _boxed(torch: Any, pictures: Any, fit: Fit) -> Any:
+    """As :func:`~reelmill.media.images.boxed`, of a batch of pictures."""
+    if fit.cropped != fit.scaled:
+        (x, y), (width, height) = fit.cropped_at, fit.cropped
+        pictures = pictures[:, y : y + height, x : x + width]
+    if fit.padded == fit.cropped:
+        return pictures
+    (x, y), (width, height) = fit.padded_at, fit.cropped
+    right, below = fit.padded[0] - width - x, fit.padded[1] - height - y
+    return torch.nn.functional.pad(pictures, (0, 0, x, right, y, below))
 
 
 def on_device(device: Device, on_cuda: Callable[[], T], on_cpu: Callable[[], T]) -> T:

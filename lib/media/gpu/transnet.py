@@ -7,7 +7,6 @@ the authors publish for PyTorch loads as it is.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -16,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from reelmill.errors import StageError
-from reelmill.media.gpu.modules import first_lines, torch_module
+from reelmill.media.gpu.modules import torch_module
+from reelmill.media.gpu.weights import Kind
 
 WIDTH, HEIGHT = 48, 27
 """Size of the pictures that the network looks at, in pixels."""
@@ -31,8 +30,6 @@ STRIDE = 50
 MARGIN = (WINDOW - STRIDE) // 2
 LAG = WINDOW - MARGIN - 1
 
-MAX_WEIGHTS_BYTES = 1 << 28
-
 _FILTERS = 16
 _BLOCKS = 3
 _CELLS = 2
@@ -44,26 +41,8 @@ _BATCH_NORM_EPSILON = 1e-3
 _BINS = 512
 
 
-def weights_digest(path: Path) -> str:
-    """``sha256:<hex>`` of a file of weights: another file gives other scores.
-
-    Raises :class:`~reelmill.errors.StageError` where it cannot be read.
-    """
-    try:
-        about = path.stat()
-        return _digest(path, about.st_ino, about.st_size, about.st_mtime_ns)
-    except OSError as error:
-        raise StageError(
-            f"the weights of TransNetV2 cannot be read at {path}: {error.strerror}; "
-            "give their path as weights"
-        ) from error
-
-
-@lru_cache(maxsize=8)
-def _digest(path: Path, *_: int) -> str:
-    """The digest of a file, taken once for as long as it stays as it is."""
-    with path.open("rb") as file:
-        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
+WEIGHTS = Kind("TransNetV2", "the authors'")
+weights_digest, read_weights = WEIGHTS.digest, WEIGHTS.read
 
 
 def loaded(weights: Path, device: str) -> TransNetV2:
@@ -89,13 +68,7 @@ class TransNetV2:
         self._torch = torch_module()
         self._device = self._torch.device(device)
         network = build_network()
-        try:
-            network.load_state_dict(read_weights(weights))
-        except RuntimeError as error:
-            raise StageError(
-                f"{weights} does not hold the weights of TransNetV2 ({first_lines(error)}); "
-                "use the authors' state dictionary for PyTorch"
-            ) from error
+        WEIGHTS.fill(network, weights)
         self._network = network.to(self._device).eval()
 
     def start(self) -> Windows:
@@ -160,45 +133,6 @@ class Windows:
             self._owed -= len(scores)
             self._held = self._held[STRIDE:]
         return np.concatenate(found)
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """The tensors of a file that PyTorch or safetensors wrote, by name; raises as
-    :class:`TransNetV2` does."""
-    torch = torch_module()
-    try:
-        if path.stat().st_size > MAX_WEIGHTS_BYTES:
-            raise ValueError(f"larger than {MAX_WEIGHTS_BYTES} bytes")
-        if path.suffix == ".safetensors":
-            return _read_safetensors(torch, path.read_bytes())
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise StageError(
-            f"the weights of TransNetV2 at {path} cannot be read ({first_lines(error)}); "
-            "use the authors' state dictionary for PyTorch"
-        ) from error
-    if not isinstance(found, dict) or not all(map(torch.is_tensor, found.values())):
-        raise StageError(f"{path} holds no state dictionary; use the authors' for PyTorch")
-    return found
-
-
-def _read_safetensors(torch: Any, data: bytes) -> dict[str, Any]:
-    """The float32 and int64 tensors of a safetensors file: a JSON header of names, kinds, shapes
-    and places, then the numbers, little-endian."""
-    import json
-
-    length = int.from_bytes(data[:8], "little")
-    header, body = json.loads(data[8 : 8 + length]), memoryview(data)[8 + length :]
-    kinds: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "I64": np.dtype("<i8")}
-    return {
-        name: torch.from_numpy(
-            np.frombuffer(body[slice(*one["data_offsets"])], kinds[one["dtype"]])
-            .reshape(one["shape"])
-            .copy()
-        )
-        for name, one in header.items()
-        if name != "__metadata__"
-    }
 
 
 def build_network() -> Any:
