@@ -5,7 +5,8 @@ from __future__ import annotations
 import heapq
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
+from fractions import Fraction
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import av
@@ -45,8 +46,11 @@ _FULL_CHROMA = np.clip((510 * (_LEVELS - 128) + 224) // 448 + 128, 0, 255).astyp
 P = TypeVar("P", bound=np.generic)
 
 
-def frames(source: Source) -> Generator[av.VideoFrame, None, None]:
-    """Frames of the best video stream, as decoded, in presentation order.
+def frames(
+    source: Source, opened: Callable[[Any], object] | None = None
+) -> Generator[av.VideoFrame, None, None]:
+    """Frames of the best video stream, as decoded, in presentation order. That stream is shown to
+    ``opened`` before the first.
 
     Every frame has an integer ``pts`` in units of its ``time_base`` (seconds), strictly
     increasing: missing timestamps are filled in, and those a muxer wrote in coding order are put
@@ -58,6 +62,8 @@ def frames(source: Source) -> Generator[av.VideoFrame, None, None]:
     """
     with open_media(source) as container:
         stream = video_stream(container)
+        if opened is not None:
+            opened(stream)
         rate = stream.average_rate
         step = max(1, round(1 / (rate * stream.time_base))) if rate else 1
         empty = True
@@ -66,6 +72,13 @@ def frames(source: Source) -> Generator[av.VideoFrame, None, None]:
             yield frame
     if empty:
         raise Rejected("undecodable", "no frame of the video can be decoded")
+
+
+def pixel_shape(stream: Any) -> Fraction:
+    """How much wider than high a pixel of a video stream is, as it is stored. 1 where that is not
+    told, or told by a damaged file: within 1/16 and 16, no side comes to nothing."""
+    shape = Fraction(stream.sample_aspect_ratio or stream.codec_context.sample_aspect_ratio or 1)
+    return shape if Fraction(1, 16) <= shape <= 16 else Fraction(1)
 
 
 def upright_size(frame: av.VideoFrame) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from av.video.frame import PictureType
 from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
-from reelmill.media.decode import frames
+from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable, indexed_packets, read_packets
 from reelmill.media.probe import Source, demux, open_media, video_stream
 from reelmill.media.timing import timing_of
@@ -44,13 +44,15 @@ HALF_MS = Fraction(1, 2000)
 @dataclass(frozen=True, eq=False)
 class Shown:
     """The frames of a video in the order they are shown: int64 ``pts``, strictly ascending, and
-    ``keyframe``. ``end`` is where the last one ends; all in units of ``time_base`` seconds.
+    ``keyframe``. ``end`` is where the last one ends; all in units of ``time_base`` seconds. Pixels
+    have the ``shape`` that :func:`~reelmill.media.decode.pixel_shape` tells.
     ``packets`` are those it was read from, in decode order; None where frames had to be decoded."""
 
     time_base: Fraction
     pts: NDArray[np.int64]
     end: int
     keyframe: NDArray[np.bool_]
+    shape: Fraction
     packets: PacketTable | None = None
 
     def __len__(self) -> int:
@@ -105,8 +107,9 @@ def shown(source: Source) -> Shown:
             table = _packets(source, container, stream)
             reorders = bool(stream.codec_context.has_b_frames)
             if _is_plain(table, reorders):
-                return _by_packets(table)
-    return _by_decoding(source)
+                return _by_packets(table, pixel_shape(stream))
+        shape = pixel_shape(stream)
+    return _by_decoding(source, shape)
 
 
 def frames_at(
@@ -166,10 +169,15 @@ def _is_plain(table: PacketTable, reorders: bool) -> bool:
     return False
 
 
-def _by_packets(table: PacketTable) -> Shown:
+def _by_packets(table: PacketTable, shape: Fraction) -> Shown:
     order = _order(table)
     return Shown(
-        table.time_base, table.pts[order], table.end_pts, table.keyframe[order], packets=table
+        table.time_base,
+        table.pts[order],
+        table.end_pts,
+        table.keyframe[order],
+        shape,
+        packets=table,
     )
 
 
@@ -179,7 +187,7 @@ def _order(table: PacketTable) -> NDArray[np.int64]:
     return there[np.argsort(table.pts[there], kind="stable")]
 
 
-def _by_decoding(source: Source) -> Shown:
+def _by_decoding(source: Source, shape: Fraction) -> Shown:
     pts: list[int] = []
     keys: list[bool] = []
     base, duration = Fraction(1), 0
@@ -192,7 +200,7 @@ def _by_decoding(source: Source) -> Shown:
     if not duration and len(pts) > 1:
         duration = pts[-1] - pts[-2]
     stamps = np.array(pts, dtype=np.int64)
-    return Shown(base, stamps, pts[-1] + max(duration, 1), np.array(keys, dtype=np.bool_))
+    return Shown(base, stamps, pts[-1] + max(duration, 1), np.array(keys, dtype=np.bool_), shape)
 
 
 @dataclass(frozen=True)

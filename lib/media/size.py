@@ -81,11 +81,16 @@ class Sizing(BaseModel, Generic[S]):
             raise ValueError("give exactly one of min_side, max_side, width, height and size")
         if self.size is None and self.mode != "scale":
             raise ValueError(f"mode {self.mode!r} needs size, a width and a height")
-        if self.upscale and not self._given:
+        if self.upscale and not self.is_given:
             raise ValueError("upscale needs a size: min_side, max_side, width, height or size")
         if self.upscale and self.size is not None and self.mode != "pad":
             raise ValueError(f"upscale has no effect on size with mode {self.mode!r}")
         return self
+
+    @property
+    def is_given(self) -> bool:
+        """Whether pictures do not stay as they are."""
+        return bool(self._given)
 
     @property
     def _given(self) -> int:
@@ -144,7 +149,7 @@ class Size(Sizing[EvenSide]):
 
     @model_validator(mode="after")
     def _is_given(self) -> Self:
-        if not self._given:
+        if not self.is_given:
             raise ValueError("give exactly one of min_side, max_side, width, height and size")
         return self
 

@@ -4,6 +4,7 @@ every way to choose; and what pictures are stored as."""
 from __future__ import annotations
 
 import json
+import subprocess
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -23,6 +24,7 @@ from reelmill.media import shown as shown_module
 from reelmill.media.cut import tone
 from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import frames, to_jpeg_planes, to_rgb
+from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.images import decode_gray, decode_image
 from reelmill.media.pictures import PictureFormat, encode
 from reelmill.media.probe import packet_table
@@ -34,7 +36,7 @@ from reelmill.tasks.contract import Job, Output, Reject, Sample, key_params
 from reelmill.tasks.frames import Frames, FramesParams
 from reelmill.tasks.media_fields import pictures_of
 
-from .media_samples import CUTS, NUMBERED, number_of, real_media, sample
+from .media_samples import CUTS, NUMBERED, make_video, number_of, real_media, sample, x264
 from .test_exactness import KINDS, read_back, source
 from .test_outputs import _hdr, _sdr_of
 from .test_stages import Bench, bench, fixed
@@ -152,6 +154,42 @@ def test_frames_that_are_sought_are_those_that_are_decoded_in_order(path: Path) 
         got = {n: frame.to_ndarray() for n, frame in frames_at(path.read_bytes(), there, some)}
         assert list(got) == some
         assert all(np.array_equal(got[n], expected[n]) for n in some)
+
+
+_AV1 = {"svtav1-params": "keyint=20:lp=1", "preset": "12"}
+_CRA = {"x265-params": "keyint=20:min-keyint=20:scenecut=0:open-gop=1:bframes=3:log-level=none"}
+
+
+@pytest.mark.parametrize(
+    ("codec", "options", "suffixes"),
+    [
+        ("libx264", x264(3, more="open-gop=1:b-pyramid=normal"), ("mp4", "mkv", "ts", "mov")),
+        ("libx265", _CRA, ("mp4", "mkv", "ts")),
+        ("libsvtav1", _AV1, ("mp4", "webm")),
+        ("libvpx-vp9", {"g": "20", "cpu-used": "8", "auto-alt-ref": "1"}, ("mp4", "webm")),
+        ("prores_ks", {}, ("mov",)),
+    ],
+)
+def test_any_frame_may_be_sought_whatever_refers_to_it(
+    codec: str, options: dict[str, str], suffixes: Sequence[str], tmp_path: Path
+) -> None:
+    pix_fmt = "yuv422p10le" if codec == "prores_ks" else "yuv420p"
+    for suffix in suffixes:
+        path = make_video(
+            tmp_path / f"video.{suffix}", 60, codec=codec, options=options, pix_fmt=pix_fmt
+        )
+        data = path.read_bytes()
+        there = shown(data)
+        expected = [frame.to_ndarray() for frame in frames(data)]
+        assert there.packets is not None
+        assert len(there) == len(expected) == 60
+        for number in range(60):
+            sought = list(shown_module._sought(data, there, [number]))
+            assert len(sought) <= 1
+            for at, frame in sought:
+                assert at == number
+                assert np.array_equal(frame.to_ndarray(), expected[number])
+            assert sought or number < 25 or codec == "libsvtav1"
 
 
 def test_keyframes_are_had_without_decoding_any_other(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -576,6 +614,27 @@ def test_pictures_beyond_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> 
 def test_upright_pictures_take_the_size_that_is_asked_for() -> None:
     (one,) = made(sample("rotated.mp4"), count=1, max_samples=1, width=48)
     assert decode_image(pictures(one)[0]).shape == (64, 48, 3)
+
+
+@pytest.mark.parametrize("choice", [{"step": 90}, {"indices": [0]}])
+def test_a_size_is_one_of_square_pixels(choice: dict[str, Any], tmp_path: Path) -> None:
+    # The height stays, that of the upright picture.
+    for turned, square in ((0, (192, 96)), (90, (64, 128))):
+        plain = make_video(tmp_path / f"{turned}.mp4", 30, rotation=turned)
+        wide = tmp_path / f"wide{turned}.mp4"
+        # Pixels as they are stored: three times as wide as they are high, over two.
+        command = [ffmpeg_exe(), "-loglevel", "error", "-i", plain, "-c", "copy"]
+        shape = ["-bsf:v", "h264_metadata=sample_aspect_ratio=3/2", wide]
+        subprocess.run([*command, *shape], check=True)
+        (one,) = made(wide, count=1, **choice)
+        assert sorted(decode_image(pictures(one)[0]).shape[:2]) == [96, 128]
+        for asked, expected in (
+            ({"max_side": 1000}, square),
+            ({"height": 48}, (square[0] * 48 // square[1], 48)),
+            ({"size": (50, 60)}, (50, 60)),
+        ):
+            (one,) = made(wide, count=1, **choice, **asked)
+            assert decode_image(pictures(one)[0]).shape[1::-1] == expected
 
 
 # Parameters

@@ -9,6 +9,7 @@ from typing import Any
 
 import av
 
+from reelmill.media.decode import pixel_shape
 from reelmill.media.probe import demux, first_frame
 
 # Numbers of ITU-T H.273.
@@ -82,10 +83,7 @@ def picture_of(container: Any, stream: Any) -> Picture:
     """The pictures of ``stream``; by its header where no frame decodes. Moves the container on."""
     context = stream.codec_context
     codec = context.codec.canonical_name
-    sar = Fraction(stream.sample_aspect_ratio or context.sample_aspect_ratio or 1)
-    # Of damaged files; within these bounds no side comes to nothing.
-    if not Fraction(1, 16) <= sar <= 16:
-        sar = Fraction(1)
+    sar = pixel_shape(stream)
     frame = _frame_alone(container, stream) or first_frame(container, stream)
     if frame is None:
         known = context.pix_fmt or "yuv420p"
