@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from importlib.metadata import version
@@ -19,7 +18,7 @@ from av import VideoFrame
 from pydantic import Field, model_validator
 
 from reelmill.errors import Rejected, StageError
-from reelmill.media.decode import Device, frames, upright_size
+from reelmill.media.decode import Device, frames
 from reelmill.media.flow import (
     ENDINGS,
     PRESETS,
@@ -37,7 +36,7 @@ from reelmill.media.flow import (
 )
 from reelmill.media.flow import Flow as Vectors
 from reelmill.media.flow.pictures import encode_rgb, from_frame, from_image, on_host, scaled
-from reelmill.media.pictures import PictureFormat
+from reelmill.media.pictures import PictureFormat, fit_of
 from reelmill.media.pictures import encode as encode_frame
 from reelmill.media.size import Fit, PictureSide, Sizing
 from reelmill.shards.reader import Sample as InputSample
@@ -195,9 +194,9 @@ class FlowParams(SelectionParams, Sizing[PictureSide]):
         """(width, height) at which flow that was estimated at another size is stored."""
         return self.output.fit(width, height).scaled if self.output else (width, height)
 
-    def stored_fit(self, width: int, height: int) -> Fit:
-        """How a picture comes to the size that flow is stored at."""
-        fit = self.fit(width, height)
+    def stored_fit(self, fit: Fit) -> Fit:
+        """How a picture comes to the size that flow is stored at, where ``fit`` tells how it comes
+        to that at which flow is estimated."""
         stored = self.stored_size(*fit.padded)
         if stored == fit.padded:
             return fit
@@ -350,6 +349,7 @@ class _Work:
         names: deque[int] = deque()
 
         def tuples() -> Iterator[list[_Picture]]:
+            source = self._decoder(starts)
             for made in tuples_of(clip, params, starts, self._picture, source):
                 if isinstance(made, Reject):
                     rejects.append(made)
@@ -357,9 +357,8 @@ class _Work:
                     names.append(made[0])
                     yield made[1]
 
-        with closing(self._frames(clip, starts)) as source:
-            for made in self._estimated(tuples()):
-                yield self._of_frames(clip, names.popleft(), made)
+        for made in self._estimated(tuples()):
+            yield self._of_frames(clip, names.popleft(), made)
         yield from rejects
 
     def _of_frames(self, clip: Clip, first: int, made: Sequence[_Picture]) -> Sample:
@@ -375,17 +374,17 @@ class _Work:
         pairs = [(place, place + 1, *pair) for place, pair in enumerate(pairwise(made))]
         return self._sample(key, pairs, value, kept)
 
-    def _frames(self, clip: Clip, starts: Sequence[Fraction] | None) -> Generator[Any, None, None]:
-        """All frames of a clip: decoded by the card where flow is estimated there, unless the CPU
+    def _decoder(self, starts: Sequence[Fraction] | None) -> Callable[..., Iterable[Any]]:
+        """What decodes all frames of a clip: the card where flow is estimated there, unless the CPU
         must see them to find scene cuts."""
         params = self._params
         if params.computed_on == "cpu" or (params.minds_cuts and starts is None):
-            return frames(clip.video)
+            return frames
         from reelmill.media.gpu.sources import pictures_on_card
 
-        return pictures_on_card(clip.video, params)
+        return lambda video, _: pictures_on_card(video, params)
 
-    def _picture(self, number: int, frame: Any) -> _Picture:
+    def _picture(self, number: int, frame: Any, shape: Fraction) -> _Picture:
         """A frame of PyAV, or as a card decoded it, that is part of a sample."""
         params = self._params
         time = frame.pts * Fraction(frame.time_base)
@@ -395,11 +394,10 @@ class _Work:
                 rgb = scaled(on_host(frame.rgb), *params.stored_size(*picture.size))
                 picture.data = encode_rgb(rgb, params.pictures)
             return picture
-        data = None
+        fit, data = fit_of(frame, shape, params), None
         if params.keep_frames:
-            fit = params.stored_fit(*upright_size(frame))
-            data = encode_frame(frame, fit, params.pictures)
-        pixels = from_frame(frame, params, self._estimator.colour)
+            data = encode_frame(frame, params.stored_fit(fit), params.pictures)
+        pixels = from_frame(frame, fit, self._estimator.colour)
         return _Picture(number, time, pixels, data)
 
     def _estimated(self, tuples: Iterable[list[_Picture]]) -> Iterator[list[_Picture]]:

@@ -12,9 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from reelmill.errors import Rejected
-from reelmill.media.cut.picture import Picture
-from reelmill.media.decode import frames, pixel_shape, upright_size
-from reelmill.media.pictures import PictureFormat, encode
+from reelmill.media.decode import frames, pixel_shape
+from reelmill.media.pictures import PictureFormat, encode, fit_of
 from reelmill.media.probe import ratio
 from reelmill.media.shown import Shown, frames_at, shown
 from reelmill.media.size import PictureSide, Sizing
@@ -81,16 +80,10 @@ class Frames(SampleStage[FramesParams]):
         clip = Clip(sample.key, video_of(sample.fields), about_of(sample.fields))
         starts = scene_starts(job, clip.key, clip.about) if params.minds_cuts else []
 
-        shape = Fraction(1)
-
-        def shaped(told: Fraction) -> None:
-            nonlocal shape
-            shape = told
-
-        def picture(number: int, frame: VideoFrame) -> _Picture:
+        def picture(number: int, frame: VideoFrame, shape: Fraction) -> _Picture:
             return _picture(number, frame, shape, params)
 
-        for made in tuples_of(clip, params, starts, picture, shaped=shaped):
+        for made in tuples_of(clip, params, starts, picture):
             yield made if isinstance(made, Reject) else _sample(clip, *made, params.format)
 
 
@@ -132,48 +125,54 @@ def tuples_of(
     clip: Clip,
     params: SelectionParams,
     starts: Sequence[Fraction] | None,
-    picture: Callable[[int, Any], P],
-    source: Iterable[Any] | None = None,
-    shaped: Callable[[Fraction], object] = lambda shape: None,
+    picture: Callable[[int, Any, Fraction], P],
+    source: Callable[..., Iterable[Any]] = frames,
 ) -> Iterator[tuple[int, list[P]] | Reject]:
     """The samples of a clip's frames: the number that names each, and what ``picture`` makes of its
     frames, once of each, however many samples have it; or why one that was asked for is not there.
 
     Args:
         starts: where scenes begin, in seconds, if that is known.
-        source: what decodes all frames, where all are; they need ``pts`` and ``time_base``.
-        shaped: is told, before the first picture, how much wider than high pixels are, as they are
-            stored; not where ``source`` decodes.
+        picture: is told a frame's number, the frame, and the shape of its pixels as they are
+            stored.
+        source: what decodes all frames, where all are, called as
+            :func:`~reelmill.media.decode.frames` is; they need ``pts`` and ``time_base``.
     """
     if params.begin_at_steps and (params.takes_every_frame or starts is None):
-        every = source or frames(clip.video, lambda stream: shaped(pixel_shape(stream)))
-        return _gathered(clip, params, starts, picture, every)
-    return _selected(clip, params, starts, picture, shaped)
+        return _gathered(clip, params, starts, picture, source)
+    return _selected(clip, params, starts, picture)
 
 
 def _gathered(
     clip: Clip,
     params: SelectionParams,
     starts: Sequence[Fraction] | None,
-    picture: Callable[[int, Any], P],
-    source: Iterable[Any],
+    picture: Callable[[int, Any, Fraction], P],
+    source: Callable[..., Iterable[Any]],
 ) -> Iterator[tuple[int, list[P]]]:
     """Samples at every step, from frames that pass by: one decode, which ends with the last sample;
     memory for one sample's pictures."""
     window: Window[P] = params.window()
-    numbers = None
+    shape, numbers = Fraction(1), None
     if not params.takes_every_frame:
         numbers = _sequence(shown(clip.video), params).tolist()
     seen = 0
 
+    def opened(stream: Any) -> None:
+        nonlocal shape
+        shape = pixel_shape(stream)
+
+    def made(number: int, frame: Any) -> P:
+        return picture(number, frame, shape)
+
     def counted() -> Iterator[Any]:
         nonlocal seen
-        for frame in source:
+        for frame in source(clip.video, opened):
             seen += 1
             yield frame
 
     cuts = watched(params, starts, clip.video)
-    for places, pictures in gathered(counted(), window, cuts, picture, numbers):
+    for places, pictures in gathered(counted(), window, cuts, made, numbers):
         yield _name_of(places, pictures, params), pictures
     if not window.given:
         raise _too_short(seen if numbers is None else len(numbers), params)
@@ -183,14 +182,12 @@ def _selected(
     clip: Clip,
     params: SelectionParams,
     starts: Sequence[Fraction] | None,
-    picture: Callable[[int, Any], P],
-    shaped: Callable[[Fraction], object],
+    picture: Callable[[int, Any, Fraction], P],
 ) -> Iterator[tuple[int, list[P]] | Reject]:
     """Samples of chosen frames: they are known before anything is decoded, and most of the others
     are left out where that is possible."""
     cuts = looked_for(params, starts, clip.video)
     there = shown(clip.video)
-    shaped(there.shape)
     numbers = _sequence(there, params)
     places = Places(len(numbers), params.reach, _places_of(cuts, there, numbers))
 
@@ -243,7 +240,7 @@ def _pictures(
     there: Shown,
     numbers: np.ndarray[Any, np.dtype[np.int64]],
     chosen: Chosen,
-    picture: Callable[[int, Any], P],
+    picture: Callable[[int, Any, Fraction], P],
 ) -> Iterator[tuple[list[int], P]]:
     """Each picture that samples need, made once, and the places it is for."""
     offsets = np.arange(params.count, dtype=np.int64) * params.stride
@@ -253,14 +250,11 @@ def _pictures(
     groups = np.split(needed, first[1:])
     decoded = frames_at(clip.video, there, wanted.tolist())
     for (number, frame), places in zip(decoded, groups, strict=True):
-        yield places.tolist(), picture(number, frame)
+        yield places.tolist(), picture(number, frame, there.shape)
 
 
 def _picture(number: int, frame: VideoFrame, shape: Fraction, params: FramesParams) -> _Picture:
-    width, height = upright_size(frame)
-    if params.is_given:
-        width, height = Picture.of(frame, shape).square
-    fit = params.fit(width, height)
+    fit = fit_of(frame, shape, params)
     data = encode(frame, fit, params)
     assert frame.pts is not None
     assert frame.time_base is not None

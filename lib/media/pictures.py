@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import numpy as np
@@ -12,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reelmill.errors import Rejected
 from reelmill.media.cut.picture import Picture
 from reelmill.media.cut.tone import toned
-from reelmill.media.decode import to_bgr, to_bgr16, to_jpeg_planes
+from reelmill.media.decode import to_bgr, to_bgr16, to_jpeg_planes, upright_size
 from reelmill.media.images import (
     MAX_PIXELS,
     boxed,
@@ -21,7 +22,7 @@ from reelmill.media.images import (
     encode_jpeg_planes,
     encode_webp,
 )
-from reelmill.media.size import Fit
+from reelmill.media.size import Fit, Sizing
 
 if TYPE_CHECKING:
     from av import VideoFrame
@@ -76,6 +77,13 @@ class PictureFormat(BaseModel):
     def encoder(self) -> str:
         """The package that encodes it."""
         return "simplejpeg" if self.format == "jpg" else "opencv-python-headless"
+
+
+def fit_of(frame: VideoFrame, shape: Fraction, sizing: Sizing[Any]) -> Fit:
+    """How a frame comes to a size of square pixels; if none is given, it stays as it is. ``shape``
+    is that of its pixels, as they are stored."""
+    square = Picture.of(frame, shape).square if sizing.is_given else upright_size(frame)
+    return sizing.fit(*square)
 
 
 def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:

@@ -293,10 +293,13 @@ def test_pictures_of_a_card_are_those_of_the_cpu(
 ) -> None:
     from reelmill.media.decode import frames
     from reelmill.media.flow.pictures import from_frame
+    from reelmill.media.pictures import fit_of
 
     path = make_video(tmp_path / "a.mp4", 12)
     sizing = Sizing[int].model_validate(asked)
-    expected = [from_frame(frame, sizing, colour=True) for frame in frames(path)]
+    expected = [
+        from_frame(frame, fit_of(frame, Fraction(1), sizing), colour=True) for frame in frames(path)
+    ]
     found = list(sources.pictures_on_card(path, sizing))
     times = [one.pts * one.time_base for one in found]
     assert times == [Fraction(n, 30) for n in range(12)]

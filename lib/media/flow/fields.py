@@ -97,9 +97,8 @@ def mean_motion(flow: Flow) -> tuple[float, float]:
     """
     total, longest = 0.0, 0.0
     for start in range(0, len(flow), _ROWS):
-        rows = flow[start : start + _ROWS]
-        lengths = _squares(rows[..., 0], rows[..., 1])
-        np.sqrt(lengths, out=lengths)
+        products = np.square(flow[start : start + _ROWS])
+        lengths = np.sqrt(products[..., 0] + products[..., 1])
         if not lengths.max() <= _LONGEST:
             lengths = np.nan_to_num(lengths, nan=0, posinf=0)
             np.minimum(lengths, _LONGEST, out=lengths)

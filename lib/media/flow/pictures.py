@@ -10,7 +10,7 @@ from av import VideoFrame
 from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
-from reelmill.media.decode import to_luma, to_rgb, upright_size
+from reelmill.media.decode import to_luma, to_rgb
 from reelmill.media.flow.plain import use_plain_opencv
 from reelmill.media.images import (
     MAX_PIXELS,
@@ -25,13 +25,14 @@ from reelmill.media.pictures import PictureFormat
 from reelmill.media.size import Fit, Sizing
 
 
-def from_frame(frame: VideoFrame, sizing: Sizing[Any], colour: bool) -> NDArray[np.uint8]:
-    """A decoded frame, upright: uint8 RGB (H, W, 3) if ``colour``, and its luma (H, W) if not.
+def from_frame(frame: VideoFrame, fit: Fit, colour: bool) -> NDArray[np.uint8]:
+    """A decoded frame, upright, at the size that ``fit`` tells: uint8 RGB (H, W, 3) if ``colour``,
+    and its luma (H, W) if not.
 
     Raises: Rejected ``too_large`` beyond MAX_PIXELS, and as :func:`~reelmill.media.decode.to_rgb`
     does.
     """
-    fit = _checked(sizing.fit(*upright_size(frame)))
+    _check(fit)
     picture = to_rgb(frame, fit.scaled) if colour else to_luma(frame, fit.scaled)
     return boxed(picture, fit)
 
@@ -42,15 +43,15 @@ def from_image(data: bytes, sizing: Sizing[Any], colour: bool) -> NDArray[np.uin
     Raises: Rejected as that, and as :func:`~reelmill.media.images.decode_image` does.
     """
     picture = decode_image(data) if colour else decode_gray(data)
-    fit = _checked(sizing.fit(picture.shape[1], picture.shape[0]))
+    fit = sizing.fit(picture.shape[1], picture.shape[0])
+    _check(fit)
     return boxed(scaled(picture, *fit.scaled), fit)
 
 
-def _checked(fit: Fit) -> Fit:
+def _check(fit: Fit) -> None:
     for width, height in (fit.scaled, fit.padded):
         if width * height > MAX_PIXELS:
             raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
-    return fit
 
 
 def scaled(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:

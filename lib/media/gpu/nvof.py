@@ -1,7 +1,7 @@
 """NVIDIA's optical flow engine, a part of cards from Ampere on that leaves the rest of them free.
 
 DALI drives it: of the packages that do, it is the one that NVIDIA keeps up and that pip installs as
-it is. OpenCV's binding needs a build of one's own with CUDA, PyNvVideoCodec and VALI have none.
+it is. OpenCV's binding needs a build of one's own with CUDA; PyNvVideoCodec has none.
 """
 
 from __future__ import annotations

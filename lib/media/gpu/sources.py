@@ -13,11 +13,12 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from reelmill.media.decode import Device, frames, to_rgb
+from reelmill.media.cut.picture import Picture
+from reelmill.media.decode import Device, frames, pixel_shape, to_rgb
 from reelmill.media.gpu.colour import rgb_of
 from reelmill.media.gpu.modules import torch_module
 from reelmill.media.gpu.nvdec import BATCH, Nvdec, RefusedError, nvdec
-from reelmill.media.probe import Source, probe
+from reelmill.media.probe import Source, open_media, probe, video_stream
 from reelmill.media.size import Fit, Sizing
 
 T = TypeVar("T")
@@ -122,7 +123,7 @@ def frame_source(device: Device) -> FrameSource:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class CardPicture:
     """One frame: its ``pts`` in units of ``time_base`` seconds, and upright uint8 RGB of full
     range, shape (H, W, 3): a tensor, on the card if NVDEC decoded it."""
 
@@ -131,7 +132,7 @@ class Picture:
     rgb: Any
 
 
-def pictures_on_card(source: Source, sizing: Sizing[Any]) -> Generator[Picture, None, None]:
+def pictures_on_card(source: Source, sizing: Sizing[Any]) -> Generator[CardPicture, None, None]:
     """All frames of ``source``, at the size that ``sizing`` gives the first, decoded by NVDEC, or
     by the CPU what NVDEC cannot decode whole: it is asked beforehand, by decoding all of it once,
     which takes little beside what is done with the pictures, and no memory.
@@ -139,15 +140,24 @@ def pictures_on_card(source: Source, sizing: Sizing[Any]) -> Generator[Picture, 
     Raises as :meth:`FrameSource.frames` does where the file cannot be used.
     """
     torch = torch_module()
-    info = probe(source)
-    turned = info.rotation // 90 % 2
-    fit = sizing.fit(*(info.width, info.height)[:: -1 if turned else 1])
+    fit = sizing.fit(*_size(source, sizing.is_given))
     device = on_device("cuda", lambda: _decoded_whole(source), lambda: "cpu")
     with closing(frame_source(device).frames(source, fit.scaled)) as batches:
         for batch in batches:
             pictures = _boxed(torch, torch.as_tensor(batch.rgb), fit)
             for pts, rgb in zip(batch.pts.tolist(), pictures, strict=True):
-                yield Picture(pts, batch.time_base, rgb)
+                yield CardPicture(pts, batch.time_base, rgb)
+
+
+def _size(source: Source, square: bool) -> tuple[int, int]:
+    """(width, height) of the upright pictures, in ``square`` pixels or in their own."""
+    with open_media(source) as container:
+        shape = pixel_shape(video_stream(container))
+    info = probe(source)
+    picture = Picture(info.width, info.height, shape)
+    if info.rotation // 90 % 2:
+        picture = Picture(info.height, info.width, 1 / shape)
+    return picture.square if square else (picture.width, picture.height)
 
 
 def _decoded_whole(source: Source) -> Device:
