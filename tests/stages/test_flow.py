@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import cv2
 import numpy as np
@@ -225,3 +226,15 @@ def test_mean_motion() -> None:
     mean, longest = mean_motion(field)
     assert longest == 1000
     assert mean == pytest.approx((2400 * 5 - 5 + 1000) / 4800, abs=1e-6)
+
+
+def test_flow_is_the_same_on_every_thread() -> None:
+    """A switch of OpenCV's is each thread's own."""
+    rng = np.random.default_rng(0)
+    small = rng.integers(0, 255, (24, 32), dtype=np.uint8)
+    first = cv2.resize(small, (320, 240), interpolation=cv2.INTER_CUBIC)
+    second = np.roll(first, (2, 3), (0, 1))
+    expected = flow(first, second)
+    with ThreadPoolExecutor(1) as pool:
+        found = pool.submit(flow, first, second).result()
+    assert found.tobytes() == expected.tobytes()
