@@ -24,7 +24,7 @@ from reelmill.flows.profile import (
 )
 from reelmill.store.model import Action, ActionRecord, Generation, Ref, Result, Shard
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Params, SampleStage, Stage, key_params
+from reelmill.tasks.contract import Params, Stage, key_params
 from reelmill.tasks.estimate import (
     Estimate,
     Evidence,
@@ -111,7 +111,7 @@ def _cost(build: Build, name: str, found: Mapping[str, Cost], past: _Past, where
     return Cost(
         estimate=one,
         reads=_reads(one),
-        at_most=isinstance(stage, SampleStage) and stage.reads is not None,
+        at_most=stage.reads is not None,
         workers=workers,
         seconds=seconds,
     )

@@ -27,7 +27,7 @@ from reelmill.tasks.own import (
     with_documents,
     wrong,
 )
-from reelmill.tasks.taken import refuse_rows, taken
+from reelmill.tasks.taken import taken
 from reelmill.where import MAX_TEXT, Condition
 
 FILTERED: Final = "filtered"
@@ -107,7 +107,6 @@ class Filter(Stage[FilterParams]):
         return pa.schema([field for field in own if field.name not in index.BASE.names])
 
     def make(self, job: Job[FilterParams]) -> Iterator[Output]:
-        refuse_rows(job, "source")
         reader = job.reader("source")
         rows = reader.rows()
         going = _excluded(job, reader, rows)

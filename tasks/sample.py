@@ -29,7 +29,7 @@ from reelmill.tasks.contract import (
     digests,
     generation_input,
 )
-from reelmill.tasks.taken import refuse_rows, taken
+from reelmill.tasks.taken import taken
 from reelmill.units import Share, canonical
 
 NOT_SAMPLED: Final = "not_sampled"
@@ -98,7 +98,6 @@ class PickSamples(Stage[SampleParams]):
         return pa.schema([field for field in own if field.name not in index.BASE.names])
 
     def make(self, job: Job[SampleParams]) -> Iterator[Output]:
-        refuse_rows(job, "source")
         params = job.params
         rows = job.reader("source").rows()
         found = _places([row["key"] for row in rows], params.by, params.seed)
