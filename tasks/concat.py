@@ -145,8 +145,7 @@ def _schema(job: Job[ConcatParams]) -> pa.Schema:
 
 
 def _columns(store: Store, digest: str) -> pa.Schema:
-    table = index.decode(store.read_blob(digest, "parquet"))
-    return pa.schema([field for field in table.schema if field.name not in index.BASE.names])
+    return index.own_columns(index.decode(store.read_blob(digest, "parquet")).schema)
 
 
 def _refuse_twice(job: Job[ConcatParams]) -> None:

@@ -8,10 +8,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from reelmill.digest import plain_json, sha256
 from reelmill.errors import Rejected, StageError
@@ -31,6 +31,8 @@ HISTORY = "history"
 
 MAX_COUNT = 2**53 - 1
 """The largest integer that canonical JSON carries: the bound of parameters that have no other."""
+
+Seed = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class Params(BaseModel):
@@ -351,8 +353,7 @@ def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str
 def carried_columns(table: pa.Schema, own: Iterable[str]) -> dict[str, str]:
     """What the columns of an input's index, beside those that every index has, are called in one
     with a stage's ``own``."""
-    names = [name for name in table.names if name not in index.BASE.names]
-    return carried_names(names, {*index.BASE.names, *own})
+    return carried_names(index.own_columns(table).names, {*index.BASE.names, *own})
 
 
 def label(stage: str, dataset: str, shard_id: str) -> str:

@@ -103,8 +103,7 @@ class Filter(Stage[FilterParams]):
         return (params.function and params.function.declared.memory) or self.memory
 
     def schema(self, job: Job[FilterParams]) -> pa.Schema:
-        own = job.reader("source").table.schema
-        return pa.schema([field for field in own if field.name not in index.BASE.names])
+        return index.own_columns(job.reader("source").table.schema)
 
     def make(self, job: Job[FilterParams]) -> Iterator[Output]:
         reader = job.reader("source")

@@ -200,8 +200,7 @@ def _others(job: Job[JoinParams]) -> dict[str, Sequence[Shard]]:
 
 def _columns(job: Job[JoinParams]) -> tuple[pa.Schema, dict[str, dict[str, str]]]:
     """All columns, and what those of each role are called among them."""
-    own = job.reader(SOURCE).table.schema
-    fields = [field for field in own if field.name not in index.BASE.names]
+    fields = list(index.own_columns(job.reader(SOURCE).table.schema))
     names: dict[str, dict[str, str]] = {}
     for role, shards in _others(job).items():
         theirs = columns_of(job.store, shards)

@@ -24,6 +24,7 @@ from reelmill.tasks.contract import (
     Params,
     Reject,
     Scope,
+    Seed,
     Slot,
     Stage,
     digests,
@@ -50,9 +51,7 @@ class SampleParams(Params):
         description="sample chooses each sample by itself, source all that comes of one row of the "
         "source or none; count counts what is chosen",
     )
-    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(
-        0, description="which of the possible choices"
-    )
+    seed: Seed = Field(0, description="which of the possible choices")
 
     @model_validator(mode="after")
     def _one_size(self) -> SampleParams:
@@ -94,8 +93,7 @@ class PickSamples(Stage[SampleParams]):
         ]
 
     def schema(self, job: Job[SampleParams]) -> pa.Schema:
-        own = job.reader("source").table.schema
-        return pa.schema([field for field in own if field.name not in index.BASE.names])
+        return index.own_columns(job.reader("source").table.schema)
 
     def make(self, job: Job[SampleParams]) -> Iterator[Output]:
         params = job.params

@@ -891,7 +891,7 @@ def test_contact_sheets_show_frames_depth_and_flow(
     (sample,) = bench.samples(bench.make("flow", chosen)).values()
     _, labels = preview._pictures(sample)
     assert labels == [
-        *("0", "0 left depth", "0 to 1", "1", "1 left depth", "1 to 2", "2", "2 left depth")
+        *("0", "0 left depth", "from 0", "1", "1 left depth", "from 1", "2", "2 left depth")
     ]
 
 
