@@ -259,6 +259,10 @@ class Stage(abc.ABC, Generic[P]):
         """The stage's ``memory`` with these parameters."""
         return self.memory
 
+    def leaves_out(self, params: P) -> bool:
+        """Whether these parameters ask for rejects, of the reasons that are ``intended``."""
+        return bool(self.intended)
+
     def prefix(self, params: P, role: str) -> str:
         """What the stage puts before the keys of a role's samples, so that rows which no longer
         count are told by their new keys, too."""

@@ -173,6 +173,9 @@ class Shuffle(Stage[ShuffleParams]):
             for output in range(outputs)
         ]
 
+    def leaves_out(self, params: ShuffleParams) -> bool:
+        return params.part is not None
+
     def merges(self, params: ShuffleParams) -> int:
         return params.compact
 

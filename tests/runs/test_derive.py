@@ -194,7 +194,7 @@ def test_a_new_version_is_an_event_and_an_old_one_is_none(built: Project) -> Non
         ("x -f rose --stage shuffle", "no dataset 'rose' in"),
         ("x -f rows@v9 --stage shuffle", "no version or tag 'v9' in dataset 'rows'"),
         ("x -f rows --stage download", "download cannot be derived from rows"),
-        ("x -f urls --stage shuffle", "cannot read urls@"),
+        ("x -f urls --stage shuffle", "stage shuffle reads samples, and urls@"),
         ("x -f rows --stage frames", "and these have txt"),
         ("x -f rows -f rows@latest --stage shuffle", "is this? Say one of source=..."),
         ("x -f more=rows --stage shuffle", "unknown role; stage shuffle reads source"),
