@@ -346,8 +346,15 @@ def derivation(
             overrides=[f"{name}.{override}" for override in overrides],
         )
     except RecipeError as error:
-        # As it was given.
-        raise RecipeError(str(error).replace(f"--set {name}.", "--set ", 1)) from None
+        raise RecipeError(_as_given(str(error), name)) from None
+
+
+def _as_given(message: str, name: str) -> str:
+    """What is wrong with a recipe of one dataset, in the words of a command that derives it."""
+    message = message.replace(f"--set {name}.", "--set ", 1)
+    message = re.sub(rf"^{name}\.from\.([^:]*):", r"--from \1=...:", message)
+    message = re.sub(rf"^{name}\.from:", "--from:", message)
+    return message.replace("write role: name for each", "give --from ROLE=DATASET for each")
 
 
 def _sources(given: Sequence[From]) -> dict[str, str]:
