@@ -17,10 +17,10 @@ from pydantic_core import CoreSchema
 
 from reelmill.dataset import Version, open_version
 from reelmill.errors import RecipeError
-from reelmill.recipe import Dataset, Pinned, Recipe, models_in
+from reelmill.recipe import Dataset, Pinned, Recipe, models_in, unfit
 from reelmill.store import Store
 from reelmill.tasks import Stages, get_stage
-from reelmill.tasks.contract import Params, SampleStage, Stage
+from reelmill.tasks.contract import Params, Stage
 from reelmill.tasks.ingest import Source
 from reelmill.units import (
     Share,
@@ -346,8 +346,15 @@ def derivation(
             overrides=[f"{name}.{override}" for override in overrides],
         )
     except RecipeError as error:
-        # As it was given.
-        raise RecipeError(str(error).replace(f"--set {name}.", "--set ", 1)) from None
+        raise RecipeError(_as_given(str(error), name)) from None
+
+
+def _as_given(message: str, name: str) -> str:
+    """What is wrong with a recipe of one dataset, in the words of a command that derives it."""
+    message = message.replace(f"--set {name}.", "--set ", 1)
+    message = re.sub(rf"^{name}\.from\.([^:]*):", r"--from \1=...:", message)
+    message = re.sub(rf"^{name}\.from:", "--from:", message)
+    return message.replace("write role: name for each", "give --from ROLE=DATASET for each")
 
 
 def _sources(given: Sequence[From]) -> dict[str, str]:
@@ -422,11 +429,10 @@ def refuse_misfit(recipe: Recipe, store: Store) -> None:
 
 def _refuse_fields(stage: Stage[Any], role: str, parent: Version) -> None:
     if parent.ref.stage == "ingest":
-        raise RecipeError(
-            f"stage {stage.name} cannot read {parent}: it is rows of a table; derive from what was "
-            "made of them"
-        )
-    if not isinstance(stage, SampleStage) or role != stage.roles[0]:
+        if problem := unfit(stage, role, str(parent), "rows"):
+            raise RecipeError(problem)
+        return
+    if role not in stage.roles[:1]:
         return
     wanted = stage.works_on or tuple(field for field in stage.reads or () if field != "json")
     fields = parent.manifest.fields

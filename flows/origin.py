@@ -42,7 +42,7 @@ def asked_for(version: Version) -> Asked:
     if action.salt or not _comes_to(asked, version, action):
         raise ReelmillError(
             f"{version}: no command says how it was made: stage {stage} has other parameters now, "
-            "it used a file of its own, or a recipe gave it a salt"
+            "it took a part of a split or used a file of its own, or a recipe gave it a salt"
         )
     return asked
 

@@ -21,7 +21,7 @@ from reelmill.report.depth import depth_picture
 from reelmill.report.sheet import SheetRow, contact_sheet
 from reelmill.report.wheel import flow_picture
 from reelmill.shards.reader import Sample
-from reelmill.tasks.media_fields import VIDEO, Still, flows_of, stills_of, video_of
+from reelmill.tasks.media_fields import VIDEO, Still, flows_of, mask_field, stills_of, video_of
 from reelmill.units import format_bytes, format_seconds
 
 _PER_CLIP = 3
@@ -94,11 +94,9 @@ def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     numbered = any(still.number is not None for still in stills)
     if not flows and not numbered and not set(VIDEO).isdisjoint(sample.fields):
         return clip_pictures(video_of(sample.fields)), []
-    shown = [(still.number or 0, _label(still), still.field) for still in stills]
-    moves = [
-        (number, f"back from {number}" if "_back" in field else f"from {number}", field)
-        for number, field in flows
-    ]
+    moves = [move for number, field in flows for move in _moves(sample, number, field)]
+    masks = {field for *_, field in moves}
+    shown = [(one.number or 0, _label(one), one.field) for one in stills if one.field not in masks]
     # A flow stands behind all pictures of where it begins.
     ordered = sorted([*shown, *moves], key=lambda one: one[0])[:_MOST]
     if not ordered:
@@ -106,6 +104,14 @@ def _pictures(sample: Sample) -> tuple[list[RGB], list[str]]:
     return [_drawn(field, sample.fields[field]) for *_, field in ordered], [
         label for _, label, _ in ordered
     ]
+
+
+def _moves(sample: Sample, number: int, field: str) -> Iterator[tuple[int, str, str]]:
+    """A flow and the mask that goes with it, if there is one: number, label and field."""
+    back = "_back" in field
+    yield number, f"back from {number}" if back else f"from {number}", field
+    if (mask := mask_field(number, back)) in sample.fields:
+        yield number, "occluded", mask
 
 
 def _label(still: Still) -> str:

@@ -33,10 +33,10 @@ import re
 import runpy
 import sys
 import traceback
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Container, Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeAlias, TypeVar, get_args
+from typing import Any, Final, Literal, Protocol, TypeAlias, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny, ValidationError
@@ -70,6 +70,9 @@ _VARIABLE: Final = re.compile(
 _SEVERAL: Final = "two or more"
 _TOP: Final = ("store", "sources", "datasets")
 
+Kind: TypeAlias = Literal["samples", "rows"]
+"""What fills a stage's role: a dataset's samples, or the rows of a table, which have no tar."""
+
 
 class StageSpec(Protocol):
     """What a recipe needs to know of a stage. The short ``from: clips`` fills a stage's only role,
@@ -86,6 +89,22 @@ class StageSpec(Protocol):
     def optional(self) -> tuple[str, ...]: ...
     @property
     def open(self) -> bool: ...
+    def takes_of(self, role: str) -> Collection[Kind]: ...
+
+
+def unfit(stage: StageSpec, role: str, parent: str, kind: Kind) -> str | None:
+    """Why ``parent`` cannot fill a role of a stage, and what to do, or None if it can."""
+    if kind in stage.takes_of(role):
+        return None
+    if kind == "rows":
+        return (
+            f"stage {stage.name} reads samples, and {parent} is a table, whose rows are none; make "
+            "samples of them first, by a stage such as download"
+        )
+    return (
+        f"stage {stage.name} reads the rows of a table, and {parent} holds samples; give it a "
+        "source"
+    )
 
 
 class _Common(BaseModel):
@@ -640,6 +659,7 @@ class _Checker:
         names = {**sources, **datasets}
         inputs = {name: self._inputs(name, raw, names) for name, raw in datasets.items()}
         self._refuse_cycle({name: inputs[name] for name in datasets if name not in sources})
+        self._refuse_kinds(datasets, sources, inputs)
         checked = {
             "store": store,
             "sources": {name: self._source(name, raw) for name, raw in sources.items()},
@@ -747,6 +767,27 @@ class _Checker:
             self._report.add(
                 ("datasets", path[0], "from"), f"a cycle: {_short(' → '.join(path), 300)}"
             )
+
+    def _refuse_kinds(
+        self,
+        datasets: Mapping[str, Any],
+        sources: Mapping[str, Any],
+        inputs: Mapping[str, Mapping[str, str]],
+    ) -> None:
+        """Tables where samples are read, and the reverse. What a version holds, which a source may
+        be, only the store knows."""
+        kinds: dict[str, Kind] = {n: "samples" for n in datasets if n not in sources}
+        for name, raw in sources.items():
+            if name not in datasets and isinstance(raw, dict) and "version" not in raw:
+                kinds[name] = "rows"
+        for name, parents in inputs.items():
+            stage = self._stage(datasets[name])
+            keys: _Keys = ("datasets", name, "from")
+            for role, parent in parents.items():
+                kind = kinds.get(parent)
+                if stage and kind and (problem := unfit(stage, role, parent, kind)):
+                    is_short = isinstance(datasets[name]["from"], str)
+                    self._report.add(keys if is_short else (*keys, role), problem)
 
     def _source(self, name: str, raw: Any) -> BaseModel | None:
         if not isinstance(raw, dict):

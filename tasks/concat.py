@@ -27,7 +27,6 @@ from reelmill.tasks.contract import (
     digests,
     generation_input,
 )
-from reelmill.tasks.taken import refuse_rows
 
 SOURCE: Final = "source"
 _COLUMNS: Final = "columns"
@@ -107,7 +106,6 @@ class Concat(Stage[ConcatParams]):
         return _schema(job)
 
     def make(self, job: Job[ConcatParams]) -> Iterator[Output]:
-        refuse_rows(job, SOURCE)
         if _ALL in job.action.inputs:
             _refuse_twice(job)
         shard, reader = job.shards[SOURCE], job.reader(SOURCE)
@@ -147,8 +145,7 @@ def _schema(job: Job[ConcatParams]) -> pa.Schema:
 
 
 def _columns(store: Store, digest: str) -> pa.Schema:
-    table = index.decode(store.read_blob(digest, "parquet"))
-    return pa.schema([field for field in table.schema if field.name not in index.BASE.names])
+    return index.own_columns(index.decode(store.read_blob(digest, "parquet")).schema)
 
 
 def _refuse_twice(job: Job[ConcatParams]) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Generic, Literal, TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from reelmill.digest import plain_json, sha256
 from reelmill.errors import Rejected, StageError
+from reelmill.recipe import Kind
 from reelmill.shards import index
 from reelmill.shards.index import Row
 from reelmill.shards.reader import Sample as InputSample
@@ -30,6 +31,8 @@ HISTORY = "history"
 
 MAX_COUNT = 2**53 - 1
 """The largest integer that canonical JSON carries: the bound of parameters that have no other."""
+
+Seed = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 class Params(BaseModel):
@@ -186,7 +189,12 @@ class Stage(abc.ABC, Generic[P]):
         columns: its own columns of the index.
         provenance: columns that say how samples and rejects were had: what may be different when
             an action is executed again, and so belongs to no version.
-        takes: ``rows`` if it reads a table's rows, which have no tar, and ``samples`` otherwise.
+        takes: ``rows`` if it reads a table's rows, which have no tar, and ``samples`` if it reads
+            what was made of them. The other kind is refused before anything starts.
+        reads: the fields of its first role that it reads, or ``None`` for all of them.
+        works_on: fields, or the ends of their names after a dot, of which it can use any: to derive
+            from a version that has none of them is refused before anything starts. Those of
+            ``reads`` beside ``json`` if it says none.
         resources: what a worker must have, as Dask resources, whatever the parameters.
         memory: bytes that a worker takes, with the programs it starts, while it makes one shard of
             typical input (videos of up to 1080p and 50 MB), if known. A build does not start on
@@ -206,7 +214,9 @@ class Stage(abc.ABC, Generic[P]):
     order: ClassVar[SampleOrder] = "hash"
     columns: ClassVar[pa.Schema] = pa.schema([])
     provenance: ClassVar[pa.Schema | None] = None
-    takes: ClassVar[Literal["samples", "rows"]] = "samples"
+    takes: ClassVar[Kind] = "samples"
+    reads: ClassVar[tuple[str, ...] | None] = None
+    works_on: ClassVar[tuple[str, ...]] = ()
     resources: ClassVar[Mapping[str, float]] = {}
     memory: ClassVar[int | None] = None
 
@@ -237,6 +247,10 @@ class Stage(abc.ABC, Generic[P]):
         """What a worker must have, as Dask resources, with these parameters."""
         return self.resources
 
+    def takes_of(self, role: str) -> Collection[Kind]:
+        """What may fill a role: what the stage ``takes``, if roles are alike."""
+        return (self.takes,)
+
     def scope_of(self, params: P) -> Scope:
         """The stage's ``scope`` with these parameters."""
         return self.scope
@@ -244,6 +258,10 @@ class Stage(abc.ABC, Generic[P]):
     def memory_of(self, params: P) -> int | None:
         """The stage's ``memory`` with these parameters."""
         return self.memory
+
+    def leaves_out(self, params: P) -> bool:
+        """Whether these parameters ask for rejects, of the reasons that are ``intended``."""
+        return bool(self.intended)
 
     def prefix(self, params: P, role: str) -> str:
         """What the stage puts before the keys of a role's samples, so that rows which no longer
@@ -269,17 +287,7 @@ class Stage(abc.ABC, Generic[P]):
 
 
 class SampleStage(Stage[P]):
-    """A stage that works sample by sample; one sample's trouble is its own.
-
-    Attributes:
-        reads: the input fields it needs, or ``None`` for all of them.
-        works_on: fields, or the ends of their names after a dot, of which it can use any: a dataset
-            that has none of them is refused before anything starts. Those of ``reads`` beside
-            ``json`` if it says none.
-    """
-
-    reads: ClassVar[tuple[str, ...] | None] = None
-    works_on: ClassVar[tuple[str, ...]] = ()
+    """A stage that works sample by sample; one sample's trouble is its own."""
 
     @abc.abstractmethod
     def each(self, job: Job[P], sample: InputSample) -> Iterator[Output]:
@@ -349,8 +357,7 @@ def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str
 def carried_columns(table: pa.Schema, own: Iterable[str]) -> dict[str, str]:
     """What the columns of an input's index, beside those that every index has, are called in one
     with a stage's ``own``."""
-    names = [name for name in table.names if name not in index.BASE.names]
-    return carried_names(names, {*index.BASE.names, *own})
+    return carried_names(index.own_columns(table).names, {*index.BASE.names, *own})
 
 
 def label(stage: str, dataset: str, shard_id: str) -> str:

@@ -27,7 +27,7 @@ from reelmill.tasks.own import (
     with_documents,
     wrong,
 )
-from reelmill.tasks.taken import refuse_rows, taken
+from reelmill.tasks.taken import taken
 from reelmill.where import MAX_TEXT, Condition
 
 FILTERED: Final = "filtered"
@@ -103,11 +103,9 @@ class Filter(Stage[FilterParams]):
         return (params.function and params.function.declared.memory) or self.memory
 
     def schema(self, job: Job[FilterParams]) -> pa.Schema:
-        own = job.reader("source").table.schema
-        return pa.schema([field for field in own if field.name not in index.BASE.names])
+        return index.own_columns(job.reader("source").table.schema)
 
     def make(self, job: Job[FilterParams]) -> Iterator[Output]:
-        refuse_rows(job, "source")
         reader = job.reader("source")
         rows = reader.rows()
         going = _excluded(job, reader, rows)

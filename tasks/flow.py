@@ -52,6 +52,8 @@ from reelmill.tasks.contract import (
 from reelmill.tasks.cuts import scene_starts
 from reelmill.tasks.frames import Clip, tuple_about, tuples_of
 from reelmill.tasks.media_fields import (
+    FIRST_PICTURES,
+    VIDEO,
     about_of,
     flow_field,
     mask_field,
@@ -222,6 +224,7 @@ class Flow(SampleStage[FlowParams]):
     optional = ("scenes",)
     params = FlowParams
     memory = 350_000_000
+    works_on = (*FIRST_PICTURES, *VIDEO)
     columns = pa.schema(
         [
             pa.field("pairs", pa.int32()),

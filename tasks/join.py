@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Final, Literal, get_args
 
 import pyarrow as pa
 from pydantic import BeforeValidator, ConfigDict, Field
 
 from reelmill.errors import Rejected, StageError
+from reelmill.recipe import Kind
 from reelmill.shards import index
 from reelmill.shards.index import Member
 from reelmill.shards.lookup import Lookup, columns_of, with_ancestors
@@ -30,7 +31,7 @@ from reelmill.tasks.contract import (
     sample_json,
 )
 from reelmill.tasks.own import field_names, matching
-from reelmill.tasks.taken import refuse_rows, taken
+from reelmill.tasks.taken import taken
 
 SOURCE: Final = "source"
 NO_PARTNER: Final = "no_partner"
@@ -114,6 +115,9 @@ class Join(Stage[JoinParams]):
     conserves = True
     memory = 300_000_000
 
+    def takes_of(self, role: str) -> Collection[Kind]:
+        return (self.takes,) if role == SOURCE else get_args(Kind)
+
     def scope_of(self, params: JoinParams) -> Scope:
         return "shard" if params.by == "shard" else "generation"
 
@@ -139,7 +143,6 @@ class Join(Stage[JoinParams]):
         return _columns(job)[0]
 
     def make(self, job: Job[JoinParams]) -> Iterator[Output]:
-        refuse_rows(job, SOURCE)
         reader = job.reader(SOURCE)
         rows = reader.rows()
         partners = _Partners(job, [row["key"] for row in rows])
@@ -197,8 +200,7 @@ def _others(job: Job[JoinParams]) -> dict[str, Sequence[Shard]]:
 
 def _columns(job: Job[JoinParams]) -> tuple[pa.Schema, dict[str, dict[str, str]]]:
     """All columns, and what those of each role are called among them."""
-    own = job.reader(SOURCE).table.schema
-    fields = [field for field in own if field.name not in index.BASE.names]
+    fields = list(index.own_columns(job.reader(SOURCE).table.schema))
     names: dict[str, dict[str, str]] = {}
     for role, shards in _others(job).items():
         theirs = columns_of(job.store, shards)

@@ -42,7 +42,7 @@ from reelmill.tasks.own import (
     with_documents,
     wrong,
 )
-from reelmill.tasks.taken import refuse_rows, taken
+from reelmill.tasks.taken import taken
 
 NO_RESULT: Final = "no_result"
 """Why a sample was left out for which the function returned nothing."""
@@ -104,7 +104,6 @@ class Map(Stage[MapParams]):
         return carried(job.reader("source").table.schema, own)
 
     def make(self, job: Job[MapParams]) -> Iterator[Output]:
-        refuse_rows(job, "source")
         reader = job.reader("source")
         maker = _Maker(job.params, reader)
         if maker.describes:

@@ -33,6 +33,9 @@ _WEBM = frozenset({"vp8", "vp9", "av1"})
 VIDEO = ("mp4", "webm", "mkv", "avi", "ts", "flv", "mpg", "ogv", "wmv", "video")
 """Fields that hold a video, by container; ``video`` for one that has no usual ending."""
 
+FIRST_PICTURES = ("000000.image.jpg", "000000.image.png", "000000.image.webp")
+"""What the first of a sample's pictures may be called; see ``picture_field``."""
+
 _SOUND_BY_FORMAT = {
     "mov": "m4a",
     "mp4": "m4a",

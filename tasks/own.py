@@ -366,9 +366,5 @@ def wrong(function: Function, key: str, what: str, right: str) -> StageError:
 
 def carried(table: pa.Schema, own: pa.Schema) -> pa.Schema:
     """A function's own columns, and those of its input that they do not replace."""
-    kept = [
-        field
-        for field in table
-        if field.name not in index.BASE.names and field.name not in own.names
-    ]
+    kept = (field for field in index.own_columns(table) if field.name not in own.names)
     return pa.schema([*kept, *own])

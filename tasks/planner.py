@@ -14,6 +14,7 @@ from decimal import Decimal
 from typing import Any
 
 from reelmill.errors import MissingDependencyError, RecipeError, StageError
+from reelmill.recipe import Kind, unfit
 from reelmill.store.model import (
     Action,
     Blob,
@@ -129,6 +130,14 @@ def _tools(node: Node) -> dict[str, str]:
         raise type(error)(f"{node.name}: {error}") from error
 
 
+def _kind(manifest: Manifest) -> Kind | None:
+    """What a version holds; None if that is nothing."""
+    shard = next((shard for shard in manifest.shards if shard.samples), None)
+    if shard is None:
+        return None
+    return "samples" if shard.tar else "rows"
+
+
 def _union(removed: Iterable[tuple[Blob, ...]]) -> tuple[Blob, ...]:
     blobs = {blob.digest: blob for some in removed for blob in some}
     return tuple(blobs[digest] for digest in sorted(blobs))
@@ -163,6 +172,7 @@ class Planner:
         self._woken: list[str] = []
         self._listed: dict[str, list[tuple[str, bytes]]] = {}
         for node in nodes:
+            self._refuse_kinds(node)
             counts = {self._grew(parent) for parent in node.parents.values()}
             if len(counts) > 1 and not node.stage.uneven:
                 raise RecipeError(
@@ -181,6 +191,14 @@ class Planner:
             )
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
+
+    def _refuse_kinds(self, node: Node) -> None:
+        """Raise ``RecipeError`` if a version that fills a role is rows where its stage takes
+        samples, or samples where it takes rows."""
+        for role, parent in node.parents.items():
+            kind = _kind(self._given[parent]) if parent in self._given else None
+            if kind is not None and (problem := unfit(node.stage, role, parent, kind)):
+                raise RecipeError(f"{node.name}: {problem}")
 
     def _removed_of(self, node: Node, role: str, parent: str) -> tuple[Blob, ...]:
         removed = self._removed[parent]

@@ -24,12 +24,13 @@ from reelmill.tasks.contract import (
     Params,
     Reject,
     Scope,
+    Seed,
     Slot,
     Stage,
     digests,
     generation_input,
 )
-from reelmill.tasks.taken import refuse_rows, taken
+from reelmill.tasks.taken import taken
 from reelmill.units import Share, canonical
 
 NOT_SAMPLED: Final = "not_sampled"
@@ -50,9 +51,7 @@ class SampleParams(Params):
         description="sample chooses each sample by itself, source all that comes of one row of the "
         "source or none; count counts what is chosen",
     )
-    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(
-        0, description="which of the possible choices"
-    )
+    seed: Seed = Field(0, description="which of the possible choices")
 
     @model_validator(mode="after")
     def _one_size(self) -> SampleParams:
@@ -94,11 +93,9 @@ class PickSamples(Stage[SampleParams]):
         ]
 
     def schema(self, job: Job[SampleParams]) -> pa.Schema:
-        own = job.reader("source").table.schema
-        return pa.schema([field for field in own if field.name not in index.BASE.names])
+        return index.own_columns(job.reader("source").table.schema)
 
     def make(self, job: Job[SampleParams]) -> Iterator[Output]:
-        refuse_rows(job, "source")
         params = job.params
         rows = job.reader("source").rows()
         found = _places([row["key"] for row in rows], params.by, params.seed)

@@ -13,7 +13,7 @@ from pydantic import Field, model_validator
 
 from reelmill.digest import sha256
 from reelmill.media.cut.output import Rate
-from reelmill.tasks.contract import MAX_COUNT
+from reelmill.tasks.contract import MAX_COUNT, Seed
 from reelmill.tasks.cuts import CutParams
 from reelmill.tasks.tuples import TupleParams
 from reelmill.units import Seconds, canonical
@@ -58,7 +58,7 @@ class SelectionParams(TupleParams, CutParams):
     random: Annotated[int, Field(ge=1, le=MAX_CHOSEN)] | None = Field(
         None, description="so many samples of each clip, at random"
     )
-    seed: Annotated[int, Field(ge=0, le=MAX_COUNT)] = Field(0, description="for random")
+    seed: Seed = Field(0, description="for random")
 
     @model_validator(mode="after")
     def _fit_together(self) -> Self:

@@ -24,6 +24,7 @@ from reelmill.tasks.contract import (
     Output,
     Params,
     Runtime,
+    Seed,
     Slot,
     Stage,
     generation_input,
@@ -35,7 +36,6 @@ DEFAULT_SAMPLES = 1000
 OTHER_PART = "other_part"
 
 PartName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_-]{0,62}$")]
-Seed = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 
 
 def _by_name(value: object) -> object:
@@ -172,6 +172,9 @@ class Shuffle(Stage[ShuffleParams]):
             )
             for output in range(outputs)
         ]
+
+    def leaves_out(self, params: ShuffleParams) -> bool:
+        return params.part is not None
 
     def merges(self, params: ShuffleParams) -> int:
         return params.compact

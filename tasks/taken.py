@@ -5,19 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from reelmill.errors import StageError
 from reelmill.shards import index
 from reelmill.shards.gather import Gatherer
 from reelmill.tasks.contract import Adopted, Copied, Job, Output
-
-
-def refuse_rows(job: Job[Any], role: str) -> None:
-    """Raise ``StageError`` if what fills a role are rows of a table, which have no tar."""
-    shard = job.shards[role]
-    if shard.tar is None and shard.samples:
-        raise StageError(
-            f"{role} is a table, whose rows are no samples; have them downloaded or adopted first"
-        )
 
 
 def taken(

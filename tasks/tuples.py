@@ -18,8 +18,8 @@ F = TypeVar("F")
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 
 
-class TupleParams(Params):
-    """Samples of several frames of a clip: how many, how far apart, and where they begin."""
+class StepParams(Params):
+    """Samples of several frames: how many, how far apart, and where they begin."""
 
     count: Annotated[int, Field(ge=1, le=1000)] = Field(
         3, description="frames in a sample; 3 makes triplets"
@@ -27,9 +27,6 @@ class TupleParams(Params):
     stride: Count = Field(1, description="frames from one picture of a sample to the next")
     step: Count | None = Field(
         None, description="frames from one sample's start to the next; without it none overlap"
-    )
-    max_samples: Count | None = Field(
-        None, description="samples of one clip at most, from its start"
     )
 
     @model_validator(mode="after")
@@ -50,6 +47,14 @@ class TupleParams(Params):
     def reach(self) -> int:
         """Frames from a sample's first to its last."""
         return (self.count - 1) * self.stride
+
+
+class TupleParams(StepParams):
+    """The same of a clip, and how many."""
+
+    max_samples: Count | None = Field(
+        None, description="samples of one clip at most, from its start"
+    )
 
     def window(self, starts: Iterable[int] | None = None) -> Window[Any]:
         """What gathers the samples of one clip: those that begin at ``starts`` (ascending), or

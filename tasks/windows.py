@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import count as counting
 from itertools import groupby, islice, pairwise
 from typing import Annotated, Any
 
@@ -15,15 +15,14 @@ from reelmill.errors import Rejected, ShardError, StageError
 from reelmill.shards import tar
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks.contract import (
-    MAX_COUNT,
     Job,
     Output,
-    Params,
     Reject,
     Sample,
     Stage,
     sample_json,
 )
+from reelmill.tasks.tuples import StepParams, Window
 
 _NAME = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
 Chosen = Annotated[str, Field(pattern=rf"^{_NAME}(={_NAME})?$", max_length=160)]
@@ -31,18 +30,9 @@ Chosen = Annotated[str, Field(pattern=rf"^{_NAME}(={_NAME})?$", max_length=160)]
 _NEEDED = ("sequence", "frame", "time", "url", "width", "height")
 
 
-class WindowsParams(Params):
+class WindowsParams(StepParams):
     """Which frames belong together, and which of their fields."""
 
-    count: Annotated[int, Field(ge=1, le=1000)] = Field(
-        3, description="frames in a sample; 3 makes triplets"
-    )
-    stride: Annotated[int, Field(ge=1, le=MAX_COUNT)] = Field(
-        1, description="frames from one of a sample to the next"
-    )
-    step: Annotated[int, Field(ge=1, le=MAX_COUNT)] | None = Field(
-        None, description="frames from one sample's start to the next; without it none overlap"
-    )
     across_gaps: bool = Field(
         False, description="let frames be neighbours although others are missing between them"
     )
@@ -64,9 +54,6 @@ class WindowsParams(Params):
         as they are called."""
         pairs = (chosen.partition("=") for chosen in self.fields)
         return {ours: theirs or ours for ours, _, theirs in pairs}
-
-    def effective(self) -> dict[str, Any]:
-        return {"step": self.step or self.count * self.stride}
 
 
 class Windows(Stage[WindowsParams]):
@@ -127,31 +114,17 @@ def _windows(
 
     Memory holds the frames of the windows that are not complete.
     """
-    span = (params.count - 1) * params.stride
-    step = params.step or params.count * params.stride
-    made = refused = 0
-    held: deque[tuple[int, InputSample]] = deque()
+    given = 0
     for run in _runs(numbers, params.across_gaps):
-        held.clear()
-        start = 0
+        window: Window[InputSample] = Window(params.count, params.stride, counting(0, params.every))
         for place, sample in enumerate(islice(samples, run)):
-            if any(
-                (place - i * params.stride) % step == 0 and place >= i * params.stride
-                for i in range(params.count)
-            ):
-                held.append((place, sample))
-            if place == start + span:
-                there = dict(held)
-                chosen = [there[start + i * params.stride] for i in range(params.count)]
-                output = _window(params, sequence, chosen)
-                refused += isinstance(output, Reject)
-                made += isinstance(output, Sample)
-                yield output
-                start += step
-                while held and held[0][0] < start:
-                    held.popleft()
-    if not made and not refused:
-        message = f"{len(numbers)} frames, no {span + 1} of them in a row"
+            if window.wants(place):
+                window.put(place, sample)
+            for _, frames in window.take():
+                yield _window(params, sequence, frames)
+        given += window.given
+    if not given:
+        message = f"{len(numbers)} frames, no {params.reach + 1} of them in a row"
         yield Reject(sequence, "too_short", message)
 
 

@@ -98,23 +98,29 @@ def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
     Raises: Rejected ``too_large`` beyond what a format, or memory, holds; ``undecodable`` for a
     pixel format or colour matrix that cannot be converted.
     """
-    for width, height in (fit.scaled, fit.padded):
-        if width * height > MAX_PIXELS:
-            raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
+    refuse_large(fit)
     picture = Picture.of(frame)
     if picture.is_hdr and how.to_sdr:
         bgr = to_bgr16(frame, fit.scaled, untagged=Colorspace.BT2020)
-        return _stored(boxed(toned(bgr, picture), fit), how)
+        return encode_bgr(boxed(toned(bgr, picture), fit), how)
     if how.bits == 16:
         return encode_bgr_png(boxed(to_bgr16(frame, fit.scaled), fit))
     if how.format == "jpg" and fit.scaled == fit.cropped == fit.padded:
         planes = to_jpeg_planes(frame, fit.scaled, how.subsampling)
         if planes is not None:
             return encode_jpeg_planes(planes, how.quality)
-    return _stored(boxed(to_bgr(frame, fit.scaled), fit), how)
+    return encode_bgr(boxed(to_bgr(frame, fit.scaled), fit), how)
 
 
-def _stored(bgr: NDArray[np.uint8], how: PictureFormat) -> bytes:
+def refuse_large(fit: Fit) -> None:
+    """Raise ``Rejected`` (``too_large``) for pictures beyond MAX_PIXELS."""
+    for width, height in (fit.scaled, fit.padded):
+        if width * height > MAX_PIXELS:
+            raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
+
+
+def encode_bgr(bgr: NDArray[np.uint8], how: PictureFormat) -> bytes:
+    """Pixels of 8 bits in OpenCV's order (H, W, 3), in the format that is asked for."""
     if how.format == "jpg":
         return encode_jpeg(bgr, how.quality, how.subsampling, "BGR")
     if how.format == "webp":

@@ -106,7 +106,7 @@ class Deal:
 
     @property
     def columns(self) -> pa.Schema:
-        return pa.schema([f for f in self._schema if f.name not in index.BASE.names])
+        return index.own_columns(self._schema)
 
     def rows(self, output: int) -> tuple[pa.Table, pa.Table, gather.Integers]:
         """The index rows of an output: its samples in their order, and those that are left out, by

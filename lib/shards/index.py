@@ -83,6 +83,11 @@ def schema_with(columns: pa.Schema) -> pa.Schema:
     return pa.schema([*BASE, *columns])
 
 
+def own_columns(schema: pa.Schema) -> pa.Schema:
+    """The columns of an index beside those that every index has."""
+    return pa.schema([field for field in schema if field.name not in BASE.names])
+
+
 def encode(rows: Iterable[Row], columns: pa.Schema) -> bytes:
     """An index as parquet bytes; equal rows give equal bytes for one version of pyarrow."""
     schema = schema_with(columns)

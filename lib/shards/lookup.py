@@ -109,8 +109,7 @@ def columns_of(store: Store, shards: Sequence[Shard]) -> pa.Schema:
     """The stage's columns that the shards of a dataset have: those of the first."""
     if not shards:
         return pa.schema([])
-    schema = next(iter(_tables(store, shards))).schema
-    return pa.schema([field for field in schema if field.name not in index.BASE.names])
+    return index.own_columns(next(iter(_tables(store, shards))).schema)
 
 
 def _tables(store: Store, shards: Sequence[Shard]) -> Iterable[pa.Table]:

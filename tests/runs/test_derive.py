@@ -194,10 +194,13 @@ def test_a_new_version_is_an_event_and_an_old_one_is_none(built: Project) -> Non
         ("x -f rose --stage shuffle", "no dataset 'rose' in"),
         ("x -f rows@v9 --stage shuffle", "no version or tag 'v9' in dataset 'rows'"),
         ("x -f rows --stage download", "download cannot be derived from rows"),
-        ("x -f urls --stage shuffle", "cannot read urls@"),
+        ("x -f urls --stage shuffle", "stage shuffle reads samples, and urls@"),
         ("x -f rows --stage frames", "and these have txt"),
+        ("x -f rows --stage motion", "and these have txt"),
+        ("x -f rows --stage flow", "needs samples with 000000.image.jpg"),
+        ("x -f rows --stage join", "--from: stage join reads source and others; give --from ROLE="),
         ("x -f rows -f rows@latest --stage shuffle", "is this? Say one of source=..."),
-        ("x -f more=rows --stage shuffle", "unknown role; stage shuffle reads source"),
+        ("x -f more=rows --stage shuffle", "--from more=...: unknown role; stage shuffle reads"),
         ("x -f source=rows -f source=rows@latest --stage shuffle", "source is given twice"),
         ("urls -f rows --stage shuffle", "made by ingest from a table; give the new one another"),
         ("X_y -f rows --stage shuffle", "a name begins with a letter a-z"),
@@ -213,6 +216,11 @@ def test_what_cannot_be_derived_is_said_in_one_line(
     kept: Project, arguments: str, line: str
 ) -> None:
     assert line in told(kept, arguments)
+
+
+def test_columns_of_a_table_may_be_joined(kept: Project) -> None:
+    done = ask(kept, "x -f source=rows -f table=urls --stage join --dry-run")
+    assert "join: 0 of 40 there" in done.stdout
 
 
 def test_a_store_that_is_not_there_is_not_made(tmp_path: Path) -> None:

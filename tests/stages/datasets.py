@@ -66,7 +66,7 @@ class World:
 
     def recipe(self, datasets: Mapping[str, Mapping[str, Any]]) -> Recipe:
         """A recipe of datasets that are made of the given ones."""
-        sources = {name: {"path": "unused.csv"} for name in self.given}
+        sources = {name: {"version": name} for name in self.given}
         return Recipe.build(
             store=self.store.url,
             sources=sources,

@@ -155,7 +155,8 @@ def test_a_table_has_columns_to_join_and_no_samples(world: World) -> None:
         ("concat", ["urls", "clips"], {}),
     ]
     for stage, source, params in others:
-        with pytest.raises(StageError, match="source is a table, whose rows are no samples"):
+        match = f"out: stage {stage} reads samples, and urls is a table, whose rows are none"
+        with pytest.raises(RecipeError, match=match):
             world.one(stage, source, **params)
 
 

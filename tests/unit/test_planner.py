@@ -51,7 +51,7 @@ def table(*generations: int, samples: int = 10) -> Manifest:
                 shards=tuple(
                     Shard(
                         id=f"{(n := next(numbers)):05d}",
-                        tar=None,
+                        tar=blob(f"tar {n}"),
                         index=blob(f"row {n}"),
                         samples=samples,
                         rejects=0,
@@ -374,6 +374,18 @@ class Together(Narrow):
             Slot(f"{first + place:05d}", {"source": digests(shard)}, {"source": shard})
             for place, shard in enumerate(taken)
         ]
+
+
+def test_rows_are_not_taken_for_samples_nor_samples_for_rows() -> None:
+    rows = table(1).model_dump()
+    rows["generations"][0]["shards"][0]["tar"] = None
+    given = {"urls": Manifest.model_validate(rows), "clips": table(1)}
+    node = Node("cuts", get_stage("split"), get_stage("split").params(), {"source": "urls"})
+    with pytest.raises(RecipeError, match="cuts: stage split reads samples, and urls is a table"):
+        Planner([node], given)
+    node = Node("videos", get_stage("adopt"), get_stage("adopt").params(), {"source": "clips"})
+    with pytest.raises(RecipeError, match="videos: stage adopt reads the rows of a table, and cl"):
+        Planner([node], given)
 
 
 def test_inputs_of_an_uneven_stage_give_what_they_have() -> None:

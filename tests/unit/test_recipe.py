@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from reelmill.errors import RecipeError
-from reelmill.recipe import Recipe, StageSpec, load_recipe, parse_recipe
+from reelmill.recipe import Kind, Recipe, StageSpec, load_recipe, parse_recipe
 from reelmill.units import Bytes, Seconds
 
 
@@ -74,12 +74,16 @@ class Stage:
     roles: tuple[str, ...] = ("samples",)
     optional: tuple[str, ...] = ()
     open: bool = False
+    takes: tuple[Kind, ...] = ("samples",)
+
+    def takes_of(self, role: str) -> tuple[Kind, ...]:
+        return self.takes
 
 
 STAGES: Mapping[str, StageSpec] = {
     stage.name: stage
     for stage in (
-        Stage("download", DownloadParams, ("source",)),
+        Stage("download", DownloadParams, ("source",), takes=("rows",)),
         Stage("split", SplitParams),
         Stage("pair", PairParams, ("frames", "flow")),
         Stage("map", OpenParams),
@@ -230,7 +234,10 @@ BAD = [
     ("from: videos", "from: {sample: videos}", "11: clips.from.sample: unknown role; stage split reads samples; did you mean samples?"),
     ("from: videos", "from:\n      samples: videoz", "12: clips.from.samples: no dataset or source is named videoz; did you mean videos?"),
     ("from: videos", "from: clips", "11: clips.from: a cycle: clips → clips"),
-    ("from: urls", "from: clips", "8: videos.from: a cycle: videos → clips → videos"),
+    ("from: urls", "from: clips", "8: videos.from: a cycle: videos → clips → videos (and 1 more)"),
+    ("from: videos", "from: urls", "11: clips.from: stage split reads samples, and urls is a table, whose rows are none; make samples of them first, by a stage such as download"),
+    ("stage: split\n    from: videos\n    max_seconds: 8", "stage: join\n    from:\n      source: videos\n      more: urls", "13: clips.from.more: stage join reads samples, and urls is a table, whose rows are none; make samples of them first, by a stage such as download"),
+    ("stage: split\n    from: videos\n    max_seconds: 8", "stage: download\n    from: videos", "11: clips.from: stage download reads the rows of a table, and videos holds samples; give it a source"),
     # sources
     ("path: urls.csv", "url: url", "4: sources.urls.path: missing; a source needs it"),
     ("path: urls.csv", "path: 3", "5: sources.urls.path: must be a string; put it in quotes"),
@@ -670,7 +677,7 @@ def graph(edges: Mapping[str, str]) -> Recipe:
         store="s",
         stages=STAGES,
         source_model=Source,
-        sources={"urls": {"path": "x"}},
+        sources={"urls": {"version": "urls"}},
         datasets={name: {"stage": "split", "from": parent} for name, parent in edges.items()},
     )
 

@@ -9,19 +9,10 @@ import numpy as np
 from av import VideoFrame
 from numpy.typing import NDArray
 
-from reelmill.errors import Rejected
 from reelmill.media.decode import to_luma, to_rgb
 from reelmill.media.flow.plain import use_plain_opencv
-from reelmill.media.images import (
-    MAX_PIXELS,
-    boxed,
-    decode_gray,
-    decode_image,
-    encode_jpeg,
-    encode_png,
-    encode_webp,
-)
-from reelmill.media.pictures import PictureFormat
+from reelmill.media.images import boxed, decode_gray, decode_image
+from reelmill.media.pictures import PictureFormat, encode_bgr, refuse_large
 from reelmill.media.size import Fit, Sizing
 
 
@@ -32,7 +23,7 @@ def from_frame(frame: VideoFrame, fit: Fit, colour: bool) -> NDArray[np.uint8]:
     Raises: Rejected ``too_large`` beyond MAX_PIXELS, and as :func:`~reelmill.media.decode.to_rgb`
     does.
     """
-    _check(fit)
+    refuse_large(fit)
     picture = to_rgb(frame, fit.scaled) if colour else to_luma(frame, fit.scaled)
     return boxed(picture, fit)
 
@@ -44,14 +35,8 @@ def from_image(data: bytes, sizing: Sizing[Any], colour: bool) -> NDArray[np.uin
     """
     picture = decode_image(data) if colour else decode_gray(data)
     fit = sizing.fit(picture.shape[1], picture.shape[0])
-    _check(fit)
+    refuse_large(fit)
     return boxed(scaled(picture, *fit.scaled), fit)
-
-
-def _check(fit: Fit) -> None:
-    for width, height in (fit.scaled, fit.padded):
-        if width * height > MAX_PIXELS:
-            raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
 
 
 def scaled(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
@@ -74,9 +59,4 @@ def on_host(picture: Any) -> NDArray[np.uint8]:
 
 def encode_rgb(rgb: NDArray[np.uint8], how: PictureFormat) -> bytes:
     """RGB that is no frame of PyAV's any more, as a picture of 8 bits."""
-    if how.format == "jpg":
-        return encode_jpeg(rgb, how.quality, how.subsampling)
-    if how.format == "webp":
-        bgr = cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR)
-        return encode_webp(bgr, None if how.lossless else how.quality)
-    return encode_png(rgb)
+    return encode_bgr(np.asarray(cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), np.uint8), how)

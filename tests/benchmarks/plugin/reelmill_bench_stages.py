@@ -15,6 +15,7 @@ class Rows(Stage[Params]):
 
     name = "bench_rows"
     params = Params
+    takes = "rows"
     conserves = True
 
     def make(self, job: Job[Params]) -> Iterator[Output]:

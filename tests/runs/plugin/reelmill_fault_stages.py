@@ -14,6 +14,7 @@ class Rows(Stage[Params]):
 
     name = "rows"
     params = Params
+    takes = "rows"
     conserves = True
 
     def make(self, job: Job[Params]) -> Iterator[Output]:
