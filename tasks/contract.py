@@ -333,15 +333,17 @@ class SampleStage(Stage[P]):
             )
 
 
-def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str]:
-    """What columns that are carried along are called beside a stage's own: their own names, or
-    those behind as many ``table_`` as make them free."""
+def carried_names(
+    names: Iterable[str], taken: Collection[str], prefix: str = "table_"
+) -> dict[str, str]:
+    """What columns that are carried along are called beside others: their own names, or those
+    behind as many prefixes as make them free."""
     names = list(names)
     carried: dict[str, str] = {}
     for name in names:
         free = name
         while free in taken or free in carried.values() or (free != name and free in names):
-            free = f"table_{free}"
+            free = f"{prefix}{free}"
         carried[name] = free
     return carried
 

@@ -25,6 +25,7 @@ from reelmill.tasks.contract import (
     Scope,
     Slot,
     Stage,
+    carried_names,
     digests,
     generation_input,
     sample_json,
@@ -203,7 +204,7 @@ def _columns(job: Job[JoinParams]) -> tuple[pa.Schema, dict[str, dict[str, str]]
     for role, shards in _others(job).items():
         theirs = columns_of(job.store, shards)
         taken = {*index.BASE.names, *(field.name for field in fields)}
-        names[role] = {n: n if n not in taken else f"{role}_{n}" for n in theirs.names}
+        names[role] = carried_names(theirs.names, taken, f"{role}_")
         fields += [theirs.field(name).with_name(called) for name, called in names[role].items()]
     return pa.schema(fields), names
 

@@ -80,6 +80,24 @@ def test_what_a_sample_derives_from_is_its_partner_too(world: World) -> None:
     assert list(world.rejects(made)) == ["000000001_000_000000"]
 
 
+def test_columns_of_one_name_keep_apart_however_often_they_are_joined(world: World) -> None:
+    clips(world, 1)
+    captions(world, keys(0, 1))
+    columns = {"fields": {"captions": []}}
+    datasets = {
+        "once": {"stage": "join", "from": JOIN, **columns},
+        "twice": {"stage": "join", "from": {**JOIN, "source": "once"}, **columns},
+    }
+    made = world.build(datasets)["twice"]
+    assert list(world.columns(made)) == [
+        "width",
+        "score",
+        "captions_width",
+        "captions_score",
+        "captions_captions_width",
+    ]
+
+
 def test_a_missing_partner_is_a_reject_or_not(world: World) -> None:
     clips(world, 3)
     captions(world, keys(0, 1))
