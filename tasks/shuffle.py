@@ -28,6 +28,7 @@ from reelmill.tasks.contract import (
     Stage,
     generation_input,
 )
+from reelmill.tasks.taken import refuse_row_shard
 from reelmill.units import Bytes, Share
 
 DEFAULT_SAMPLES = 1000
@@ -220,6 +221,8 @@ def _deal_of(job: Job[ShuffleParams]) -> Deal:
 @functools.lru_cache(maxsize=4)
 def _deal(store: Store, digest: str, rule: Rule) -> Deal:
     generation = Generation.model_validate_json(store.read_blob(digest, "json"))
+    for shard in generation.shards:
+        refuse_row_shard(shard, "source")
     return Deal(store, generation.shards, rule)
 
 

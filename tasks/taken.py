@@ -8,12 +8,17 @@ from typing import Any
 from reelmill.errors import StageError
 from reelmill.shards import index
 from reelmill.shards.gather import Gatherer
+from reelmill.store.model import Shard
 from reelmill.tasks.contract import Adopted, Copied, Job, Output
 
 
 def refuse_rows(job: Job[Any], role: str) -> None:
     """Raise ``StageError`` if what fills a role are rows of a table, which have no tar."""
-    shard = job.shards[role]
+    refuse_row_shard(job.shards[role], role)
+
+
+def refuse_row_shard(shard: Shard, role: str) -> None:
+    """Raise ``StageError`` if an input shard is rows of a table."""
     if shard.tar is None and shard.samples:
         raise StageError(
             f"{role} is a table, whose rows are no samples; have them downloaded or adopted first"
