@@ -102,7 +102,7 @@ def _cost(build: Build, name: str, found: Mapping[str, Cost], past: _Past, where
             count = count if more is None else len(todos) + more
     evidence = past.of(name, stage, params) if count != 0 else None
     # Where a stage leaves out what it was asked to, who knows how much that is.
-    keeps = stage.conserves and not stage.intended
+    keeps = stage.conserves and not stage.leaves_out(params)
     one = estimate(count, amount, evidence, conserves=keeps, known=sure, rough=rough)
     workers = _workers(where, on_gpu="GPU" in stage.needs(params))
     seconds = None

@@ -241,6 +241,10 @@ class Stage(abc.ABC, Generic[P]):
         """The stage's ``scope`` with these parameters."""
         return self.scope
 
+    def leaves_out(self, params: P) -> bool:
+        """Whether a recipe asks to leave samples out, with these parameters."""
+        return bool(self.intended)
+
     def memory_of(self, params: P) -> int | None:
         """The stage's ``memory`` with these parameters."""
         return self.memory

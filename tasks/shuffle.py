@@ -177,6 +177,9 @@ class Shuffle(Stage[ShuffleParams]):
     def merges(self, params: ShuffleParams) -> int:
         return params.compact
 
+    def leaves_out(self, params: ShuffleParams) -> bool:
+        return params.share is not None
+
     def schema(self, job: Job[ShuffleParams]) -> pa.Schema:
         return _deal_of(job).columns
 
