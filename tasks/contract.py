@@ -229,6 +229,10 @@ class Stage(abc.ABC, Generic[P]):
             for shard_id in ids
         ]
 
+    def outputs(self, params: P, inputs: Mapping[str, Sequence[Shard]]) -> int:
+        """How many shards ``plan`` would make of these inputs, for an estimate."""
+        return len(self.plan(params, inputs, 0))
+
     def tools(self, params: P) -> dict[str, str]:
         """The builds whose output the bytes depend on: part of the action key."""
         return {}

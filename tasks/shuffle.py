@@ -174,6 +174,9 @@ class Shuffle(Stage[ShuffleParams]):
             for output in range(outputs)
         ]
 
+    def outputs(self, params: ShuffleParams, inputs: Mapping[str, Sequence[Shard]]) -> int:
+        return _outputs(params, inputs["source"])
+
     def merges(self, params: ShuffleParams) -> int:
         return params.compact
 
