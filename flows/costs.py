@@ -24,7 +24,7 @@ from reelmill.flows.profile import (
 )
 from reelmill.store.model import Action, ActionRecord, Generation, Ref, Result, Shard
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import Params, Stage, key_params
+from reelmill.tasks.contract import MAX_COUNT, Params, Stage, key_params
 from reelmill.tasks.estimate import (
     Estimate,
     Evidence,
@@ -44,6 +44,9 @@ _ENOUGH = 12
 
 _DATASETS = 100
 """Datasets of a store that are looked at for one stage's work."""
+
+_IMAGINED = 1_000_000
+"""Shards of one dataset, at most, that are planned with before they are there."""
 
 _VERSIONS = 6
 """Versions that are looked at for work with the same parameters."""
@@ -175,9 +178,10 @@ def _waiting(build: Build, name: str, found: Mapping[str, Cost]) -> dict[str, li
         cost = found.get(parent)
         if cost is None or cost.estimate.shards == 0:
             continue
-        if cost.estimate.given is None:
+        given = cost.estimate.given
+        if given is None or given.shards > _IMAGINED:
             return None
-        inputs[role] += imagined(cost.estimate.given)
+        inputs[role] += imagined(given)
     return inputs
 
 
@@ -186,7 +190,7 @@ def _outputs(
 ) -> int | None:
     """How many shards a stage would make of such input, as far as it can say."""
     with contextlib.suppress(Exception):  # a stage's own code, with shards that do not exist
-        return len(stage.plan(params, inputs, 0))
+        return stage.outputs(params, inputs)
     return None
 
 
@@ -277,7 +281,8 @@ class _Past:
         for key, result in results[::-1][::step][:_ENOUGH]:
             record = self._store.record(key)
             took = record and record.how.get("milliseconds")
-            if record is None or not isinstance(took, int):
+            # A clock that was set back in between says nothing.
+            if record is None or not isinstance(took, int) or not 0 <= took <= MAX_COUNT:
                 continue
             taken = self._taken_by(stage, record, by_index)
             if taken is None:

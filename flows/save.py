@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
+import fcntl
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +61,20 @@ class Saving:
                 f"{self.path} has a {'dataset' if held else 'source'} {name} already; give the new "
                 "dataset another name"
             )
-        after = before
-        for source, version in pins.items():
-            after = append(after, "sources", source, {"version": version}, file=str(self.path))
         written = self._entry(self._from(inputs))
-        after = append(after, "datasets", name, written, file=str(self.path))
-        self._check(recipe, after, inputs, pins, written)
+        try:
+            after = before
+            for source, version in pins.items():
+                after = append(after, "sources", source, {"version": version}, file=str(self.path))
+            after = append(after, "datasets", name, written, file=str(self.path))
+            same = self._is_same(recipe, self._parse(after), inputs, pins)
+        except RecipeError:
+            same = False
+        if not same:
+            raise RecipeError(
+                f"{self.path} is laid out in a way in which --save cannot put a dataset; add it by "
+                f"hand: {name}: {written}"
+            )
         return after
 
     def addition(self) -> str | None:
@@ -79,24 +90,19 @@ class Saving:
         return "\n".join(line[2:] for line in lines if line.startswith("+ "))
 
     def write(self) -> bool:
-        """Append the dataset to the file, at once or not at all; whether it was not in it."""
-        text = self.text()
-        if text is None:
-            return False
+        """Append the dataset to the file, at once or not at all; whether it was not in it.
+
+        Of several that append to one file at the same time, each finds what the others wrote.
+        """
         target = self.path.resolve()
         try:
-            mode = target.stat().st_mode
-            handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-            try:
-                with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
-                    file.write(text)
-                    file.flush()
-                    os.fsync(file.fileno())
-                Path(scratch).chmod(mode & 0o7777)
-                Path(scratch).replace(target)
-            except BaseException:
-                Path(scratch).unlink(missing_ok=True)
-                raise
+            with _alone_in(target.parent):
+                text = self.text()
+                if text is None:
+                    return False
+                if not os.access(target, os.W_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                _replace(target, text)
         except OSError as error:
             raise RecipeError(f"{self.path}: cannot be written: {error.strerror}") from None
         return True
@@ -177,38 +183,55 @@ class Saving:
             **{key: f"{share:%}" for key, share in shares.items() if share is not None},
         }
 
-    def _check(
+    def _is_same(
         self,
         before: Recipe,
-        text: str,
+        after: Recipe,
         inputs: Mapping[str, str],
         pins: Mapping[str, str],
-        written: Mapping[str, Any],
-    ) -> None:
-        """Raise unless a recipe means what it did, and the dataset besides."""
+    ) -> bool:
+        """Whether a recipe means what it did, and the dataset besides."""
         name = self.asked.name
         derived = self.asked.recipe(self.store.url).datasets[name]
-        try:
-            after = self._parse(text)
-            new = after.datasets[name]
-            same = (
-                after.model_copy(
-                    update={
-                        "datasets": {n: d for n, d in after.datasets.items() if n != name},
-                        "sources": {n: s for n, s in after.sources.items() if n not in pins},
-                    }
-                )
-                == before
-                and new.inputs == inputs
-                and _means(new.params) == _means(derived.params)
-            )
-        except (RecipeError, KeyError):
-            same = False
-        if not same:
-            raise RecipeError(
-                f"{self.path} is laid out in a way in which --save cannot put a dataset; add it by "
-                f"hand: {name}: {dict(written)}"
-            )
+        new = after.datasets.get(name)
+        old = after.model_copy(
+            update={
+                "datasets": {n: d for n, d in after.datasets.items() if n != name},
+                "sources": {n: s for n, s in after.sources.items() if n not in pins},
+            }
+        )
+        return (
+            old == before
+            and new is not None
+            and new.inputs == inputs
+            and _means(new.params) == _means(derived.params)
+        )
+
+
+@contextlib.contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Wait until nobody else saves in a folder: a file itself is another one after each time."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _replace(target: Path, text: str) -> None:
+    mode = target.stat().st_mode
+    handle, scratch = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(scratch).chmod(mode & 0o7777)
+        Path(scratch).replace(target)
+    except BaseException:
+        Path(scratch).unlink(missing_ok=True)
+        raise
 
 
 def _read(path: Path) -> str:

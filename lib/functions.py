@@ -381,7 +381,7 @@ class Called:
         if isinstance(target, type):
             try:
                 self._call: Callable[..., Any] = target(**given)
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise FunctionError(placed(error, file)) from error
         else:
             self._call = functools.partial(target, **given)

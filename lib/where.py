@@ -57,13 +57,22 @@ class Condition:
             raise ConditionError(f"a condition has at most {MAX_TEXT} characters")
         try:
             tree = ast.parse(text.strip(), mode="eval").body
+            _refuse(tree, 0)
         except SyntaxError as error:
             raise ConditionError(f"{text!r} is no condition: {error.msg}") from None
+        except ConditionError:
+            raise
         except (ValueError, RecursionError, MemoryError):
             raise ConditionError("the condition cannot be read") from None
-        _refuse(tree, 0)
+        spelled = ast.unparse(tree)
+        # It is read once more, as it is spelled here, by whoever has to decide on samples.
+        if len(spelled) > MAX_TEXT:
+            raise ConditionError(
+                f"a condition has at most {MAX_TEXT} characters, with spaces after commas and "
+                "around signs"
+            )
         names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-        return cls(ast.unparse(tree), tuple(sorted(names - _WORDS.keys())), tree)
+        return cls(spelled, tuple(sorted(names - _WORDS.keys())), tree)
 
     def refuse_unknown(self, columns: Collection[str]) -> None:
         """Raises ``ConditionError`` if it names a column that is not there."""
@@ -196,12 +205,15 @@ def _holds(left: ast.expr, op: ast.cmpop, right: ast.expr, row: Mapping[str, Any
         return None
     if isinstance(op, ast.In | ast.NotIn):
         return _contains(right, ours, theirs) == isinstance(op, ast.In)
-    if _kind(ours) != _kind(theirs):
-        raise ConditionError(
-            f"{ast.unparse(left)} is {_kind(ours)} and {ast.unparse(right)} is {_kind(theirs)}: "
-            "they cannot be compared"
-        )
-    return _SIGNS[type(op)][1](ours, theirs)
+    try:
+        if _kind(ours) == _kind(theirs):
+            return _SIGNS[type(op)][1](ours, theirs)
+    except TypeError:  # such as that of two mappings, or of lists with different things in them
+        pass
+    raise ConditionError(
+        f"{ast.unparse(left)} is {_kind(ours)} and {ast.unparse(right)} is {_kind(theirs)}: "
+        "they cannot be compared"
+    )
 
 
 def _contains(node: ast.expr, value: Any, among: Any) -> bool:

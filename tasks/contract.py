@@ -239,6 +239,10 @@ class Stage(abc.ABC, Generic[P]):
             for shard_id in ids
         ]
 
+    def outputs(self, params: P, inputs: Mapping[str, Sequence[Shard]]) -> int:
+        """How many shards ``plan`` would make of these inputs, for an estimate."""
+        return len(self.plan(params, inputs, 0))
+
     def tools(self, params: P) -> dict[str, str]:
         """The builds whose output the bytes depend on: part of the action key."""
         return {}
@@ -255,13 +259,13 @@ class Stage(abc.ABC, Generic[P]):
         """The stage's ``scope`` with these parameters."""
         return self.scope
 
+    def leaves_out(self, params: P) -> bool:
+        """Whether a recipe asks to leave samples out, with these parameters."""
+        return bool(self.intended)
+
     def memory_of(self, params: P) -> int | None:
         """The stage's ``memory`` with these parameters."""
         return self.memory
-
-    def leaves_out(self, params: P) -> bool:
-        """Whether these parameters ask for rejects, of the reasons that are ``intended``."""
-        return bool(self.intended)
 
     def prefix(self, params: P, role: str) -> str:
         """What the stage puts before the keys of a role's samples, so that rows which no longer
@@ -341,15 +345,17 @@ class SampleStage(Stage[P]):
             )
 
 
-def carried_names(names: Iterable[str], taken: Collection[str]) -> dict[str, str]:
-    """What columns that are carried along are called beside a stage's own: their own names, or
-    those behind as many ``table_`` as make them free."""
+def carried_names(
+    names: Iterable[str], taken: Collection[str], prefix: str = "table_"
+) -> dict[str, str]:
+    """What columns that are carried along are called beside others: their own names, or those
+    behind as many prefixes as make them free."""
     names = list(names)
     carried: dict[str, str] = {}
     for name in names:
         free = name
         while free in taken or free in carried.values() or (free != name and free in names):
-            free = f"table_{free}"
+            free = f"{prefix}{free}"
         carried[name] = free
     return carried
 

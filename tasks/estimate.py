@@ -7,6 +7,7 @@ small ones, whose fixed costs say little of them.
 
 from __future__ import annotations
 
+import functools
 import math
 import statistics
 from collections.abc import Iterable, Sequence
@@ -228,6 +229,7 @@ def imagined(amount: Volume) -> list[Shard]:
     def part(total: int, number: int) -> int:
         return total * (number + 1) // count - total * number // count
 
+    @functools.cache
     def blob(size: int) -> Blob:
         return Blob(digest=_NOWHERE, size=size)
 

@@ -9,9 +9,9 @@ from typing import Annotated, Any, Final, Literal, get_args
 import pyarrow as pa
 from pydantic import BeforeValidator, ConfigDict, Field
 
-from reelmill.errors import Rejected, StageError
+from reelmill.errors import Rejected, ShardError, StageError
 from reelmill.recipe import Kind
-from reelmill.shards import index
+from reelmill.shards import index, tar
 from reelmill.shards.index import Member
 from reelmill.shards.lookup import Lookup, columns_of, with_ancestors
 from reelmill.shards.reader import Sample as InputSample
@@ -26,6 +26,7 @@ from reelmill.tasks.contract import (
     Scope,
     Slot,
     Stage,
+    carried_names,
     digests,
     generation_input,
     sample_json,
@@ -39,6 +40,9 @@ NO_PARTNER: Final = "no_partner"
 
 BAD_JSON: Final = "bad_json"
 """Why a sample was left out whose json cannot be put together."""
+
+UNFIT_FIELD: Final = "unfit_field"
+"""Why a sample was left out whose fields cannot be in one tar under the names that they get."""
 
 JSON: Final = "json"
 _READ: Final = 8 << 20
@@ -205,7 +209,7 @@ def _columns(job: Job[JoinParams]) -> tuple[pa.Schema, dict[str, dict[str, str]]
     for role, shards in _others(job).items():
         theirs = columns_of(job.store, shards)
         taken = {*index.BASE.names, *(field.name for field in fields)}
-        names[role] = {n: n if n not in taken else f"{role}_{n}" for n in theirs.names}
+        names[role] = carried_names(theirs.names, taken, f"{role}_")
         fields += [theirs.field(name).with_name(called) for name, called in names[role].items()]
     return pa.schema(fields), names
 
@@ -313,6 +317,7 @@ def _put_together(sample: InputSample, more: Mapping[str, Mapping[str, bytes]]) 
     told = {role: found[JSON] for role, found in more.items() if JSON in found}
     for found in more.values():
         fields.update({name: data for name, data in found.items() if name != JSON})
+    _refuse_unfit(sample.key, fields)
     if told:
         about = _object(fields.get(JSON, b"{}"), SOURCE)
         for role, data in told.items():
@@ -328,6 +333,16 @@ def _put_together(sample: InputSample, more: Mapping[str, Mapping[str, bytes]]) 
         except (ValueError, RecursionError):
             raise Rejected(BAD_JSON, "its json holds what cannot be written again") from None
     return fields
+
+
+def _refuse_unfit(key: str, names: Collection[str]) -> None:
+    if len({name.lower() for name in names}) < len(names):
+        raise Rejected(UNFIT_FIELD, "two of its fields differ only in case")
+    try:
+        for name in names:
+            tar.member_name(key, name)
+    except ShardError as error:
+        raise Rejected(UNFIT_FIELD, str(error)) from None
 
 
 def _object(data: bytes, role: str) -> dict[str, Any]:

@@ -201,6 +201,8 @@ class _Maker:
             right = "the key of what is made of a sample begins with that sample's, and _"
             raise self._wrong(sample, f"one with the key {key!r}", right)
         names = self._columns.names
+        if not isinstance(result.fields, Mapping) or not isinstance(result.columns, Mapping):
+            raise self._wrong(sample, "a sample whose fields or columns are no mapping", _RIGHT)
         if strays := result.columns.keys() - names - sample.columns.keys():
             raise self._wrong(sample, f"a column {min(strays)}", "columns are declared")
         columns = {n: v for n, v in result.columns.items() if n in names}

@@ -8,6 +8,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from fnmatch import fnmatchcase
 from importlib.metadata import PackageNotFoundError, version
@@ -294,7 +295,7 @@ class Caller:
             results = [rejected] * len(samples) if len(samples) == 1 else self._alone(samples)
         except StageError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             if self._fails(error):
                 raise StageError(self._told(error, samples)) from error
             if len(samples) > 1:
@@ -314,16 +315,18 @@ class Caller:
                 results.append(rejected)
             except StageError:
                 raise
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 if self._fails(error):
                     raise StageError(self._told(error, [sample])) from error
                 results.append(Rejected(FAILED, placed(error, self._ready.file)))
         return results
 
     def _called(self, samples: list[InputSample]) -> list[Any]:
+        # Whatever a function does to what it is given, it gives what it returns and nothing else.
+        given = [InputSample(one.key, {**one.fields}, deepcopy(one.columns)) for one in samples]
         if self._function.declared.batch is None:
-            return [self._ready(samples[0])]
-        found = self._ready(samples)
+            return [self._ready(given[0])]
+        found = self._ready(given)
         if not isinstance(found, list | tuple) or len(found) != len(samples):
             count = len(found) if isinstance(found, list | tuple) else typed(found)
             raise StageError(
@@ -332,7 +335,7 @@ class Caller:
             )
         return list(found)
 
-    def _fails(self, error: Exception) -> bool:
+    def _fails(self, error: BaseException) -> bool:
         """Whether an error is the shard's. Memory that is short says nothing of a sample."""
         return self._on_error == "fail" or isinstance(error, MemoryError)
 
@@ -342,12 +345,12 @@ class Caller:
                 raise result
             return self._handle(sample, result)
         except Rejected as rejected:
-            if not _REASON.fullmatch(rejected.reason):
+            if not _REASON.fullmatch(str(rejected.reason)):
                 raise StageError(
                     f"{self._function.address} rejected sample {sample.key} for the reason "
                     f"{rejected.reason!r}; a reason is a word of a-z, 0-9 and _"
                 ) from None
-            return Reject(sample.key, rejected.reason, rejected.message, sample.columns)
+            return Reject(sample.key, str(rejected.reason), str(rejected.message), sample.columns)
 
     def _told(self, error: BaseException, samples: Sequence[InputSample]) -> str:
         keys = samples[0].key if len(samples) == 1 else f"{samples[0].key} to {samples[-1].key}"

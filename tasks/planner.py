@@ -390,21 +390,25 @@ class Planner:
         """Which of a dataset's inputs has no shard to go with another's."""
         if state.node.scope != "shard":
             return None
-        ids = {parent: self._ids(parent) for parent in state.node.parents.values()}
-        every = {shard_id for some in ids.values() for shard_id in some}
-        for shard_id in sorted(every):
-            lacking = [parent for parent, some in ids.items() if shard_id not in some]
+        places = {parent: self._places(parent) for parent in state.node.parents.values()}
+        every = {place for some in places.values() for place in some}
+        for number, shard_id in sorted(every):
+            lacking = [p for p, some in places.items() if (number, shard_id) not in some]
             if lacking:
-                has = next(parent for parent in ids if parent not in lacking)
+                has = next(parent for parent in places if parent not in lacking)
+                elsewhere = any(shard_id == other for _, other in places[lacking[0]])
                 return (
-                    f"{state.node.name}: {has} has a shard {shard_id} and {lacking[0]} has none, "
-                    "so its samples cannot be put together; no version was committed"
+                    f"{state.node.name}: {has} has a shard {shard_id} and {lacking[0]} has none"
+                    f"{f' in generation {number + 1}' if elsewhere else ''}, so its samples cannot "
+                    "be put together; no version was committed"
                 )
         return None
 
-    def _ids(self, name: str) -> set[str]:
+    def _places(self, name: str) -> set[tuple[int, str]]:
+        """The number of its generation and the ID of each shard."""
         manifest = self._given[name] if name in self._given else self.manifest(name)
-        return {shard.id for shard in manifest.shards}
+        generations = enumerate(manifest.generations)
+        return {(number, shard.id) for number, one in generations for shard in one.shards}
 
     def _samples(self, name: str) -> int:
         return (self._given[name] if name in self._given else self.manifest(name)).totals().samples

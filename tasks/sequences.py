@@ -315,12 +315,12 @@ def _refuse_overlaps(members: Iterable[Member]) -> None:
 
 
 def _batches(frames: Iterable[Frame], most: int) -> Iterator[list[Frame]]:
-    """Frames to be read together: about ``most`` bytes, or one that is larger."""
+    """Frames to be read together: about ``most`` bytes, headers too, or one that is larger."""
     batch: list[Frame] = []
     size = 0
     for frame in frames:
         batch.append(frame)
-        size += frame.size if frame.problem is None else 0
+        size += sum(member.size + member.header for member in _readable(frame))
         if size >= most:
             yield batch
             batch, size = [], 0

@@ -173,11 +173,14 @@ class Shuffle(Stage[ShuffleParams]):
             for output in range(outputs)
         ]
 
-    def leaves_out(self, params: ShuffleParams) -> bool:
-        return params.part is not None
+    def outputs(self, params: ShuffleParams, inputs: Mapping[str, Sequence[Shard]]) -> int:
+        return _outputs(params, inputs["source"])
 
     def merges(self, params: ShuffleParams) -> int:
         return params.compact
+
+    def leaves_out(self, params: ShuffleParams) -> bool:
+        return params.share is not None
 
     def schema(self, job: Job[ShuffleParams]) -> pa.Schema:
         return _deal_of(job).columns

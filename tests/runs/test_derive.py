@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from reelmill.flows.costs import costs
 from reelmill.flows.derivation import Asked
 from reelmill.flows.drive import prepare
 from reelmill.flows.profile import load_profile
+from reelmill.flows.save import Saving
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
 from reelmill.tasks import Stages
@@ -308,6 +310,7 @@ def test_what_is_no_dataset_of_the_recipe_is_pinned(kept: Project) -> None:
             "b",
             "is laid out in a way in which --save cannot put a dataset; add it by hand: mixed: ",
         ),
+        ("store", "? a\n  : {stage: rows, from: b}", "b", "add it by hand: mixed: {'stage': 'sh"),
     ],
 )
 def test_a_recipe_in_which_it_cannot_be_is_refused(
@@ -317,6 +320,19 @@ def test_a_recipe_in_which_it_cannot_be_is_refused(
     recipe = f"store: ./{store}\n{sources}\ndatasets:\n  {datasets}\n"
     error = _saved(kept, recipe, "mixed -f rows --stage shuffle").exception
     assert line in str(error)
+
+
+def test_of_several_that_save_at_once_none_is_lost(kept: Project) -> None:
+    path = kept.folder / "many.yaml"
+    sources = "sources: {x: {version: rows@latest}}"
+    path.write_text(f"store: ./store\n{sources}\ndatasets: {{a: {{stage: shuffle, from: x}}}}\n")
+    store = Store.open(str(kept.folder / "store"))
+    names = [f"d{number}" for number in range(8)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        savings = [Saving(path, Asked(name, ("rows",), "shuffle"), store) for name in names]
+        assert all(pool.map(Saving.write, savings))
+    recipe = load_recipe(path, stages=Stages(), source_model=Source)
+    assert set(recipe.datasets) == {"a", *names}
 
 
 def test_what_is_no_derived_dataset_has_no_command(kept: Project) -> None:

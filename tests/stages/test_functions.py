@@ -202,6 +202,30 @@ def _line(text: str) -> int:
     return next(n for n, line in enumerate(OWN.splitlines(), 1) if text in line)
 
 
+def test_a_function_changes_nothing_but_by_what_it_returns(world: World) -> None:
+    (world.folder / "rough.py").write_text(
+        "def rough(sample):\n"
+        "    sample.fields['txt'] = b'other'\n"
+        "    del sample.fields['mp4']\n"
+        "    sample.columns['motion'] = 'much'\n"
+        "    return {'n': '1'}\n"
+    )
+    before = world.samples(world.given["clips"])
+    made = world.samples(world.one("map", "clips", function="./rough.py:rough"))
+    assert {k: (one.fields, one.columns) for k, one in made.items()} == {
+        k: ({**one.fields, "n": b"1"}, one.columns) for k, one in before.items()
+    }
+
+
+def test_a_function_that_would_end_the_worker_fails_as_others_do(world: World) -> None:
+    (world.folder / "ends.py").write_text("def ends(sample):\n    raise SystemExit('no GPU')\n")
+    with pytest.raises(StageError, match=r"ends.py:2: SystemExit: no GPU \(sample 0"):
+        world.one("map", "clips", function="./ends.py:ends")
+    more: dict[str, Any] = {"on_error": "reject", "max_rejects": "100%"}
+    made = world.one("filter", "clips", function="./ends.py:ends", **more)
+    assert made.totals().rejects == 6
+
+
 def test_memory_that_is_short_is_no_fault_of_a_sample(world: World) -> None:
     (world.folder / "own.py").write_text("def f(sample):\n    raise MemoryError\n")
     with pytest.raises(StageError, match=r"own.py:2: MemoryError"):
@@ -218,6 +242,7 @@ WRONG = {
     "raise reelmill.Rejected('No Good', 'x')": "for the reason 'No Good'; a reason is a word",
     "return reelmill.Sample('else', {'out': b''}, {})": "one with the key 'else'",
     "return reelmill.Sample(sample.key, {}, {})": "returned no field",
+    "return reelmill.Sample(sample.key, b'', {})": "whose fields or columns are no mapping",
     "return {'out': sample.fields['nothing']}": "own.py:4: KeyError: 'nothing' .sample 000000002",
 }
 

@@ -80,6 +80,24 @@ def test_what_a_sample_derives_from_is_its_partner_too(world: World) -> None:
     assert list(world.rejects(made)) == ["000000001_000_000000"]
 
 
+def test_columns_of_one_name_keep_apart_however_often_they_are_joined(world: World) -> None:
+    clips(world, 1)
+    captions(world, keys(0, 1))
+    columns = {"fields": {"captions": []}}
+    datasets = {
+        "once": {"stage": "join", "from": JOIN, **columns},
+        "twice": {"stage": "join", "from": {**JOIN, "source": "once"}, **columns},
+    }
+    made = world.build(datasets)["twice"]
+    assert list(world.columns(made)) == [
+        "width",
+        "score",
+        "captions_width",
+        "captions_score",
+        "captions_captions_width",
+    ]
+
+
 def test_a_missing_partner_is_a_reject_or_not(world: World) -> None:
     clips(world, 3)
     captions(world, keys(0, 1))
@@ -153,6 +171,7 @@ def test_a_table_has_columns_to_join_and_no_samples(world: World) -> None:
         ("filter", "urls", {"where": "title is null"}),
         ("sample", "urls", {"share": "10%"}),
         ("concat", ["urls", "clips"], {}),
+        ("shuffle", "urls", {}),
     ]
     for stage, source, params in others:
         match = f"out: stage {stage} reads samples, and urls is a table, whose rows are none"
@@ -170,6 +189,20 @@ def test_a_name_that_json_has_already_is_refused_and_bad_json_is_a_reject(world:
     captions(bad, keys(0, 1), json_too=True)
     made = bad.one("join", JOIN, max_rejects="100%")
     assert bad.rejects(made) == {"000000000": ("bad_json", "the json of source is no object")}
+
+
+def test_fields_that_cannot_be_in_one_tar_are_a_reject(world: World) -> None:
+    clips(world, 3)
+    more = [{"MP4": b"x"}, {f"{'f' * 80}": b"x"}, {"txt": b"x"}]
+    world.grow("more", {}, dict(zip(keys(0, 3), more, strict=True)))
+    inputs = {"source": "clips", "far-from-short": "more"}
+    made = world.one("join", inputs, max_rejects="100%")
+    said = "two of its fields differ only in case"
+    assert world.rejects(made) == {"000000000": ("unfit_field", said)}
+    made = world.one("join", inputs, prefix="far-from-short", max_rejects="100%")
+    ((key, (reason, message)),) = world.rejects(made).items()
+    assert (key, reason) == ("000000001", "unfit_field")
+    assert message.endswith("is longer than 100 bytes")
 
 
 def test_roles_that_are_not_there_are_named(world: World) -> None:
@@ -190,6 +223,15 @@ def test_a_shard_without_its_like_is_told(world: World) -> None:
     assert world.problems["out"].startswith(said)
     kept = world.one("join", JOIN, by="key", missing="keep")
     assert kept.totals().samples == 2
+    # Of other sources, which have shards of the same IDs in other generations.
+    clips(world, 1)
+    captions(world, keys(1, 1))
+    world.given["captions"] = world.given["captions"].model_copy(
+        update={"generations": world.given["captions"].generations[::-1]}
+    )
+    world.build({"out": {"stage": "join", "from": JOIN}})
+    said = "out: clips has a shard 00000 and captions has none in generation 1, so its samples"
+    assert world.problems["out"].startswith(said)
 
 
 @pytest.mark.parametrize("by", ["shard", "key"])

@@ -31,6 +31,7 @@ from reelmill.errors import Rejected, StageError
 from reelmill.flows import preview
 from reelmill.media.flow import decode_kitti, flow
 from reelmill.media.images import decode_gray, encode_jpeg, encode_png
+from reelmill.sequences.frames import Frame
 from reelmill.sequences.members import Member
 from reelmill.sequences.places import open_archive, open_file
 from reelmill.shards.reader import Sample, ShardReader
@@ -39,6 +40,7 @@ from reelmill.tasks import get_stage
 from reelmill.tasks.contract import action_of, key_params
 from reelmill.tasks.frame import Order, execute
 from reelmill.tasks.ingest import Source, ingest
+from reelmill.tasks.sequences import _batches
 
 from .media_samples import number_of, picture
 from .test_stages import Bench
@@ -442,6 +444,11 @@ def test_memory_does_not_grow_with_the_sequence(
         assert tracemalloc.get_traced_memory()[1] < 20 << 20
     finally:
         tracemalloc.stop()
+
+
+def test_members_without_a_byte_are_read_in_portions_too() -> None:
+    frames = [Frame(n, {"jpg": Member(f"{n}.jpg", 0, header=1000)}) for n in range(10)]
+    assert [len(batch) for batch in _batches(frames, 3000)] == [3, 3, 3, 1]
 
 
 def test_sources_that_make_no_sense(bench: SequenceBench, tmp_path: Path) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
+from reelmill.tasks import get_stage
 from reelmill.tasks.estimate import (
     Evidence,
     Made,
@@ -128,3 +131,17 @@ def test_shards_that_are_imagined_hold_what_they_should() -> None:
     assert volume(shards) == Volume(3, 10, 100)
     assert [shard.samples for shard in shards] == [3, 3, 4]
     assert imagined(Volume(2, 1, 10))[0].tar is None
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"samples_per_shard": 3},
+        {"bytes_per_shard": 30},
+        {"splits": {"a": "30%", "b": "70%"}, "part": "a", "samples_per_shard": 2},
+    ],
+)
+def test_how_many_shards_a_shuffle_makes_is_known_without_a_plan(params: dict[str, Any]) -> None:
+    stage = get_stage("shuffle")
+    values, inputs = stage.params(**params), {"source": imagined(Volume(3, 20, 200))}
+    assert stage.outputs(values, inputs) == len(stage.plan(values, inputs, 0))

@@ -75,7 +75,9 @@ REFUSED = {
     "b'x' == codec": "may not be in a condition",
     "not " * 60 + "audio": "nested too deeply",
     "(" * 900 + "1" + ")" * 900: "cannot be read|is no condition",
+    "f(" + "-" * 1990 + "x)": "cannot be read|may not be in a condition",
     "a" * (MAX_TEXT + 1): "at most 2000 characters",
+    f"width in [{','.join(['1'] * 900)}]": "at most 2000 characters, with spaces after commas",
 }
 
 MISFITS = {
@@ -85,6 +87,7 @@ MISFITS = {
     "width and audio": "width is 640, which is not true or false",
     "3 in width": "nothing is in width, which is a number",
     "codec * 2 == codec": "codec is a text, not a number",
+    "tags < [1]": r"tags is a list and \[1\] is a list: they cannot be compared",
 }
 
 
