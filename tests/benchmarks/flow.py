@@ -37,8 +37,8 @@ from reelmill.tasks.media_fields import pictures_of
 from tests.benchmarks.clips import ffmpeg, videos
 from tests.benchmarks.harness import Costs, compare, show, show_costs
 
-ROUNDS = int(os.environ.get("REELMILL_BENCH_ROUNDS", "5"))
-TRIPLETS = 15
+ROUNDS = int(os.environ.get("REELMILL_BENCH_ROUNDS", "3"))
+TRIPLETS = 40
 SIDE = 640
 
 OURS_FLO, OURS_KITTI = "ours, .flo", "ours, KITTI"

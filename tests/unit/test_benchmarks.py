@@ -19,5 +19,5 @@ def test_every_module_imports_and_each_with_a_run_is_listed() -> None:
 
 
 def test_the_documentation_has_a_row_for_each() -> None:
-    text = (ROOT / "docs" / "benchmarks.md").read_text()
-    assert set(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == set(ALL)
+    text, *_ = (ROOT / "docs" / "benchmarks.md").read_text().partition("## What we saw")
+    assert sorted(re.findall(r"^\| `(\w+)`", text, re.MULTILINE)) == sorted(ALL)
