@@ -219,7 +219,7 @@ class Flow(SampleStage[FlowParams]):
     """
 
     name = "flow"
-    version = 2
+    version = 3
     roles = ("source", "scenes")
     optional = ("scenes",)
     params = FlowParams
@@ -237,7 +237,7 @@ class Flow(SampleStage[FlowParams]):
     )
 
     def tools(self, params: FlowParams) -> dict[str, str]:
-        packages = ["av", "opencv-python-headless", "simplejpeg", "numpy"]
+        packages = ["av", "opencv-python-headless", "simplejpeg", "numpy", "deflate"]
         tools = {package: version(package) for package in packages}
         # Imported here: methods of the CPU need neither torch nor a card.
         if params.method == "raft":

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Annotated, ClassVar, Generic, Literal, Self, TypeVar, cast
+from functools import lru_cache
+from typing import Annotated, Any, ClassVar, Generic, Literal, Self, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
@@ -99,6 +100,9 @@ class Sizing(BaseModel, Generic[S]):
 
     def fit(self, width: int, height: int) -> Fit:
         """What a picture of ``width`` × ``height`` square pixels becomes."""
+        return _fit(self, width, height)
+
+    def _fit(self, width: int, height: int) -> Fit:
         grain = self.grain
         if self.size is None:
             scaled = self._by_side(width, height)
@@ -140,6 +144,12 @@ class Sizing(BaseModel, Generic[S]):
         if ratio == 1:
             return own(width, height, self.grain).scaled
         return _near(width * ratio, self.grain), _near(height * ratio, self.grain)
+
+
+@lru_cache(maxsize=256)
+def _fit(sizing: Sizing[Any], width: int, height: int) -> Fit:
+    # Frame after frame asks the same, and fractions take a twentieth of a frame's time.
+    return sizing._fit(width, height)
 
 
 class Size(Sizing[EvenSide]):

@@ -15,7 +15,6 @@ NAMES = (
     "scale",
     "workers",
     "frames",
-    "media",
     "flow",
     "cutting",
     "resolution",

@@ -23,7 +23,7 @@ from reelmill.media.cut import Audio, Clip, Encoding, Size, Video, cut_spans
 from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.probe import packet_table, probe
 from tests.benchmarks.clips import ffmpeg, videos
-from tests.benchmarks.download import PEER, _peer
+from tests.benchmarks.download import PEER, peer
 from tests.benchmarks.harness import Cost, Costs, measure, show, show_costs
 
 ROUNDS = 3
@@ -43,7 +43,7 @@ Work = Callable[[Path], Cost]
 
 
 def run() -> None:
-    python = _peer()
+    python = peer()
     with tempfile.TemporaryDirectory(prefix="reelmill-bench-") as made:
         folder = Path(made)
         # Where video2dataset looks for ffmpeg.

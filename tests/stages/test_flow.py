@@ -219,13 +219,13 @@ def test_a_mask_at_another_size() -> None:
     assert (rescaled_mask(mask, 18, 12) == mask.repeat(2, 0).repeat(2, 1)).all()
 
 
-def test_mean_motion() -> None:
+def test_motion_is_that_of_every_fourth_row() -> None:
     field = still()
     field[:30] = (3, -4)
-    field[0, 0] = (600, 800)
+    field[0, 0], field[1, 0] = (600, 800), (6000, 8000)
     mean, longest = mean_motion(field)
     assert longest == 1000
-    assert mean == pytest.approx((2400 * 5 - 5 + 1000) / 4800, abs=1e-6)
+    assert mean == pytest.approx((8 * 80 * 5 - 5 + 1000) / (15 * 80), abs=1e-6)
 
 
 def test_flow_is_the_same_on_every_thread() -> None:

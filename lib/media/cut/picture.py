@@ -76,7 +76,8 @@ class Picture:
     @property
     def square(self) -> tuple[int, int]:
         """(width, height) in square pixels: the height stays."""
-        return max(1, round(self.width * self.sar)), self.height
+        width = self.width if self.sar == 1 else max(1, round(self.width * self.sar))
+        return width, self.height
 
 
 def picture_of(container: Any, stream: Any) -> Picture:

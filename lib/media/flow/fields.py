@@ -27,6 +27,8 @@ _MOTION_STEP, _LONGEST = np.float32(1024), np.float32(2**20)
 # Few enough rows that a CPU keeps them at hand.
 _ROWS = 64
 
+_EVERY = 4
+
 
 def occluded(there: Flow, back: Flow) -> Mask:
     """(H, W), true for the pixels that ``there`` leads to nothing that ``back`` leads home from.
@@ -93,11 +95,14 @@ def rescaled_mask(mask: Mask, width: int, height: int) -> Mask:
 def mean_motion(flow: Flow) -> tuple[float, float]:
     """(mean, greatest) length of its vectors in pixels, to 1/1024: the same on every CPU.
 
-    Vectors that are not finite count as 0, and none as longer than 2^20 pixels.
+    Of every fourth row, from the first: the neighbours of a vector say what it says, and lengths of
+    all would cost a tenth of what DIS does. Vectors that are not finite count as 0, and none as
+    longer than 2^20 pixels.
     """
     total, longest = 0.0, 0.0
-    for start in range(0, len(flow), _ROWS):
-        products = np.square(flow[start : start + _ROWS])
+    some = flow[::_EVERY]
+    for start in range(0, len(some), _ROWS):
+        products = np.square(some[start : start + _ROWS])
         lengths = np.sqrt(products[..., 0] + products[..., 1])
         if not lengths.max() <= _LONGEST:
             lengths = np.nan_to_num(lengths, nan=0, posinf=0)
@@ -108,4 +113,4 @@ def mean_motion(flow: Flow) -> tuple[float, float]:
         total += float(lengths.sum(dtype=np.float64))
         longest = max(longest, float(lengths.max()))
     scale = float(_MOTION_STEP)
-    return total / scale / (flow.size // 2), longest / scale
+    return total / scale / (some.size // 2), longest / scale

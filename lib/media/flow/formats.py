@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 from typing import Literal, TypeAlias
 
 import cv2
+import deflate
 import numpy as np
 from numpy.typing import NDArray
 
@@ -22,16 +25,11 @@ ENDINGS: dict[Format, str] = {"kitti": "png", "flo": "flo", "npy": "npy"}
 _FLO = b"PIEH"
 _FLO_HEADER = 12
 
-# On flow, run lengths and Paeth's filter take half the time of deflate's level 3 at 94 % of its
-# size: neighbours differ by noise, in which there is nothing to find again.
-_PNG = (
-    cv2.IMWRITE_PNG_COMPRESSION,
-    1,
-    cv2.IMWRITE_PNG_STRATEGY,
-    cv2.IMWRITE_PNG_STRATEGY_RLE,
-    cv2.IMWRITE_PNG_FILTER,
-    cv2.IMWRITE_PNG_FILTER_PAETH,
-)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_UP = 2
+_PACKING = 1
+"""libdeflate's level. On flow it takes a third of the time of zlib's quickest, and as much space;
+its next two levels save 7 % of that for 70 % more time."""
 
 
 def encode(flow: Flow, form: Format) -> bytes:
@@ -60,16 +58,43 @@ def encode_kitti(flow: Flow) -> bytes:
         steps = flow * np.float32(64)
     np.rint(steps, out=steps)
     steps += np.float32(32768)
-    # Blue, green, red: as OpenCV has them.
     image = np.empty((*flow.shape[:2], 3), np.uint16)
     if steps.size and not (steps.min() >= 0 and steps.max() <= 65535):
-        _clip(steps, image[..., 0])
+        _clip(steps, image[..., 2])
     else:
-        image[..., 0] = 1
+        image[..., 2] = 1
     # Each component by itself: NumPy is slow over an axis of length 2.
+    image[..., 0] = steps[..., 0]
     image[..., 1] = steps[..., 1]
-    image[..., 2] = steps[..., 0]
-    return bytes(cv2.imencode(".png", image, _PNG)[1])
+    return _png(image)
+
+
+def _png(rgb: NDArray[np.uint16]) -> bytes:
+    """PNG (ISO/IEC 15948) of pixels (H, W, 3): of each byte, what it differs by from that above.
+
+    OpenCV's, by libpng and zlib, takes two to three times as long. libdeflate packs to the same
+    bytes on every CPU.
+    """
+    height, width = rgb.shape[:2]
+    samples = rgb.astype(">u2").view(np.uint8).reshape(height, -1)
+    rows = np.empty((height, 1 + samples.shape[1]), np.uint8)
+    rows[:, 0] = _UP
+    rows[0, 1:] = samples[0]
+    np.subtract(samples[1:], samples[:-1], out=rows[1:, 1:])
+    header = struct.pack(">II5B", width, height, 16, 2, 0, 0, 0)
+    return b"".join(
+        [
+            _PNG_SIGNATURE,
+            *_chunk(b"IHDR", header),
+            *_chunk(b"IDAT", deflate.zlib_compress(rows, _PACKING)),
+            *_chunk(b"IEND", b""),
+        ]
+    )
+
+
+def _chunk(kind: bytes, body: bytes | bytearray) -> tuple[bytes, bytes, bytes | bytearray, bytes]:
+    check = zlib.crc32(body, zlib.crc32(kind))
+    return struct.pack(">I", len(body)), kind, body, struct.pack(">I", check)
 
 
 def _clip(steps: Flow, valid: NDArray[np.uint16]) -> None:
