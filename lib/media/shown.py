@@ -63,16 +63,20 @@ class Shown:
         """From the first frame to the end of the last."""
         return (self.end - int(self.pts[0])) * self.time_base
 
+    @property
+    def slack(self) -> Fraction:
+        """Seconds by which containers round the times of frames: half a tick, and no more than half
+        a millisecond."""
+        return min(self.time_base / 2, HALF_MS)
+
     def at(self, seconds: Fraction) -> int | None:
         """The number of the frame that is shown so long after the first one; None behind the last.
 
-        Containers round the times of frames to ticks: one that is no more than half a tick, and
-        half a millisecond, ahead counts as shown.
+        One that is no more than ``slack`` ahead counts as shown.
         """
         if not 0 <= seconds < self.seconds:
             return None
-        slack = min(self.time_base / 2, HALF_MS)
-        ticks = int(self.pts[0]) + (seconds + slack) // self.time_base
+        ticks = int(self.pts[0]) + (seconds + self.slack) // self.time_base
         return int(np.searchsorted(self.pts, ticks, side="right")) - 1
 
     def paced(self, fps: Fraction, most: int) -> NDArray[np.int64]:
@@ -83,9 +87,8 @@ class Shown:
         count = -(-self.seconds * fps // 1)
         if count > most:
             raise Rejected("too_many_frames", f"{count} at {fps} a second; {most} at most")
-        slack = min(self.time_base / 2, HALF_MS)
         # (i / fps + slack) / time_base, as integers.
-        step, shift = 1 / fps / self.time_base, slack / self.time_base
+        step, shift = 1 / fps / self.time_base, self.slack / self.time_base
         under = step.denominator * shift.denominator
         over = step.numerator * shift.denominator
         more = shift.numerator * step.denominator
