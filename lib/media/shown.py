@@ -26,7 +26,7 @@ from reelmill.errors import Rejected
 from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable, indexed_packets, read_packets
 from reelmill.media.probe import Source, demux, open_media, video_stream
-from reelmill.media.timing import timing_of
+from reelmill.media.timing import check_stills, timing_of
 from reelmill.media.torn import size_of
 
 # One packet, one frame: VP8, for one, has packets that show nothing.
@@ -82,11 +82,13 @@ class Shown:
     def paced(self, fps: Fraction, most: int) -> NDArray[np.int64]:
         """The numbers of the frames that are shown at each multiple of 1/``fps`` from the first.
 
-        Raises: Rejected ``too_many_frames`` for more than ``most``.
+        Raises: Rejected ``too_many_frames`` for more than ``most``, and as
+        :func:`~reelmill.media.timing.check_stills` does.
         """
         count = -(-self.seconds * fps // 1)
         if count > most:
             raise Rejected("too_many_frames", f"{count} at {fps} a second; {most} at most")
+        self._check_stills()
         # (i / fps + slack) / time_base, as integers.
         step, shift = 1 / fps / self.time_base, self.slack / self.time_base
         under = step.denominator * shift.denominator
@@ -96,6 +98,16 @@ class Shown:
         first = int(self.pts[0])
         numbers = np.searchsorted(self.pts - first, np.array(ticks, dtype=np.int64), side="right")
         return numbers.astype(np.int64) - 1
+
+    def _check_stills(self) -> None:
+        """A frame for which a broken clock gives hours would come thousands of times."""
+        if len(self) == 1:
+            return
+        last = int(self.pts[-1])
+        steps = np.diff(self.pts)
+        # Without the last one's own duration, too: where that is not told, it is the last step.
+        check_stills(steps, (last - int(self.pts[0])) * self.time_base, self.time_base)
+        check_stills(np.append(steps, self.end - last), self.seconds, self.time_base)
 
 
 def shown(source: Source) -> Shown:

@@ -30,7 +30,7 @@ from reelmill.media.ffmpeg import ffmpeg_exe
 from reelmill.media.images import decode_gray, decode_image, encode_webp
 from reelmill.media.pictures import PictureFormat, encode
 from reelmill.media.probe import packet_table
-from reelmill.media.shown import frames_at, shown
+from reelmill.media.shown import Shown, frames_at, shown
 from reelmill.media.size import own
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks import cuts as cuts_module
@@ -336,6 +336,20 @@ def test_a_clip_without_a_sample_says_what_one_spans(choice: dict[str, Any]) -> 
     with pytest.raises(Rejected, match="a sample spans 91") as said:
         made(sample("silent.mp4"), count=91, **choice)
     assert said.value.reason == "too_short"
+
+
+@pytest.mark.parametrize("late", ["last", "middle", "end"])
+def test_at_a_rate_a_clock_that_leaps_is_refused(late: str) -> None:
+    """Of a file of a few bytes, hundreds of thousands of samples would come."""
+    pts = np.arange(40, dtype=np.int64)
+    pts[{"last": 39, "middle": 20, "end": 40}[late] :] += 30 * 12_000
+    end = int(pts[-1]) + {"last": 30 * 12_000, "middle": 1, "end": 30 * 12_000}[late]
+    leaping = Shown(F(1, 30), pts, end, pts == 0, F(1))
+    with pytest.raises(Rejected, match="one frame would stand for 12000 s") as said:
+        leaping.paced(F(13), 2**22)
+    assert said.value.reason == "timestamps"
+    slides = Shown(F(1), pts[:2] * 7200, 14_400, pts[:2] == 0, F(1))
+    assert len(slides.paced(F(1), 2**22)) == 14_400
 
 
 def test_a_rate_that_would_fill_a_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
