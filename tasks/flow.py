@@ -321,6 +321,9 @@ class _Work:
             raise Rejected(
                 "no_pair", f"{len(shown)} pictures; flow leads {params.stride} further on"
             )
+        for (number, first), (following, second) in pairwise(shown):
+            if number == following:
+                raise Rejected("same_number", f"{first} and {second} are one picture's fields")
         about = about_of(sample.fields)
         kept = dict(sample.fields) if params.keep_frames else {}
         pairs = [

@@ -9,11 +9,10 @@ import numpy as np
 from av import VideoFrame
 from numpy.typing import NDArray
 
-from reelmill.errors import Rejected
 from reelmill.media.decode import to_luma, to_rgb
+from reelmill.media.flow.fields import check_size
 from reelmill.media.flow.plain import use_plain_opencv
 from reelmill.media.images import (
-    MAX_PIXELS,
     boxed,
     decode_gray,
     decode_image,
@@ -29,8 +28,8 @@ def from_frame(frame: VideoFrame, fit: Fit, colour: bool) -> NDArray[np.uint8]:
     """A decoded frame, upright, at the size that ``fit`` tells: uint8 RGB (H, W, 3) if ``colour``,
     and its luma (H, W) if not.
 
-    Raises: Rejected ``too_large`` beyond MAX_PIXELS, and as :func:`~reelmill.media.decode.to_rgb`
-    does.
+    Raises: Rejected ``too_large`` beyond what flow is estimated of, and as
+    :func:`~reelmill.media.decode.to_rgb` does.
     """
     _check(fit)
     picture = to_rgb(frame, fit.scaled) if colour else to_luma(frame, fit.scaled)
@@ -50,8 +49,7 @@ def from_image(data: bytes, sizing: Sizing[Any], colour: bool) -> NDArray[np.uin
 
 def _check(fit: Fit) -> None:
     for width, height in (fit.scaled, fit.padded):
-        if width * height > MAX_PIXELS:
-            raise Rejected("too_large", f"{width}x{height} pixels are more than {MAX_PIXELS}")
+        check_size(width, height)
 
 
 def scaled(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
