@@ -162,10 +162,13 @@ class FlowParams(SelectionParams, Sizing[PictureSide]):
 
     @property
     def _pictures(self) -> PictureFormat:
-        """The format of pictures, with nothing set that has no effect."""
-        unused = self.pictures.effective()
+        """The format of pictures as it is meant, with nothing set that has no effect."""
+        unset = PictureFormat.model_fields
         return self.pictures.model_copy(
-            update={name: PictureFormat.model_fields[name].default for name in unused}
+            update={
+                name: unset[name].default if value is None else value
+                for name, value in self.pictures.effective().items()
+            }
         )
 
     @property

@@ -295,6 +295,7 @@ def test_parameters_that_mean_the_same_have_one_key() -> None:
     assert key(keep_frames=False) == key(keep_frames=False, pictures={"quality": 9})
     png = {"format": "png"}
     assert key(pictures=png) == key(pictures={**png, "quality": 9})
+    assert key() == key(pictures={"hdr": "sdr"}) != key(pictures={"hdr": "keep"})
     different = [
         key(),
         key(direction="both"),
