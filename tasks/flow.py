@@ -164,10 +164,13 @@ class FlowParams(SelectionParams, Sizing[PictureSide]):
 
     @property
     def _pictures(self) -> PictureFormat:
-        """The format of pictures, with nothing set that has no effect."""
-        unused = self.pictures.effective()
+        """The format of pictures as it is meant, with nothing set that has no effect."""
+        unset = PictureFormat.model_fields
         return self.pictures.model_copy(
-            update={name: PictureFormat.model_fields[name].default for name in unused}
+            update={
+                name: unset[name].default if value is None else value
+                for name, value in self.pictures.effective().items()
+            }
         )
 
     @property
@@ -324,6 +327,9 @@ class _Work:
             raise Rejected(
                 "no_pair", f"{len(shown)} pictures; flow leads {params.stride} further on"
             )
+        for (number, first), (following, second) in pairwise(shown):
+            if number == following:
+                raise Rejected("same_number", f"{first} and {second} are one picture's fields")
         about = about_of(sample.fields)
         kept = dict(sample.fields) if params.keep_frames else {}
         pairs = [

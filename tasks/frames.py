@@ -193,7 +193,12 @@ def _selected(
 
     def place_at(seconds: Fraction) -> int | None:
         number = there.at(seconds)
-        return None if number is None else int(np.searchsorted(numbers, number, side="right")) - 1
+        if number is None:
+            return None
+        if params.fps is not None:
+            # By its time: at a rate above the video's own, one frame is at several places.
+            return min(int((seconds + there.slack) * Fraction(params.fps)), len(numbers) - 1)
+        return int(np.searchsorted(numbers, number, side="right")) - 1
 
     chosen = choose(params, places, clip.key, place_at)
     for order, missed in enumerate(chosen.missed):
@@ -229,8 +234,11 @@ def _places_of(
     cuts: Sequence[Fraction], there: Shown, numbers: np.ndarray[Any, np.dtype[np.int64]]
 ) -> list[int]:
     """The places with which scenes begin: those of the first frames that count behind each cut."""
-    ticks = np.array([-(-cut // there.time_base) for cut in cuts], dtype=np.int64)
-    found = np.searchsorted(numbers, np.searchsorted(there.pts, ticks))
+    first, last = int(there.pts[0]), int(there.pts[-1])
+    # Cuts that a dataset tells may lie anywhere, and beyond 64 bits.
+    ticks = (-(-cut // there.time_base) for cut in cuts)
+    inside = np.array([tick for tick in ticks if first < tick <= last], dtype=np.int64)
+    found = np.searchsorted(numbers, np.searchsorted(there.pts, inside))
     return sorted({int(place) for place in found if 0 < place < len(numbers)})
 
 
@@ -243,9 +251,11 @@ def _pictures(
     picture: Callable[[int, Any, Fraction], P],
 ) -> Iterator[tuple[list[int], P]]:
     """Each picture that samples need, made once, and the places it is for."""
-    offsets = np.arange(params.count, dtype=np.int64) * params.stride
     starts = np.asarray(chosen.starts, dtype=np.int64)
-    needed = np.unique((starts[:, None] + offsets).ravel())
+    is_needed = np.zeros(len(numbers), dtype=np.bool_)
+    for picture_at in range(params.count):
+        is_needed[starts + picture_at * params.stride] = True
+    needed = np.flatnonzero(is_needed)
     wanted, first = np.unique(numbers[needed], return_index=True)
     groups = np.split(needed, first[1:])
     decoded = frames_at(clip.video, there, wanted.tolist())

@@ -127,10 +127,11 @@ def decode_depth(data: bytes) -> NDArray[np.uint16] | None:
 
 
 def _decode(data: bytes, colorspace: str, flags: int) -> NDArray[np.uint8]:
+    stored = flags | cv2.IMREAD_IGNORE_ORIENTATION
     if _is_webp(data):
-        return _by_opencv(data, flags, _webp_size(data), "WebP").astype(np.uint8, copy=False)
+        return _by_opencv(data, stored, _webp_size(data), "WebP").astype(np.uint8, copy=False)
     if data[:3] != b"\xff\xd8\xff":
-        return decode_png(data, flags | cv2.IMREAD_IGNORE_ORIENTATION).astype(np.uint8, copy=False)
+        return decode_png(data, stored).astype(np.uint8, copy=False)
     try:
         height, width, *_ = simplejpeg.decode_jpeg_header(data)
         _check_size(width, height)

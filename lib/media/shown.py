@@ -26,7 +26,7 @@ from reelmill.errors import Rejected
 from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable, indexed_packets, read_packets
 from reelmill.media.probe import Source, demux, open_media, video_stream
-from reelmill.media.timing import timing_of
+from reelmill.media.timing import check_stills, timing_of
 from reelmill.media.torn import size_of
 
 # One packet, one frame: VP8, for one, has packets that show nothing.
@@ -63,29 +63,34 @@ class Shown:
         """From the first frame to the end of the last."""
         return (self.end - int(self.pts[0])) * self.time_base
 
+    @property
+    def slack(self) -> Fraction:
+        """Seconds by which containers round the times of frames: half a tick, and no more than half
+        a millisecond."""
+        return min(self.time_base / 2, HALF_MS)
+
     def at(self, seconds: Fraction) -> int | None:
         """The number of the frame that is shown so long after the first one; None behind the last.
 
-        Containers round the times of frames to ticks: one that is no more than half a tick, and
-        half a millisecond, ahead counts as shown.
+        One that is no more than ``slack`` ahead counts as shown.
         """
         if not 0 <= seconds < self.seconds:
             return None
-        slack = min(self.time_base / 2, HALF_MS)
-        ticks = int(self.pts[0]) + (seconds + slack) // self.time_base
+        ticks = int(self.pts[0]) + (seconds + self.slack) // self.time_base
         return int(np.searchsorted(self.pts, ticks, side="right")) - 1
 
     def paced(self, fps: Fraction, most: int) -> NDArray[np.int64]:
         """The numbers of the frames that are shown at each multiple of 1/``fps`` from the first.
 
-        Raises: Rejected ``too_many_frames`` for more than ``most``.
+        Raises: Rejected ``too_many_frames`` for more than ``most``, and as
+        :func:`~reelmill.media.timing.check_stills` does.
         """
         count = -(-self.seconds * fps // 1)
         if count > most:
             raise Rejected("too_many_frames", f"{count} at {fps} a second; {most} at most")
-        slack = min(self.time_base / 2, HALF_MS)
+        self._check_stills()
         # (i / fps + slack) / time_base, as integers.
-        step, shift = 1 / fps / self.time_base, slack / self.time_base
+        step, shift = 1 / fps / self.time_base, self.slack / self.time_base
         under = step.denominator * shift.denominator
         over = step.numerator * shift.denominator
         more = shift.numerator * step.denominator
@@ -93,6 +98,16 @@ class Shown:
         first = int(self.pts[0])
         numbers = np.searchsorted(self.pts - first, np.array(ticks, dtype=np.int64), side="right")
         return numbers.astype(np.int64) - 1
+
+    def _check_stills(self) -> None:
+        """A frame for which a broken clock gives hours would come thousands of times."""
+        if len(self) == 1:
+            return
+        last = int(self.pts[-1])
+        steps = np.diff(self.pts)
+        # Without the last one's own duration, too: where that is not told, it is the last step.
+        check_stills(steps, (last - int(self.pts[0])) * self.time_base, self.time_base)
+        check_stills(np.append(steps, self.end - last), self.seconds, self.time_base)
 
 
 def shown(source: Source) -> Shown:

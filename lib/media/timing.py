@@ -149,9 +149,18 @@ def _check(
             raise _broken(f"the time goes back at {back} of {count} frames")
     if duration and count / duration > MAX_RATE:
         raise _broken(f"{count} frames within {float(duration):.6f} s")
-    still = int(steps.max()) * table.time_base
-    if still > MAX_STILL and 2 * still > duration and float(np.median(steps)) * table.time_base < 1:
-        raise _broken(f"one of {count} frames would stand for {float(still):.0f} s")
+    check_stills(steps, duration, table.time_base)
+
+
+def check_stills(steps: NDArray[np.int64], duration: Fraction, time_base: Fraction) -> None:
+    """Raise Rejected ``timestamps`` where one frame would stand for hours: see ``MAX_STILL``.
+
+    Args:
+        steps: from each frame to the next, in units of ``time_base`` seconds; one at least.
+    """
+    still = int(steps.max()) * time_base
+    if still > MAX_STILL and 2 * still > duration and float(np.median(steps)) * time_base < 1:
+        raise _broken(f"one frame would stand for {float(still):.0f} s")
 
 
 def _bit_rate(size: int, duration: Fraction) -> int | None:

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from reelmill.errors import StageError
+from reelmill.errors import Rejected, StageError
 from reelmill.media.decode import frames, to_luma
 from reelmill.media.flow import Dense, FlowMethod, decode, flow, occluded
-from reelmill.media.images import decode_gray, decode_image
+from reelmill.media.images import decode_gray, decode_image, encode_png
 from reelmill.shards.reader import Sample
 from reelmill.tasks import get_stage
-from reelmill.tasks.contract import key_params
+from reelmill.tasks.contract import Job, key_params
+from reelmill.tasks.flow import Flow, FlowParams
 from reelmill.tasks.media_fields import flows_of, pictures_of
 
 from .media_samples import CUTS, NUMBERED, make_video, number_of, sample
@@ -236,6 +237,29 @@ def test_what_cannot_be_paired_is_a_reject(bench: Bench) -> None:
     assert bench.rejects(small) == {"000000000": "too_small"}
 
 
+def test_pictures_of_which_there_are_two_are_a_reject() -> None:
+    gray = encode_png(np.zeros((40, 40), np.uint8))
+    fields = {"000000.image.jpg": gray, "000000.image.png": gray, "000001.image.png": gray}
+    job: Any = Job(cast(Any, None), cast(Any, None), FlowParams(), {}, Path())
+    with pytest.raises(Rejected, match=r"000000\.image\.jpg and 000000\.image\.png") as said:
+        list(Flow().each(job, Sample("a", fields, {})))
+    assert said.value.reason == "same_number"
+
+
+def test_flow_that_would_fill_memory_is_refused(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("reelmill.media.flow.fields.MAX_PIXELS", 64 * 64)
+    videos = bench.videos(sample("silent.mp4"))
+    choices: tuple[dict[str, Any], ...] = (
+        {},
+        {"max_side": 64, "output": {"width": 100, "upscale": True}},
+    )
+    for asked in choices:
+        made = bench.make("flow", videos, keep_frames=False, **asked)
+        assert bench.rejects(made) == {"000000000": "too_large"}
+
+
 def test_pictures_are_not_chosen_from_again(bench: Bench) -> None:
     pictures = bench.make("frames", bench.videos(sample("silent.mp4")), max_samples=1)
     with pytest.raises(StageError, match="count and random would choose frames of clips"):
@@ -271,6 +295,7 @@ def test_parameters_that_mean_the_same_have_one_key() -> None:
     assert key(keep_frames=False) == key(keep_frames=False, pictures={"quality": 9})
     png = {"format": "png"}
     assert key(pictures=png) == key(pictures={**png, "quality": 9})
+    assert key() == key(pictures={"hdr": "sdr"}) != key(pictures={"hdr": "keep"})
     different = [
         key(),
         key(direction="both"),

@@ -4,14 +4,16 @@ every way to choose; and what pictures are stored as."""
 from __future__ import annotations
 
 import json
+import struct
 import subprocess
+import tracemalloc
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from tempfile import NamedTemporaryFile
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import av
 import cv2
@@ -25,15 +27,15 @@ from reelmill.media.cut import tone
 from reelmill.media.cut.picture import Picture
 from reelmill.media.decode import frames, to_jpeg_planes, to_rgb
 from reelmill.media.ffmpeg import ffmpeg_exe
-from reelmill.media.images import decode_gray, decode_image
+from reelmill.media.images import decode_gray, decode_image, encode_webp
 from reelmill.media.pictures import PictureFormat, encode
 from reelmill.media.probe import packet_table
-from reelmill.media.shown import frames_at, shown
+from reelmill.media.shown import Shown, frames_at, shown
 from reelmill.media.size import own
 from reelmill.shards.reader import Sample as InputSample
 from reelmill.tasks import cuts as cuts_module
 from reelmill.tasks.contract import Job, Output, Reject, Sample, key_params
-from reelmill.tasks.frames import Frames, FramesParams
+from reelmill.tasks.frames import Clip, Frames, FramesParams, tuples_of
 from reelmill.tasks.media_fields import pictures_of
 
 from .media_samples import CUTS, NUMBERED, make_video, number_of, real_media, sample, x264
@@ -48,9 +50,15 @@ F = Fraction
 
 def outputs(path: Path, about: dict[str, Any] | None = None, **params: Any) -> list[Output]:
     """What stage frames makes of a video, in order."""
+    return list(Frames().each(*_asked(path, about, **params)))
+
+
+def _asked(
+    path: Path, about: dict[str, Any] | None = None, **params: Any
+) -> tuple[Job[FramesParams], InputSample]:
     job: Any = Job(cast(Any, None), cast(Any, None), FramesParams(**params), {}, Path())
     fields = {"video": path.read_bytes(), "json": json.dumps(about or {}).encode()}
-    return list(Frames().each(job, InputSample("clip", fields, {})))
+    return job, InputSample("clip", fields, {})
 
 
 def made(path: Path, about: dict[str, Any] | None = None, **params: Any) -> list[Sample]:
@@ -283,6 +291,24 @@ def test_a_triplet_at_a_rate_has_the_frames_of_that_rate() -> None:
     assert numbers(found) == [[3 * n, 3 * n + 3, 3 * n + 6] for n in range(18)]
 
 
+def test_at_a_rate_above_the_videos_own_a_time_is_the_place_of_that_time() -> None:
+    found = made(source("closed GOP"), fps=90, times=["0", "0.5", "1.999999"], count=1)
+    assert [one.key for one in found] == ["clip_000000", "clip_000045", "clip_000179"]
+    assert numbers(found) == [[0], [15], [59]]
+
+
+def test_many_long_samples_take_no_memory_for_each_frame_of_each() -> None:
+    asked = {"fps": 1000, "count": 1000, "step": 1, "cuts": "ignore"}
+    begun = Frames().each(*_asked(sample("silent.mp4"), **asked))
+    tracemalloc.start()
+    try:
+        next(begun)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 5_000_000, "2000 samples of 1000 places each, 8 bytes a place, would be 16 MB"
+
+
 # What is not there
 
 
@@ -310,6 +336,20 @@ def test_a_clip_without_a_sample_says_what_one_spans(choice: dict[str, Any]) -> 
     with pytest.raises(Rejected, match="a sample spans 91") as said:
         made(sample("silent.mp4"), count=91, **choice)
     assert said.value.reason == "too_short"
+
+
+@pytest.mark.parametrize("late", ["last", "middle", "end"])
+def test_at_a_rate_a_clock_that_leaps_is_refused(late: str) -> None:
+    """Of a file of a few bytes, hundreds of thousands of samples would come."""
+    pts = np.arange(40, dtype=np.int64)
+    pts[{"last": 39, "middle": 20, "end": 40}[late] :] += 30 * 12_000
+    end = int(pts[-1]) + {"last": 30 * 12_000, "middle": 1, "end": 30 * 12_000}[late]
+    leaping = Shown(F(1, 30), pts, end, pts == 0, F(1))
+    with pytest.raises(Rejected, match="one frame would stand for 12000 s") as said:
+        leaping.paced(F(13), 2**22)
+    assert said.value.reason == "timestamps"
+    slides = Shown(F(1), pts[:2] * 7200, 14_400, pts[:2] == 0, F(1))
+    assert len(slides.paced(F(1), 2**22)) == 14_400
 
 
 def test_a_rate_that_would_fill_a_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -389,6 +429,20 @@ def test_scenes_may_be_told_by_a_dataset(bench: Bench) -> None:
     told = bench.make("frames", videos, extra={"scenes": scenes}, count=2, step=1)
     assert told.samples == 89, "no cut is that hard"
     assert bench.make("frames", videos, count=2, step=1).samples == 86
+
+
+@pytest.mark.parametrize("choice", [{"step": 20}, {"indices": [0, 20, 40, 60, 80]}])
+def test_scenes_that_begin_beyond_all_time_part_nothing(choice: dict[str, Any]) -> None:
+    """A dataset of scenes may be anyone's."""
+    clip = Clip("clip", sample("silent.mp4").read_bytes(), {})
+    starts = [-F(10**36), F(10**36)]
+    found = tuples_of(clip, FramesParams(**choice), starts, lambda *given: _Number(given[0]))
+    assert [one[0] for one in cast(Any, found)] == [0, 20, 40, 60, 80]
+
+
+class _Number(NamedTuple):
+    number: int
+    time: Fraction = F(0)
 
 
 def test_clips_of_scenes_say_so_and_when_they_begin_exactly(bench: Bench) -> None:
@@ -566,6 +620,18 @@ def test_tones_are_interpolated_as_ffmpeg_does_it() -> None:
     planes = [np.frombuffer(plane, "<u2").reshape(48, -1)[:, :64] for plane in graph.pull().planes]
     theirs = np.stack([planes[1], planes[0], planes[2]], axis=-1) / 257
     assert np.abs(tone.toned(bgr, picture) - theirs).max() <= 0.51
+
+
+def test_a_webp_is_decoded_as_it_is_stored_whatever_turn_its_metadata_tell() -> None:
+    data = encode_webp(np.zeros((48, 80, 3), np.uint8), None)
+    # A canvas of 80x48 with EXIF (RFC 9649); TIFF with one entry: orientation 6.
+    head = b"VP8X" + struct.pack("<II", 10, 8) + b"\x4f\0\0" + b"\x2f\0\0"
+    tiff = b"II*\0" + struct.pack("<IHHHIII", 8, 1, 0x112, 3, 1, 6, 0)
+    chunks = head + data[12:] + b"EXIF" + struct.pack("<I", len(tiff)) + tiff
+    turned = b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WEBP" + chunks
+    assert cv2.imdecode(np.frombuffer(turned, np.uint8), cv2.IMREAD_COLOR).shape == (80, 48, 3)
+    assert decode_image(turned).shape == (48, 80, 3)
+    assert decode_gray(turned).shape == (48, 80)
 
 
 def test_webp_is_read_back_by_all_and_smaller_than_png() -> None:

@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from reelmill.errors import Rejected
 from reelmill.media.flow.plain import use_plain_opencv
 from reelmill.media.images import encode_png
 
@@ -15,6 +16,10 @@ Flow: TypeAlias = NDArray[np.float32]
 """(H, W, 2) in pixels: x right, then y down."""
 
 Mask: TypeAlias = NDArray[np.bool_]
+
+MAX_PIXELS = 2**26
+"""The largest field that is estimated or stored, which is the largest frame of a video that is
+decoded. Dense inverse search takes 24 bytes a pixel, and a few bytes can claim many pixels."""
 
 RELATIVE, ABSOLUTE = np.float32(0.01), np.float32(0.5)
 """By how much there and back may miss: a part of the squares of both lengths, and pixels squared.
@@ -57,6 +62,15 @@ def occluded(there: Flow, back: Flow) -> Mask:
     return ~visible
 
 
+def check_size(width: int, height: int) -> None:
+    """Raise Rejected ``too_large`` beyond MAX_PIXELS."""
+    if width * height > MAX_PIXELS:
+        raise Rejected(
+            "too_large",
+            f"flow of {width}x{height} pixels is more than {MAX_PIXELS}; max_side helps",
+        )
+
+
 def _squares(u: Flow, v: Flow) -> Flow:
     squares: Flow = u * u
     squares += v * v
@@ -72,10 +86,13 @@ def rescaled(flow: Flow, width: int, height: int) -> Flow:
     """``flow`` of pictures of another size: its vectors grow and shrink with it, in x and y.
 
     Each new vector is the mean of those whose area it takes, or lies between its neighbours.
+
+    Raises: Rejected ``too_large`` beyond MAX_PIXELS.
     """
     before_height, before_width = flow.shape[:2]
     if (before_width, before_height) == (width, height):
         return flow
+    check_size(width, height)
     use_plain_opencv()
     shrinks = width <= before_width and height <= before_height
     method = cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR

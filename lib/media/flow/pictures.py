@@ -10,9 +10,10 @@ from av import VideoFrame
 from numpy.typing import NDArray
 
 from reelmill.media.decode import to_luma, to_rgb
+from reelmill.media.flow.fields import check_size
 from reelmill.media.flow.plain import use_plain_opencv
 from reelmill.media.images import boxed, decode_gray, decode_image
-from reelmill.media.pictures import PictureFormat, encode_bgr, refuse_large
+from reelmill.media.pictures import PictureFormat, encode_bgr
 from reelmill.media.size import Fit, Sizing
 
 
@@ -20,10 +21,10 @@ def from_frame(frame: VideoFrame, fit: Fit, colour: bool) -> NDArray[np.uint8]:
     """A decoded frame, upright, at the size that ``fit`` tells: uint8 RGB (H, W, 3) if ``colour``,
     and its luma (H, W) if not.
 
-    Raises: Rejected ``too_large`` beyond MAX_PIXELS, and as :func:`~reelmill.media.decode.to_rgb`
-    does.
+    Raises: Rejected ``too_large`` beyond what flow is estimated of, and as
+    :func:`~reelmill.media.decode.to_rgb` does.
     """
-    refuse_large(fit)
+    _check(fit)
     picture = to_rgb(frame, fit.scaled) if colour else to_luma(frame, fit.scaled)
     return boxed(picture, fit)
 
@@ -35,8 +36,13 @@ def from_image(data: bytes, sizing: Sizing[Any], colour: bool) -> NDArray[np.uin
     """
     picture = decode_image(data) if colour else decode_gray(data)
     fit = sizing.fit(picture.shape[1], picture.shape[0])
-    refuse_large(fit)
+    _check(fit)
     return boxed(scaled(picture, *fit.scaled), fit)
+
+
+def _check(fit: Fit) -> None:
+    for width, height in (fit.scaled, fit.padded):
+        check_size(width, height)
 
 
 def scaled(picture: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
