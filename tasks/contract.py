@@ -255,6 +255,9 @@ class Stage(abc.ABC, Generic[P]):
         """What may fill a role: what the stage ``takes``, if roles are alike."""
         return (self.takes,)
 
+    def refuse_roles(self, params: P, roles: Collection[str]) -> None:
+        """Raise ``StageError`` if parameters name inputs that are not there."""
+
     def scope_of(self, params: P) -> Scope:
         """The stage's ``scope`` with these parameters."""
         return self.scope

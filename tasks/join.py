@@ -122,13 +122,21 @@ class Join(Stage[JoinParams]):
     def takes_of(self, role: str) -> Collection[Kind]:
         return (self.takes,) if role == SOURCE else get_args(Kind)
 
+    def refuse_roles(self, params: JoinParams, roles: Collection[str]) -> None:
+        named = {text.partition(":")[0] for text in params.fields_of} | set(params.prefix)
+        for role in sorted(named - set(roles)):
+            raise StageError(f"join: no input is called {role}; there are {', '.join(roles)}")
+        if SOURCE in named:
+            raise StageError(
+                "join: fields and prefix are for the other inputs; source keeps its own"
+            )
+
     def scope_of(self, params: JoinParams) -> Scope:
         return "shard" if params.by == "shard" else "generation"
 
     def plan(
         self, params: JoinParams, inputs: Mapping[str, Sequence[Shard]], first: int
     ) -> list[Slot]:
-        _refuse_roles(params, inputs)
         if params.by == "shard":
             return super().plan(params, inputs, first)
         listed = {r: generation_input(shards) for r, shards in inputs.items() if r != SOURCE}
@@ -173,14 +181,6 @@ class Join(Stage[JoinParams]):
             done += len(batch)
             if job.watch is not None:
                 job.watch(done, len(rows))
-
-
-def _refuse_roles(params: JoinParams, roles: Collection[str]) -> None:
-    named = {text.partition(":")[0] for text in params.fields_of} | set(params.prefix)
-    for role in sorted(named - set(roles)):
-        raise StageError(f"join: no input is called {role}; there are {', '.join(roles)}")
-    if SOURCE in named:
-        raise StageError("join: fields and prefix are for the other inputs; source keeps its own")
 
 
 def _without(

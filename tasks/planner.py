@@ -172,7 +172,7 @@ class Planner:
         self._woken: list[str] = []
         self._listed: dict[str, list[tuple[str, bytes]]] = {}
         for node in nodes:
-            self._refuse_kinds(node)
+            self._refuse_misfit(node)
             counts = {self._grew(parent) for parent in node.parents.values()}
             if len(counts) > 1 and not node.stage.uneven:
                 raise RecipeError(
@@ -192,9 +192,13 @@ class Planner:
             for parent in dict.fromkeys(node.parents.values()):
                 self._children.setdefault(parent, []).append(node.name)
 
-    def _refuse_kinds(self, node: Node) -> None:
+    def _refuse_misfit(self, node: Node) -> None:
         """Raise ``RecipeError`` if a version that fills a role is rows where its stage takes
-        samples, or samples where it takes rows."""
+        samples, or samples where it takes rows, or if parameters name a role that is none."""
+        try:
+            node.stage.refuse_roles(node.params, node.parents)
+        except StageError as error:
+            raise RecipeError(f"{node.name}: {error}") from error
         for role, parent in node.parents.items():
             kind = _kind(self._given[parent]) if parent in self._given else None
             if kind is not None and (problem := unfit(node.stage, role, parent, kind)):

@@ -32,6 +32,11 @@ sources:
 datasets:
   rows: {stage: rows, from: urls}
 """
+RECIPE_OF_ROWS = """\
+store: ./store
+datasets:
+  again: {stage: rows, from: rows}
+"""
 PINNED = """
 store: ./store
 sources:
@@ -289,7 +294,7 @@ def test_what_is_no_dataset_of_the_recipe_is_pinned(kept: Project) -> None:
     recipe = "store: ./store\ndatasets:\n  again: {stage: shuffle, from: x}\n"
     held = f"sources:\n  x: {{version: rows@latest}}\n{recipe}"
     assert "from: x, samples" in _saved(kept, held, wish).stdout, "it is there by another name"
-    table = f"sources:\n  rows: {{path: urls.csv}}\n{recipe.replace('x', 'rows')}"
+    table = f"sources:\n  rows: {{path: urls.csv}}\n{RECIPE_OF_ROWS}"
     lines = _saved(kept, table, wish).stdout.splitlines()
     named = f"rows-{rows.digest[:8]}"
     assert lines[-2:] == [

@@ -208,9 +208,11 @@ def test_fields_that_cannot_be_in_one_tar_are_a_reject(world: World) -> None:
 def test_roles_that_are_not_there_are_named(world: World) -> None:
     clips(world, 1)
     captions(world, keys(0, 1))
-    world.build({"out": {"stage": "join", "from": JOIN, "prefix": ["caption"]}})
     said = "out: join: no input is called caption; there are source, captions"
-    assert world.problems == {"out": said}
+    with pytest.raises(RecipeError, match=said):
+        world.one("join", JOIN, prefix=["caption"])
+    with pytest.raises(RecipeError, match="for the other inputs; source keeps its own"):
+        world.one("join", JOIN, fields={"source": ["mp4"]})
     with pytest.raises(RecipeError, match="stage join reads source and others"):
         world.one("join", "clips")
 

@@ -41,7 +41,7 @@ def tools(preset: str, weights: Path | None) -> dict[str, str]:
     """What its flow depends on besides the pictures, without reading weights of the hub; raises as
     :meth:`~reelmill.media.gpu.weights.Kind.digest` does, and where a package is missing."""
     named = _kind(preset).digest(weights) if weights else f"hub:{HUB[preset]}"
-    return {"raft": named, "torch": torch_version(), "torchvision": torchvision_version()}
+    return {"raft": named, "torchvision": torchvision_version(), "torch": torch_version()}
 
 
 def loaded(preset: str, weights: Path | None, device: str, at_once: int) -> Raft:
