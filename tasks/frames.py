@@ -268,7 +268,7 @@ def _picture(number: int, frame: VideoFrame, shape: Fraction, params: FramesPara
     data = encode(frame, fit, params)
     assert frame.pts is not None
     assert frame.time_base is not None
-    return _Picture(number, frame.pts * Fraction(frame.time_base), *fit.padded, data)
+    return _Picture(number, frame.pts * frame.time_base, *fit.padded, data)
 
 
 def _too_short(count: int, params: SelectionParams) -> Rejected:

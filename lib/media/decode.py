@@ -226,6 +226,8 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
     packets = container.demux(stream)
+    # Each look at it makes a fraction.
+    time_base = stream.time_base
     while True:
         try:
             packet = next(packets, None)
@@ -237,7 +239,7 @@ def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             decoded = []
         for frame in decoded:
             # PyAV leaves it out of frames that a demuxing error flushed.
-            frame.time_base = stream.time_base
+            frame.time_base = time_base
             yield frame
         if packet is None:
             return

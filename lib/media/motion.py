@@ -202,7 +202,9 @@ class _Looks:
     def __init__(self, pixels: int, tick: Fraction) -> None:
         self._pixels = pixels
         self._tick = tick
-        self._same = NOISE * 255 * pixels
+        # Whole numbers, as what they are compared with is: fractions take ten times as long.
+        self._same = math.floor(NOISE * 255 * pixels)
+        self._blackest = math.ceil(BLACK_SHARE * pixels)
         self._stamps = array("q")
         self._sums = array("q")  # of luma
         self._changes = array("q")  # sums of differences from the frame before
@@ -242,7 +244,7 @@ class _Looks:
         self._shown += ticks
         self._squares += ticks * squares
         self._bright += ticks * bright
-        self._black += ticks if dark >= BLACK_SHARE * self._pixels else 0
+        self._black += ticks if dark >= self._blackest else 0
 
     def _hold(self, pts: int, small: Gray) -> None:
         # Each is compared with the first of its stretch, so that slow changes are none that stays.
@@ -308,7 +310,8 @@ class _Pairs:
         self, first: av.VideoFrame, rate: Fraction, tick: Fraction, small: _Shrinker
     ) -> None:
         assert first.pts is not None
-        self._begin, self._rate, self._tick = first.pts, rate, tick
+        self._begin, self._tick, self._pace = first.pts, tick, rate * tick
+        self._gap = math.ceil(GAP / tick)
         diagonal = math.hypot(first.width, first.height)
         # What a pixel of the small picture is of the diagonal, across and down.
         self._scale = (
@@ -327,12 +330,12 @@ class _Pairs:
         assert frame.pts is not None
         self._number += 1
         self._last = now = self._number, frame.pts, small
-        if self._open is not None and (frame.pts - self._open[1]) * self._tick >= GAP:
+        if self._open is not None and frame.pts - self._open[1] >= self._gap:
             self._made.append(self._pair(self._open, now))
             self._open = None
-        moment = (frame.pts - self._begin) * self._tick * self._rate
-        if self._open is None and moment >= self._due:
-            self._due = math.floor(moment) + 1
+        passed = frame.pts - self._begin
+        if self._open is None and passed >= self._due:
+            self._due = math.ceil((math.floor(passed * self._pace) + 1) / self._pace)
             self._open = now
             self._blurs.append(_variance(self._sharp(frame)))
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reelmill.errors import Rejected
-from reelmill.media.cut.picture import Picture
+from reelmill.media.cut.picture import Picture, is_hdr
 from reelmill.media.cut.tone import toned
 from reelmill.media.decode import to_bgr, to_bgr16, to_jpeg_planes, upright_size
 from reelmill.media.images import (
@@ -82,8 +82,8 @@ class PictureFormat(BaseModel):
 def fit_of(frame: VideoFrame, shape: Fraction, sizing: Sizing[Any]) -> Fit:
     """How a frame comes to a size of square pixels; if none is given, it stays as it is. ``shape``
     is that of its pixels, as they are stored."""
-    square = Picture.of(frame, shape).square if sizing.is_given else upright_size(frame)
-    return sizing.fit(*square)
+    is_square = shape == 1 or not sizing.is_given
+    return sizing.fit(*(upright_size(frame) if is_square else Picture.of(frame, shape).square))
 
 
 def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
@@ -99,10 +99,9 @@ def encode(frame: VideoFrame, fit: Fit, how: PictureFormat) -> bytes:
     pixel format or colour matrix that cannot be converted.
     """
     refuse_large(fit)
-    picture = Picture.of(frame)
-    if picture.is_hdr and how.to_sdr:
+    if how.to_sdr and is_hdr(frame.color_trc):
         bgr = to_bgr16(frame, fit.scaled, untagged=Colorspace.BT2020)
-        return encode_bgr(boxed(toned(bgr, picture), fit), how)
+        return encode_bgr(boxed(toned(bgr, Picture.of(frame)), fit), how)
     if how.bits == 16:
         return encode_bgr_png(boxed(to_bgr16(frame, fit.scaled), fit))
     if how.format == "jpg" and fit.scaled == fit.cropped == fit.padded:

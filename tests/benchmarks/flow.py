@@ -38,7 +38,7 @@ from tests.benchmarks.clips import ffmpeg, videos
 from tests.benchmarks.harness import Costs, compare, show, show_costs
 
 ROUNDS = int(os.environ.get("REELMILL_BENCH_ROUNDS", "3"))
-TRIPLETS = 40
+TRIPLETS = 20
 SIDE = 640
 
 OURS_FLO, OURS_KITTI = "ours, .flo", "ours, KITTI"

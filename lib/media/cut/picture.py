@@ -18,6 +18,11 @@ _BT2020 = 9
 _UNKNOWN = 2
 
 
+def is_hdr(transfer: int) -> bool:
+    """Whether a transfer characteristic, by the number of ITU-T H.273, is PQ's or HLG's."""
+    return transfer in (_PQ, _HLG)
+
+
 @dataclass(frozen=True)
 class Picture:
     """Upright pictures of ``width`` × ``height`` pixels, each ``sar`` times as wide as it is high.
@@ -54,7 +59,7 @@ class Picture:
 
     @property
     def is_hdr(self) -> bool:
-        return self.transfer in (_PQ, _HLG)
+        return is_hdr(self.transfer)
 
     @property
     def is_hlg(self) -> bool:

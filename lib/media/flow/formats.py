@@ -28,8 +28,8 @@ _FLO_HEADER = 12
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2
 _PACKING = 1
-"""libdeflate's level. On flow it takes a third of the time of zlib's quickest, and as much space;
-its next two levels save 7 % of that for 70 % more time."""
+"""libdeflate's level. On flow it takes a third of the time of zlib's quickest, and less space; two
+levels more save 7 % of that for up to 60 % more time."""
 
 
 def encode(flow: Flow, form: Format) -> bytes:
@@ -72,7 +72,7 @@ def encode_kitti(flow: Flow) -> bytes:
 def _png(rgb: NDArray[np.uint16]) -> bytes:
     """PNG (ISO/IEC 15948) of pixels (H, W, 3): of each byte, what it differs by from that above.
 
-    OpenCV's, by libpng and zlib, takes two to three times as long. libdeflate packs to the same
+    OpenCV's, by libpng and zlib, takes about twice as long. libdeflate packs to the same
     bytes on every CPU.
     """
     height, width = rgb.shape[:2]
