@@ -12,7 +12,10 @@ def one_line(text: str) -> str:
 
 def told(error: BaseException) -> str:
     """What an error says, in one printable line of at most ``LONGEST_LINE`` characters."""
-    text = one_line(" ".join(str(error).split()))
+    try:
+        text = one_line(" ".join(str(error).split()))
+    except Exception:  # an error of somebody else's code may fail even at this
+        text = ""
     if not isinstance(error, ReelmillError):
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= LONGEST_LINE else f"{text[: LONGEST_LINE - 1]}…"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import groupby
 from typing import Any, Final
 
 import numpy as np
@@ -54,6 +56,7 @@ class Concat(Stage[ConcatParams]):
     roles = ()
     open = True
     uneven = True
+    recalls = True
     scope = "generation"
     conserves = True
     memory = 250_000_000
@@ -65,42 +68,47 @@ class Concat(Stage[ConcatParams]):
     def plan(
         self, params: ConcatParams, inputs: Mapping[str, Sequence[Shard]], first: int
     ) -> list[Slot]:
-        absent = [role for role, shards in inputs.items() if not shards]
+        slots = []
+        for number, (role, shard) in enumerate(_taken(inputs)):
+            slots.append(
+                Slot(
+                    shard_id=f"{first + number:05d}",
+                    inputs={SOURCE: digests(shard)},
+                    shards={SOURCE: shard},
+                    slot={"prefix": self.prefix(params, role)} if params.prefix else {},
+                )
+            )
+        return slots
+
+    def recalling(
+        self,
+        params: ConcatParams,
+        slots: Sequence[Slot],
+        inputs: Sequence[Mapping[str, Sequence[Shard]]],
+    ) -> list[Slot]:
+        """All know the columns of all inputs. The worker of the first also looks whether a key is
+        there twice."""
+        absent = sorted(inputs[0].keys() - inputs[-1].keys())
         if absent and not params.prefix:
             raise StageError(
                 f"{' and '.join(absent)} grew less often than the others, so they come from "
                 "different sources, whose keys may be the same; say prefix: true"
             )
-        taken = [(role, s) for role, shards in inputs.items() for s in shards if s.samples]
-        slots = []
+        if not slots:
+            return []
         columns = _firsts(inputs)
-        for number, (role, shard) in enumerate(taken):
-            slots.append(
-                Slot(
-                    shard_id=f"{first + number:05d}",
-                    inputs={SOURCE: digests(shard), _COLUMNS: columns},
-                    shards={SOURCE: shard},
-                    slot={"prefix": self.prefix(params, role)} if params.prefix else {},
-                )
-            )
-        if slots:
-            slots[0] = self._checking(params, slots[0], taken)
-        return slots
-
-    def _checking(
-        self, params: ConcatParams, slot: Slot, taken: Sequence[tuple[str, Shard]]
-    ) -> Slot:
-        """A slot whose worker also looks whether a key is there twice."""
+        slots = [replace(one, inputs={**one.inputs, _COLUMNS: columns}) for one in slots]
+        taken = [pair for generation in inputs for pair in _taken(generation)]
         digest, data = generation_input([shard for _, shard in taken])
-        runs = Counter(self.prefix(params, role) for role, _ in taken)
-        told = " ".join(f"{prefix}:{count}" for prefix, count in runs.items())
-        return Slot(
-            shard_id=slot.shard_id,
-            inputs={**slot.inputs, _ALL: {"shards": digest}},
-            shards=slot.shards,
+        runs = groupby(self.prefix(params, role) for role, _ in taken)
+        told = " ".join(f"{prefix}:{sum(1 for _ in run)}" for prefix, run in runs)
+        checking = replace(
+            slots[0],
+            inputs={**slots[0].inputs, _ALL: {"shards": digest}},
             documents={digest: data},
-            slot={**slot.slot, "prefixes": told} if params.prefix else slot.slot,
+            slot={**slots[0].slot, "prefixes": told} if params.prefix else slots[0].slot,
         )
+        return [checking, *slots[1:]]
 
     def schema(self, job: Job[ConcatParams]) -> pa.Schema:
         return _schema(job)
@@ -120,12 +128,20 @@ class Concat(Stage[ConcatParams]):
                 job.watch(done, shard.samples)
 
 
-def _firsts(inputs: Mapping[str, Sequence[Shard]]) -> dict[str, str | None]:
+def _taken(inputs: Mapping[str, Sequence[Shard]]) -> list[tuple[str, Shard]]:
+    """The shards that are taken over, each with its role."""
+    return [(role, one) for role, shards in inputs.items() for one in shards if one.samples]
+
+
+def _firsts(inputs: Sequence[Mapping[str, Sequence[Shard]]]) -> dict[str, str | None]:
     """An index of each input, for its columns: all of a dataset's have the same."""
-    shards = (next((s for s in shards if s.samples), None) for shards in inputs.values())
-    return {
-        str(number): shard.index.digest for number, shard in enumerate(shards) if shard is not None
-    }
+    found: dict[str, str | None] = {}
+    for number, role in enumerate(inputs[0]):
+        shards = (shard for generation in inputs for shard in generation.get(role, ()))
+        first = next((shard for shard in shards if shard.samples), None)
+        if first is not None:
+            found[str(number)] = first.index.digest
+    return found
 
 
 def _schema(job: Job[ConcatParams]) -> pa.Schema:
@@ -149,7 +165,7 @@ def _columns(store: Store, digest: str) -> pa.Schema:
 
 
 def _refuse_twice(job: Job[ConcatParams]) -> None:
-    """Raise ``StageError`` if two samples of the generation have one key.
+    """Raise ``StageError`` if two samples, of all generations so far, have one key.
 
     Memory holds eight bytes for each sample.
     """
@@ -169,11 +185,11 @@ def _refuse_twice(job: Job[ConcatParams]) -> None:
 
 
 def _prefixes(job: Job[ConcatParams]) -> list[str]:
-    """What is put before the keys of each shard of the generation."""
+    """What is put before the keys of each shard that is looked at."""
     told = str(job.action.slot.get("prefixes", ""))
     if not told:
         return [""] * len(job.generation(_ALL).shards)
-    runs = (run.split(":") for run in told.split())
+    runs = (run.split(":") for run in told.split(" "))
     return [prefix for prefix, count in runs for _ in range(int(count))]
 
 

@@ -175,8 +175,10 @@ class Stage(abc.ABC, Generic[P]):
         optional: those of its roles, never the first, that a recipe may leave out; a job then has
             no shard for them.
         open: whether a recipe may fill further roles, and name them as it likes.
-        uneven: whether its inputs may have grown unequally; those without a generation then give
-            no shards to it. Its output has as many as the input that has the most.
+        uneven: whether its inputs may have grown unequally; those without a generation then have
+            no part in it. Its output has as many as the input that has the most.
+        recalls: whether its shards of one generation know the inputs of those before: then they
+            are given to ``recalling``. Its scope is ``generation``.
         scope: ``shard`` if an output shard reads the input shards of the same ID, ``generation``
             if it reads all of them, ``history`` if it reads those of the same ID and besides knows
             all shards of its first role: those of its generation and of the generations before.
@@ -208,6 +210,7 @@ class Stage(abc.ABC, Generic[P]):
     optional: ClassVar[tuple[str, ...]] = ()
     open: ClassVar[bool] = False
     uneven: ClassVar[bool] = False
+    recalls: ClassVar[bool] = False
     scope: ClassVar[Scope] = "shard"
     conserves: ClassVar[bool] = False
     intended: ClassVar[frozenset[str]] = frozenset()
@@ -238,6 +241,15 @@ class Stage(abc.ABC, Generic[P]):
             )
             for shard_id in ids
         ]
+
+    def recalling(
+        self,
+        params: P,
+        slots: Sequence[Slot],
+        inputs: Sequence[Mapping[str, Sequence[Shard]]],
+    ) -> list[Slot]:
+        """Planned slots, which know the inputs of all generations up to theirs, oldest first."""
+        return list(slots)
 
     def outputs(self, params: P, inputs: Mapping[str, Sequence[Shard]]) -> int:
         """How many shards ``plan`` would make of these inputs, for an estimate."""

@@ -472,17 +472,26 @@ class Planner:
                 return
             inputs = self._inputs(state, number, None)
             first = sum(len(earlier.planned) for earlier in state.growths[:number])
-            slots = self._slots(state, inputs, first)
+            recalled = range(number) if node.stage.recalls else ()
+            earlier = [self._inputs(state, one, None) for one in recalled]
+            slots = self._slots(state, inputs, first, earlier)
             if node.scope == "history":
                 slots = self._knowing(node.parents[node.stage.roles[0]], number, slots)
             yield from self._take(state, number, slots)
             self._close(state, number)
 
     @staticmethod
-    def _slots(state: _State, inputs: Mapping[str, Sequence[Shard]], first: int) -> list[Slot]:
+    def _slots(
+        state: _State,
+        inputs: Mapping[str, Sequence[Shard]],
+        first: int,
+        earlier: Sequence[Mapping[str, Sequence[Shard]]] = (),
+    ) -> list[Slot]:
         """What a stage makes of these inputs; nothing where it refuses them."""
+        stage, params = state.node.stage, state.node.params
         try:
-            return state.node.stage.plan(state.node.params, inputs, first)
+            slots = stage.plan(params, inputs, first)
+            return stage.recalling(params, slots, [*earlier, inputs]) if stage.recalls else slots
         except StageError as error:
             state.failure = state.failure or f"{state.node.name}: {error}"
             return []
@@ -518,6 +527,7 @@ class Planner:
         return {
             role: [s for g in state.reads(number) for s in self._available(parent, g, shard_id)]
             for role, parent in state.node.parents.items()
+            if state.reads(number).start < self._grew(parent)
         }
 
     def _is_whole(self, state: _State, number: int) -> bool:

@@ -226,6 +226,13 @@ def test_a_function_that_would_end_the_worker_fails_as_others_do(world: World) -
     assert made.totals().rejects == 6
 
 
+def test_an_error_that_cannot_be_told_is_a_failure_too(world: World) -> None:
+    text = "class Mute(Exception):\n    def __str__(self):\n        raise self\n"
+    (world.folder / "mute.py").write_text(f"{text}def f(sample):\n    raise Mute\n")
+    with pytest.raises(StageError, match=r"mute.py:5: Mute \(sample 0"):
+        world.one("map", "clips", function="./mute.py:f")
+
+
 def test_memory_that_is_short_is_no_fault_of_a_sample(world: World) -> None:
     (world.folder / "own.py").write_text("def f(sample):\n    raise MemoryError\n")
     with pytest.raises(StageError, match=r"own.py:2: MemoryError"):

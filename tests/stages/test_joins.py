@@ -346,16 +346,35 @@ def test_a_prefix_that_makes_keys_the_same_is_refused(world: World) -> None:
         world.build(recipe)
 
 
+def test_roles_that_come_to_one_prefix_are_no_harm(world: World) -> None:
+    for name, shard in (("one", 0), ("two", 0), ("three", 1)):
+        world.grow(name, {}, {key: {"txt": name.encode()} for key in keys(shard, 1)})
+    made = world.one("concat", {"a_b": "one", "c": "two", "a-b": "three"}, prefix=True)
+    assert sorted(world.samples(made)) == ["a-b-000000000", "a-b-000010000", "c-000000000"]
+
+
+def test_keys_of_generations_before_are_looked_at_too(world: World) -> None:
+    clips(world, 1)
+    clips(world, 1)
+    # Of another source, whose first shard came to nothing.
+    world.grow("others", {"width": "int32"}, {}, {k: {"mp4": b"n"} for k in keys(1, 1)})
+    world.grow("others", {"width": "int32"})
+    with pytest.raises(StageError, match=r"more than once \(1 of them, such as 000010000\)"):
+        world.one("concat", ["clips", "others"])
+
+
 def test_datasets_that_grew_unequally_need_a_prefix(world: World) -> None:
     clips(world, 1)
     clips(world, 1)
-    world.grow("old", {}, {"999990000": {"txt": b""}})
+    world.grow("old", {"age": "int32"}, {"999990000": {"txt": b"", "age": 9}})
     recipe: dict[str, Any] = {"out": {"stage": "concat", "from": {"new": "clips", "old": "old"}}}
     assert world.build(recipe) == {}
     assert "out: old grew less often than the others" in world.problems["out"]
     recipe["out"]["prefix"] = True
     made = world.build(recipe)["out"]
     assert [len(generation.shards) for generation in made.generations] == [2, 1]
+    tables = [ShardReader(world.store, shard).table for shard in made.shards]
+    assert all({"width", "age"} <= set(table.column_names) for table in tables)
 
 
 def test_rows_that_no_longer_count_do_not_under_their_new_keys(world: World) -> None:
