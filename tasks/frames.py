@@ -87,6 +87,10 @@ class Frames(SampleStage[FramesParams]):
             yield made if isinstance(made, Reject) else _sample(clip, *made, params.format)
 
 
+LONG_REACH = 1000
+"""Frames that samples span from which on it is looked beforehand whether a clip has so many: where
+they overlap, the pictures of as many are held."""
+
 _NO_CUT = {True: ", and no scene cut", False: ""}
 
 
@@ -154,8 +158,11 @@ def _gathered(
     memory for one sample's pictures."""
     window: Window[P] = params.window()
     shape, numbers = Fraction(1), None
-    if not params.takes_every_frame:
-        numbers = _sequence(shown(clip.video), params).tolist()
+    if not params.takes_every_frame or params.reach >= LONG_REACH:
+        sequence = _sequence(shown(clip.video), params)
+        if len(sequence) <= params.reach:
+            raise _too_short(len(sequence), params)
+        numbers = None if params.takes_every_frame else sequence.tolist()
     seen = 0
 
     def opened(stream: Any) -> None:

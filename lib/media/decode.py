@@ -7,6 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from fractions import Fraction
+from itertools import chain
 from typing import Any, Literal, TypeAlias, TypeVar, cast
 
 import av
@@ -15,7 +16,7 @@ from av.video.reformatter import ColorRange, Colorspace, Interpolation, VideoRef
 from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
-from reelmill.media.probe import Source, open_media, video_stream
+from reelmill.media.probe import Source, demux, open_media, video_stream
 
 Device: TypeAlias = Literal["cpu", "cuda"]
 """What decodes."""
@@ -225,14 +226,9 @@ def _quarter_turns(frame: av.VideoFrame) -> int:
 
 
 def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
-    packets = container.demux(stream)
     # Each look at it makes a fraction.
     time_base = stream.time_base
-    while True:
-        try:
-            packet = next(packets, None)
-        except av.FFmpegError:
-            packet = None
+    for packet in chain(demux(container, [stream]), [None]):
         try:
             decoded = stream.decode(packet)
         except av.FFmpegError:
@@ -241,8 +237,6 @@ def _decoded(container: Any, stream: Any) -> Iterator[av.VideoFrame]:
             # PyAV leaves it out of frames that a demuxing error flushed.
             frame.time_base = time_base
             yield frame
-        if packet is None:
-            return
 
 
 def _in_order(decoded: Iterator[av.VideoFrame], step: int) -> Iterator[av.VideoFrame]:

@@ -206,6 +206,14 @@ def test_what_breaks_off_keeps_its_beginning() -> None:
     assert part == whole[: len(part)]
 
 
+def test_a_stream_that_appears_on_the_way_ends_nothing() -> None:
+    data = bytearray(encode(ramp(60), "mpegts", bf="0"))
+    whole = times(bytes(data))
+    begins = [at for at in range(0, len(data), 188) if data[at + 1 : at + 3] == b"\x41\0"]
+    data[begins[50] + 2] ^= 0x0F  # a packet of frame 50 is another stream's
+    assert times(bytes(data)) == whole[:50] + whole[51:]
+
+
 def test_nothing_to_decode_is_rejected() -> None:
     data = encode(ramp(30, 160, 120), "mp4")
     for bad in (b"", b"no video", data[: len(data) * 4 // 10]):

@@ -297,6 +297,17 @@ def test_at_a_rate_above_the_videos_own_a_time_is_the_place_of_that_time() -> No
     assert numbers(found) == [[0], [15], [59]]
 
 
+@pytest.mark.parametrize("choice", [{"stride": 1000}, {"fps": 10, "stride": 20}])
+def test_of_a_clip_that_is_too_short_nothing_is_decoded(
+    choice: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is held of it, either, until that turns out."""
+    monkeypatch.setattr("reelmill.tasks.frames.encode", lambda *_: pytest.fail("a picture"))
+    with pytest.raises(Rejected) as said:
+        made(sample("silent.mp4"), step=1, **choice)
+    assert said.value.reason == "too_short"
+
+
 def test_many_long_samples_take_no_memory_for_each_frame_of_each() -> None:
     asked = {"fps": 1000, "count": 1000, "step": 1, "cuts": "ignore"}
     begun = Frames().each(*_asked(sample("silent.mp4"), **asked))
