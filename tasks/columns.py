@@ -37,6 +37,7 @@ class ColumnStage(Stage[P]):
     """
 
     conserves = True
+    order = "input"
     reads: ClassVar[tuple[str, ...]]
 
     @abc.abstractmethod

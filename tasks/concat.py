@@ -16,6 +16,7 @@ from reelmill.digest import order_hash
 from reelmill.errors import StageError
 from reelmill.shards import gather, index
 from reelmill.shards.reader import stage_columns
+from reelmill.shards.writer import SampleOrder
 from reelmill.store import Store
 from reelmill.store.model import Shard
 from reelmill.tasks.contract import (
@@ -60,6 +61,9 @@ class Concat(Stage[ConcatParams]):
     scope = "generation"
     conserves = True
     memory = 250_000_000
+
+    def order_of(self, job: Job[ConcatParams]) -> SampleOrder:
+        return job.reader(SOURCE).order
 
     def prefix(self, params: ConcatParams, role: str) -> str:
         # All before a key's first _ tells the row of the source that it derives from.

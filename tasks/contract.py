@@ -187,7 +187,8 @@ class Stage(abc.ABC, Generic[P]):
         intended: reasons of rejects that a recipe asked for, such as a filter's: they do not count
             against ``max_rejects``.
         order: how samples lie in a shard: by keyed hash, so that a shuffle reads contiguous runs,
-            or by key, where people read a shard from its beginning to its end.
+            or by key, where people read a shard from its beginning to its end; ``input``: as those
+            in the shard of its first role do.
         columns: its own columns of the index.
         provenance: columns that say how samples and rejects were had: what may be different when
             an action is executed again, and so belongs to no version.
@@ -214,7 +215,7 @@ class Stage(abc.ABC, Generic[P]):
     scope: ClassVar[Scope] = "shard"
     conserves: ClassVar[bool] = False
     intended: ClassVar[frozenset[str]] = frozenset()
-    order: ClassVar[SampleOrder] = "hash"
+    order: ClassVar[SampleOrder | Literal["input"]] = "hash"
     columns: ClassVar[pa.Schema] = pa.schema([])
     provenance: ClassVar[pa.Schema | None] = None
     takes: ClassVar[Kind] = "samples"
@@ -281,6 +282,10 @@ class Stage(abc.ABC, Generic[P]):
     def memory_of(self, params: P) -> int | None:
         """The stage's ``memory`` with these parameters."""
         return self.memory
+
+    def order_of(self, job: Job[P]) -> SampleOrder:
+        """How the samples of a job's shard lie."""
+        return job.reader(self.roles[0]).order if self.order == "input" else self.order
 
     def prefix(self, params: P, role: str) -> str:
         """What the stage puts before the keys of a role's samples, so that rows which no longer

@@ -133,6 +133,7 @@ class Convert(SampleStage[ConvertParams]):
     name = "convert"
     params = ConvertParams
     conserves = True
+    order = "input"
     memory = 600_000_000  # most of it an encoder's, for each output
     reads = None
     works_on = VIDEO

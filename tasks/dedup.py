@@ -75,6 +75,7 @@ class Dedup(Stage[DedupParams]):
     params = DedupParams
     scope = "history"
     conserves = True
+    order = "input"
     memory = 300_000_000
 
     def schema(self, job: Job[DedupParams]) -> pa.Schema:

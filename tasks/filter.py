@@ -85,6 +85,7 @@ class Filter(Stage[FilterParams]):
     name = "filter"
     params = FilterParams
     conserves = True
+    order = "input"
     intended = frozenset({FILTERED})
     memory = 250_000_000
 

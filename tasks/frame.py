@@ -94,7 +94,7 @@ def _make(store: Store, task: Order, watch: Watch | None) -> tuple[Written, byte
     with _folder(scratch) as folder:
         told = functools.partial(watch, task) if watch is not None else None
         job = Job(store, task.action, params, task.shards, folder, told)
-        writer = ShardWriter(scratch, stage.schema(job), stage.order)
+        writer = ShardWriter(scratch, stage.schema(job), stage.order_of(job))
         origins: dict[str, Mapping[str, Any]] = {}
         try:
             for output in stage.make(job):

@@ -117,6 +117,7 @@ class Join(Stage[JoinParams]):
     roles = (SOURCE,)
     open = True
     conserves = True
+    order = "input"
     memory = 300_000_000
 
     def takes_of(self, role: str) -> Collection[Kind]:

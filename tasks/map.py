@@ -83,6 +83,7 @@ class Map(Stage[MapParams]):
 
     name = "map"
     params = MapParams
+    order = "input"
     memory = 250_000_000
 
     def plan(

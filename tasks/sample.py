@@ -70,6 +70,7 @@ class PickSamples(Stage[SampleParams]):
     name = "sample"
     params = SampleParams
     conserves = True
+    order = "input"
     intended = frozenset({NOT_SAMPLED})
     memory = 250_000_000
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from reelmill.digest import order_hash
 from reelmill.errors import NotFoundError, ShardError
 from reelmill.shards import index
 from reelmill.shards.index import Member
+from reelmill.shards.writer import SampleOrder
 from reelmill.store import Store
 from reelmill.store.backend import Range
 from reelmill.store.model import Shard, blob_name
@@ -48,6 +51,13 @@ class ShardReader:
     def rows(self, status: str = index.OK) -> list[dict[str, Any]]:
         """The index rows of one status: ``ok`` or ``rejected``."""
         return [row for row in self.table.to_pylist() if row["status"] == status]
+
+    @property
+    def order(self) -> SampleOrder:
+        """How its samples lie: by keyed hash where they lie in both orders, as few may."""
+        keys = self.table.filter(pc.equal(self.table["status"], index.OK))["key"].to_pylist()
+        hashes = [(order_hash(key), key) for key in keys]
+        return "key" if keys == sorted(keys) and hashes != sorted(hashes) else "hash"
 
     def samples(
         self, fields: Collection[str] | None = None, keys: Collection[str] | None = None

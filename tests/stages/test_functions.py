@@ -355,7 +355,7 @@ def test_a_function_object_of_a_python_recipe_travels_with_the_recipe(world: Wor
     path = world.folder / "recipe.py"
     path.write_text(
         "def tag(sample, *, word='a'):\n    return {'tag': word}\n"
-        "recipe = {'store': 'store', 'sources': {'clips': {'path': 'x.csv'}}, 'datasets': {\n"
+        "recipe = {'store': 'store', 'sources': {'clips': {'version': 'clips@v1'}}, 'datasets': {\n"
         "  'out': {'stage': 'map', 'from': 'clips', 'function': tag, 'with': {'word': 'b'}}}}\n"
     )
     recipe = load_recipe(path, stages=Stages(), source_model=Source)

@@ -869,6 +869,23 @@ def test_windows_of_what_is_no_sequence(bench: SequenceBench, tmp_path: Path) ->
         bench.make("windows", rows)
 
 
+@pytest.mark.parametrize(
+    ("stage", "params"),
+    [
+        ("filter", {"where": "frame < 18"}),
+        ("sample", {"share": "70%", "by": "sample"}),
+    ],
+)
+def test_what_takes_frames_away_leaves_the_rest_in_order(
+    bench: SequenceBench, tmp_path: Path, stage: str, params: dict[str, Any]
+) -> None:
+    fewer = bench.make(stage, frames_of(bench, tmp_path, *range(20)), **params)
+    assert 10 < fewer.samples < 20
+    keys = list(bench.samples(fewer))
+    assert keys == sorted(keys)
+    assert bench.make("windows", fewer, count=2, across_gaps=True).samples == len(keys) // 2
+
+
 def test_flow_leads_from_frame_to_frame(
     bench: SequenceBench, tmp_path: Path, fat: dict[str, bytes]
 ) -> None:
