@@ -206,7 +206,7 @@ def test_scenes_that_are_too_short_stay_together() -> None:
 
 def test_scoring_needs_weights_and_searching_does_not() -> None:
     [short] = scenes.chosen((), "transnetv2", Decimal("0.3"), Decimal(1), "/w")
-    [long] = scenes.chosen((scenes.TransNetV2Detector(),), "content", None, Decimal(1), "/w")
+    [long] = scenes.chosen((scenes.TransNetV2Detector(),), "content", None, Decimal("0.6"), "/w")
     assert short.measures == long.measures == (Transitions("/w"),)
     assert short.threshold == Decimal("0.3")
     assert "/w" not in short.model_dump_json()
