@@ -203,5 +203,4 @@ def _keys(store: Store, shard: Shard, prefix: str) -> list[str]:
 
 
 def _hashes(store: Store, shard: Shard, prefix: str) -> Any:
-    keys = _keys(store, shard, prefix)
-    return np.fromiter((order_hash(key) for key in keys), np.uint64, len(keys))
+    return gather.hashes(_keys(store, shard, prefix))

@@ -144,10 +144,13 @@ class Job(Generic[P]):
     shards: Mapping[str, Shard]
     scratch: Path
     watch: Callable[[int, int], object] | None = None
+    _readers: dict[str, ShardReader] = field(default_factory=dict, init=False, repr=False)
 
     def reader(self, role: str) -> ShardReader:
-        """The input shard of a role."""
-        return ShardReader(self.store, self.shards[role])
+        """The input shard of a role; its index is read once for a job."""
+        if role not in self._readers:
+            self._readers[role] = ShardReader(self.store, self.shards[role])
+        return self._readers[role]
 
     def generation(self, role: str) -> Generation:
         """The whole input generation of a role."""

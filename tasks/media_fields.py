@@ -87,6 +87,18 @@ VIDEO_COLUMNS = pa.schema(
 the longest in frames; times are in seconds. What is not known is null. Keyframes are in seconds and
 not in ticks, since that is what spans and other columns are in, and filters need no time base."""
 
+FRAME_COLUMNS = pa.schema(
+    [
+        pa.field("url", pa.string()),
+        pa.field("sequence", pa.string()),
+        pa.field("frame", pa.int64()),
+        pa.field("time", pa.float64()),
+        pa.field("width", pa.int32()),
+        pa.field("height", pa.int32()),
+    ]
+)
+"""Index columns of a frame of a sequence, or of the first of several: seconds and pixels."""
+
 MAX_KEYFRAMES = 2**16
 """A longer list of keyframes is left out of the index."""
 

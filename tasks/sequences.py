@@ -8,7 +8,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from reelmill.errors import Rejected, ShardError, StageError
@@ -30,6 +29,7 @@ from reelmill.shards import tar
 from reelmill.tables.sequences import SCHEMA
 from reelmill.tasks.adopt import FieldName
 from reelmill.tasks.contract import Job, Output, Params, Reject, Runtime, Sample, Stage
+from reelmill.tasks.media_fields import FRAME_COLUMNS
 from reelmill.units import Bytes, Number, Seconds
 
 _WEB = ("http://", "https://")
@@ -95,16 +95,7 @@ class Sequences(Stage[SequencesParams]):
     takes = "rows"
     order = "key"
     memory = 400_000_000
-    columns = pa.schema(
-        [
-            pa.field("url", pa.string()),
-            pa.field("sequence", pa.string()),
-            pa.field("frame", pa.int64()),
-            pa.field("time", pa.float64()),
-            pa.field("width", pa.int32()),
-            pa.field("height", pa.int32()),
-        ]
-    )
+    columns = FRAME_COLUMNS
 
     def make(self, job: Job[SequencesParams]) -> Iterator[Output]:
         rows = job.reader("source").rows()

@@ -7,7 +7,6 @@ from itertools import count as counting
 from itertools import groupby, islice, pairwise
 from typing import Annotated, Any
 
-import pyarrow as pa
 from pydantic import Field, model_validator
 
 from reelmill.digest import json_integer
@@ -22,6 +21,7 @@ from reelmill.tasks.contract import (
     Stage,
     sample_json,
 )
+from reelmill.tasks.media_fields import FRAME_COLUMNS
 from reelmill.tasks.tuples import StepParams, Window
 
 _NAME = r"[a-z0-9_-]+(\.[a-z0-9_-]+)*"
@@ -67,16 +67,7 @@ class Windows(Stage[WindowsParams]):
     name = "windows"
     params = WindowsParams
     memory = 300_000_000
-    columns = pa.schema(
-        [
-            pa.field("url", pa.string()),
-            pa.field("sequence", pa.string()),
-            pa.field("frame", pa.int64()),
-            pa.field("time", pa.float64()),
-            pa.field("width", pa.int32()),
-            pa.field("height", pa.int32()),
-        ]
-    )
+    columns = FRAME_COLUMNS
 
     def make(self, job: Job[WindowsParams]) -> Iterator[Output]:
         reader = job.reader("source")

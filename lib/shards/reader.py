@@ -56,8 +56,10 @@ class ShardReader:
     def order(self) -> SampleOrder:
         """How its samples lie: by keyed hash where they lie in both orders, as few may."""
         keys = self.table.filter(pc.equal(self.table["status"], index.OK))["key"].to_pylist()
+        if keys != sorted(keys):
+            return "hash"
         hashes = [(order_hash(key), key) for key in keys]
-        return "key" if keys == sorted(keys) and hashes != sorted(hashes) else "hash"
+        return "hash" if hashes == sorted(hashes) else "key"
 
     def samples(
         self, fields: Collection[str] | None = None, keys: Collection[str] | None = None
