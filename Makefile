@@ -8,7 +8,7 @@ FOLDERS := $(shell find lib tasks flows configs -type d -not -name '__pycache__'
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	--config-settings editable_mode=strict
 
-.PHONY: demo test lint types bench format constraints system clean
+.PHONY: demo test test-all lint types bench format constraints system clean
 
 demo: $(VENV)/.user
 	$(BIN)/reelmill demo demo
@@ -19,6 +19,10 @@ demo: $(VENV)/.user
 test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+
+# With torch and the libraries that read datasets for training: half a gigabyte with torch's CPU
+# build, several with the one for CUDA. Without them their tests are skipped.
+test-all: $(VENV)/.dev-torch test
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -35,7 +39,7 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 # What some tests skip without, on Debian and its like; needs root.
-SYSTEM := chromium postgresql iproute2
+SYSTEM := chromium postgresql iproute2 ffmpeg
 
 system:
 	@dpkg -s $(SYSTEM) >/dev/null 2>&1 || { apt-get update -q && \
@@ -62,3 +66,9 @@ $(VENV)/.dev: pyproject.toml $(FOLDERS) | $(BIN)/python
 	@echo "Installing Reelmill and its test tools into $(VENV) (a minute or two, once) ..."
 	$(INSTALL) --editable '.[dev]'
 	@touch $@ $(VENV)/.user
+
+$(VENV)/.dev-torch: $(VENV)/.dev
+	@echo "Installing torch and what reads datasets for training into $(VENV) (a minute or two, once) ..."
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable '.[dev-torch]'
+	@touch $@

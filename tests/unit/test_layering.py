@@ -19,7 +19,8 @@ FORBIDDEN = {
     "lib": {"reelmill.tasks", "reelmill.flows", "reelmill.configs", *ORCHESTRATION},
     "tasks": {"reelmill.flows", "reelmill.configs", *ORCHESTRATION},
     "lib/store": {"reelmill.media", "reelmill.fetch", "reelmill.report", "reelmill.shards"},
-    "lib/shards": {"reelmill.media", "reelmill.fetch", "reelmill.report"},
+    "lib/shards": {"reelmill.media", "reelmill.fetch", "reelmill.report", "reelmill.loading"},
+    "lib/media": {"reelmill.loading"},
 }
 
 
@@ -134,6 +135,7 @@ def _is_false(node: ast.expr) -> bool:
         ("reelmill.store", {"torch", "cv2", "av", "pyarrow", "fsspec", *ORCHESTRATION}),
         ("reelmill.shards.writer", {"torch", "cv2", "av", *ORCHESTRATION}),
         ("reelmill.dataset", {"torch", "cv2", "av", *ORCHESTRATION}),
+        ("reelmill.loading", {"torch", "cv2", "av", "webdataset", *ORCHESTRATION}),
         ("reelmill.recipe", {"torch", "cv2", "av", *ORCHESTRATION}),
         ("reelmill.tasks.download", {"torch", "cv2", *ORCHESTRATION}),
         ("reelmill.tasks.split", {"torch", "cv2", *ORCHESTRATION}),
