@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reelmill.dataset import Version, open_version
     from reelmill.errors import ReelmillError, Rejected
     from reelmill.functions import function
+    from reelmill.loading.readers import open_video
     from reelmill.recipe import Recipe
     from reelmill.shards.reader import Sample
     from reelmill.store import Store
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Version": "reelmill.dataset",
     "function": "reelmill.functions",
     "open_version": "reelmill.dataset",
+    "open_video": "reelmill.loading.readers",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "function",
     "open_store",
     "open_version",
+    "open_video",
 ]
 
 

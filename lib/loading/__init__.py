@@ -10,15 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reelmill.loading.batch import FrameBatch
-    from reelmill.loading.readers import VideoMetadata, VideoReader
+    from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
 
 _PUBLIC = {
     "FrameBatch": "reelmill.loading.batch",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
+    "backends": "reelmill.loading.readers",
+    "open_video": "reelmill.loading.readers",
 }
 
-__all__ = ["FrameBatch", "VideoMetadata", "VideoReader"]
+__all__ = ["FrameBatch", "VideoMetadata", "VideoReader", "backends", "open_video"]
 
 
 def __getattr__(name: str) -> Any:
