@@ -528,7 +528,7 @@ def test_auto_takes_torchcodec_where_it_is(usable: Any) -> None:
 
 def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "_is_there", lambda module: module == "av")
-    with pytest.raises(MissingDependencyError, match="pip install torchcodec"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'reelmill\[torchcodec\]'"):
         open_video(sample("silent.mp4"), "torchcodec")
     with open_video(sample("silent.mp4")) as reader:
         assert reader.backend == "pyav"
@@ -536,7 +536,7 @@ def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.Monkey
     assert set(known) == set(BACKENDS)
     assert known["pyav"].devices == ("cpu",)
     assert known["vali"].devices == ()
-    assert "pip install python_vali" in known["vali"].why_not["cuda"]
+    assert "pip install 'reelmill[vali]'" in known["vali"].why_not["cuda"]
     assert known["torchcodec"].why_not.keys() == {"cpu", "cuda"}
 
 

@@ -6,6 +6,7 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import chain
 from typing import Any, Final
 
 import av
@@ -14,7 +15,7 @@ import numpy as np
 from reelmill.errors import Rejected
 from reelmill.loading.readers.base import VideoMetadata
 from reelmill.media.decode import frames, pixel_shape
-from reelmill.media.packets import PacketTable
+from reelmill.media.packets import PacketTable, demux
 from reelmill.media.probe import Source, first_frame, open_media, video_stream
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
 
@@ -144,4 +145,9 @@ def _first(container: Any, stream: Any, table: PacketTable | None) -> Any | None
     if table is not None:
         with suppress(av.FFmpegError):
             container.seek(int(table.dts[0]), stream=stream)
+            # Alone, without those that a decoder waits for to get the order right.
+            packet = next(demux(container, [stream]))
+            for frame in chain(stream.decode(packet), stream.decode(None)):
+                return frame
+    stream.codec_context.flush_buffers()
     return first_frame(container, stream)
