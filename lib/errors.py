@@ -41,6 +41,10 @@ class ShardError(ReelmillError):
     """A tar or index that breaks the shard format, or a sample that cannot be put into one."""
 
 
+class SampleError(ReelmillError):
+    """A sample that cannot be given out as it was asked for; the text names it and its shard."""
+
+
 class StageError(ReelmillError):
     """A stage that could not make its shard for a reason outside the data; nothing is committed."""
 

@@ -9,16 +9,52 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reelmill.loading.assemble import Assembler
     from reelmill.loading.batch import FrameBatch
+    from reelmill.loading.containers import (
+        decode_msgpack,
+        decode_tenbin,
+        encode_msgpack,
+        encode_tenbin,
+    )
+    from reelmill.loading.decoders import Decoder, decoder
+    from reelmill.loading.pictures import FlowField
     from reelmill.loading.readers import VideoMetadata, VideoReader
+    from reelmill.loading.select import Selection, select_fields, to_tuples
 
 _PUBLIC = {
+    "Assembler": "reelmill.loading.assemble",
+    "Decoder": "reelmill.loading.decoders",
+    "FlowField": "reelmill.loading.pictures",
     "FrameBatch": "reelmill.loading.batch",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
+    "decode_msgpack": "reelmill.loading.containers",
+    "decode_tenbin": "reelmill.loading.containers",
+    "decoder": "reelmill.loading.decoders",
+    "encode_msgpack": "reelmill.loading.containers",
+    "encode_tenbin": "reelmill.loading.containers",
+    "select_fields": "reelmill.loading.select",
+    "to_tuples": "reelmill.loading.select",
+    "Selection": "reelmill.loading.select",
 }
 
-__all__ = ["FrameBatch", "VideoMetadata", "VideoReader"]
+__all__ = [
+    "Assembler",
+    "Decoder",
+    "FlowField",
+    "FrameBatch",
+    "Selection",
+    "VideoMetadata",
+    "VideoReader",
+    "decode_msgpack",
+    "decode_tenbin",
+    "decoder",
+    "encode_msgpack",
+    "encode_tenbin",
+    "select_fields",
+    "to_tuples",
+]
 
 
 def __getattr__(name: str) -> Any:
