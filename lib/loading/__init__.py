@@ -10,15 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reelmill.loading.batch import FrameBatch
+    from reelmill.loading.dataset import Dataset, Stream, load
     from reelmill.loading.readers import VideoMetadata, VideoReader
 
 _PUBLIC = {
+    "Dataset": "reelmill.loading.dataset",
     "FrameBatch": "reelmill.loading.batch",
+    "Stream": "reelmill.loading.dataset",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
+    "load": "reelmill.loading.dataset",
 }
 
-__all__ = ["FrameBatch", "VideoMetadata", "VideoReader"]
+__all__ = ["Dataset", "FrameBatch", "Stream", "VideoMetadata", "VideoReader", "load"]
 
 
 def __getattr__(name: str) -> Any:
