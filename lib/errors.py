@@ -41,16 +41,17 @@ class ShardError(ReelmillError):
     """A tar or index that breaks the shard format, or a sample that cannot be put into one."""
 
 
-class SampleError(ReelmillError):
-    """A sample that cannot be given out as it was asked for; the text names it and its shard."""
-
-
 class StageError(ReelmillError):
     """A stage that could not make its shard for a reason outside the data; nothing is committed."""
 
 
 class PoisonError(StageError):
     """A shard under which workers died, again and again."""
+
+
+class LoadError(ReelmillError):
+    """A dataset that cannot be loaded for training, a sample of it that cannot be given, or a state
+    that does not belong to it."""
 
 
 class MissingDependencyError(ReelmillError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         encode_msgpack,
         encode_tenbin,
     )
+    from reelmill.loading.dataset import Dataset, Stream, load
     from reelmill.loading.decoders import Decoder, decoder
     from reelmill.loading.pictures import FlowField
     from reelmill.loading.readers import VideoMetadata, VideoReader
@@ -24,9 +25,12 @@ if TYPE_CHECKING:
 
 _PUBLIC = {
     "Assembler": "reelmill.loading.assemble",
+    "Dataset": "reelmill.loading.dataset",
     "Decoder": "reelmill.loading.decoders",
     "FlowField": "reelmill.loading.pictures",
     "FrameBatch": "reelmill.loading.batch",
+    "Selection": "reelmill.loading.select",
+    "Stream": "reelmill.loading.dataset",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "decode_msgpack": "reelmill.loading.containers",
@@ -34,17 +38,19 @@ _PUBLIC = {
     "decoder": "reelmill.loading.decoders",
     "encode_msgpack": "reelmill.loading.containers",
     "encode_tenbin": "reelmill.loading.containers",
+    "load": "reelmill.loading.dataset",
     "select_fields": "reelmill.loading.select",
     "to_tuples": "reelmill.loading.select",
-    "Selection": "reelmill.loading.select",
 }
 
 __all__ = [
     "Assembler",
+    "Dataset",
     "Decoder",
     "FlowField",
     "FrameBatch",
     "Selection",
+    "Stream",
     "VideoMetadata",
     "VideoReader",
     "decode_msgpack",
@@ -52,6 +58,7 @@ __all__ = [
     "decoder",
     "encode_msgpack",
     "encode_tenbin",
+    "load",
     "select_fields",
     "to_tuples",
 ]

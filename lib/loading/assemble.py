@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from reelmill.errors import SampleError
+from reelmill.errors import LoadError
 from reelmill.loading.pictures import FlowField
 from reelmill.loading.samples import Sample, fields_of, listed, place_of
 from reelmill.sequences.frames import FRAME
@@ -63,7 +63,7 @@ class Assembler:
         """The sample, put together.
 
         Raises:
-            SampleError: frames are missing, of unequal sizes, or not decoded.
+            LoadError: frames are missing, of unequal sizes, or not decoded.
         """
         out = dict(sample)
         numbers: dict[str, list[int]] = {}
@@ -81,7 +81,7 @@ class Assembler:
         matches = [(pattern.fullmatch(field), field) for field in fields_of(sample)]
         found = {int(match[1]): field for match, field in matches if match}
         if not found:
-            raise SampleError(
+            raise LoadError(
                 f"{place_of(sample)} has no field {self._texts[name]}; its fields: "
                 f"{listed(fields_of(sample))}"
             )
@@ -89,16 +89,14 @@ class Assembler:
 
     def _stacked(self, sample: Sample, name: str, values: Sequence[Any]) -> Any:
         if any(isinstance(value, bytes) for value in values):
-            raise SampleError(
-                f"{place_of(sample)}: {self._texts[name]} is not decoded; decode first"
-            )
+            raise LoadError(f"{place_of(sample)}: {self._texts[name]} is not decoded; decode first")
         try:
             if all(isinstance(value, FlowField) for value in values):
                 return FlowField(*(_joined(parts) for parts in zip(*values, strict=True)))
             return _joined(values)
         except (ValueError, RuntimeError, TypeError) as error:
             shapes = listed(dict.fromkeys(map(_shape, values)))
-            raise SampleError(
+            raise LoadError(
                 f"{place_of(sample)}: {self._texts[name]} are no frames of one size: {shapes}"
             ) from error
 
@@ -118,7 +116,7 @@ class Assembler:
                 lost = [self._text(name, n) for n in wanted if n not in of]
                 extra = [self._text(name, n) for n in of if n not in wanted]
                 what = f"lacks {listed(lost)}" if lost else f"has {listed(extra)} besides"
-                raise SampleError(f"{place_of(sample)} {what}; there should be {len(wanted)}")
+                raise LoadError(f"{place_of(sample)} {what}; there should be {len(wanted)}")
 
     def _text(self, name: str, number: int) -> str:
         return self._texts[name].replace(FRAME, f"{number:06d}")

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
-from reelmill.errors import MissingDependencyError, SampleError
+from reelmill.errors import LoadError, MissingDependencyError
 from reelmill.loading.containers import (
     decode_cbor,
     decode_msgpack,
@@ -109,7 +109,7 @@ class Decoder:
         nothing knows, stay what they are.
 
         Raises:
-            SampleError: a field cannot be decoded.
+            LoadError: a field cannot be decoded.
         """
         out = {}
         for name, value in sample.items():
@@ -124,7 +124,7 @@ class Decoder:
                 raise
             except Exception as error:
                 why = reason(error)
-                raise SampleError(f"{place_of(sample)}: field {name}: {why}") from error
+                raise LoadError(f"{place_of(sample)}: field {name}: {why}") from error
             if decoded is not PASS:
                 out[name] = decoded
         return out

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, TypeAlias
 
-from reelmill.errors import SampleError
+from reelmill.errors import LoadError
 from reelmill.loading.samples import Sample, fields_of, listed, place_of
 
 Missing: TypeAlias = Literal["error", "skip", "none"]
@@ -41,7 +41,7 @@ class Selection:
         there is none. None: the sample is to be skipped.
 
         Raises:
-            SampleError: it has none of the alternatives.
+            LoadError: it has none of the alternatives.
         """
         found = []
         for names in self.wanted:
@@ -49,7 +49,7 @@ class Selection:
             if name is None and missing == "skip":
                 return None
             if name is None and missing == "error":
-                raise SampleError(
+                raise LoadError(
                     f"{place_of(sample)} has no field {' or '.join(names)}; its fields: "
                     f"{listed(fields_of(sample))}"
                 )
@@ -63,7 +63,7 @@ def select_fields(
     """The samples with these fields alone, under their own names, and ``__key__`` and its like.
 
     Raises:
-        SampleError: as :meth:`Selection.found`.
+        LoadError: as :meth:`Selection.found`.
     """
     selection = Selection(*spec)
     for sample in samples:
@@ -79,7 +79,7 @@ def to_tuples(
     """The values of these fields of each sample, in the order in which they are named.
 
     Raises:
-        SampleError: as :meth:`Selection.found`.
+        LoadError: as :meth:`Selection.found`.
     """
     selection = Selection(*spec)
     for sample in samples:
