@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from reelmill.loading.dataset import Dataset, Stream, load
     from reelmill.loading.decoders import Decoder, decoder
     from reelmill.loading.pictures import FlowField
-    from reelmill.loading.readers import VideoMetadata, VideoReader
+    from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
     from reelmill.loading.select import Selection, select_fields, to_tuples
 
 _PUBLIC = {
@@ -33,12 +33,14 @@ _PUBLIC = {
     "Stream": "reelmill.loading.dataset",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
+    "backends": "reelmill.loading.readers",
     "decode_msgpack": "reelmill.loading.containers",
     "decode_tenbin": "reelmill.loading.containers",
     "decoder": "reelmill.loading.decoders",
     "encode_msgpack": "reelmill.loading.containers",
     "encode_tenbin": "reelmill.loading.containers",
     "load": "reelmill.loading.dataset",
+    "open_video": "reelmill.loading.readers",
     "select_fields": "reelmill.loading.select",
     "to_tuples": "reelmill.loading.select",
 }
@@ -53,12 +55,14 @@ __all__ = [
     "Stream",
     "VideoMetadata",
     "VideoReader",
+    "backends",
     "decode_msgpack",
     "decode_tenbin",
     "decoder",
     "encode_msgpack",
     "encode_tenbin",
     "load",
+    "open_video",
     "select_fields",
     "to_tuples",
 ]
