@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reelmill.loading.assemble import Assembler
     from reelmill.loading.batch import FrameBatch
+    from reelmill.loading.cache import ShardCache
     from reelmill.loading.containers import (
         decode_msgpack,
         decode_tenbin,
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     )
     from reelmill.loading.dataset import Dataset, Stream, load
     from reelmill.loading.decoders import Decoder, decoder
+    from reelmill.loading.openers import ShardOpener
     from reelmill.loading.pictures import FlowField
     from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
     from reelmill.loading.select import Selection, select_fields, to_tuples
@@ -30,6 +32,8 @@ _PUBLIC = {
     "FlowField": "reelmill.loading.pictures",
     "FrameBatch": "reelmill.loading.batch",
     "Selection": "reelmill.loading.select",
+    "ShardCache": "reelmill.loading.cache",
+    "ShardOpener": "reelmill.loading.openers",
     "Stream": "reelmill.loading.dataset",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
@@ -52,6 +56,8 @@ __all__ = [
     "FlowField",
     "FrameBatch",
     "Selection",
+    "ShardCache",
+    "ShardOpener",
     "Stream",
     "VideoMetadata",
     "VideoReader",
