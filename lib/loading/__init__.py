@@ -11,18 +11,30 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reelmill.loading.batch import FrameBatch
     from reelmill.loading.dataset import Dataset, Stream, load
+    from reelmill.loading.loader import Loader, collate
     from reelmill.loading.readers import VideoMetadata, VideoReader
 
 _PUBLIC = {
     "Dataset": "reelmill.loading.dataset",
     "FrameBatch": "reelmill.loading.batch",
+    "Loader": "reelmill.loading.loader",
     "Stream": "reelmill.loading.dataset",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
+    "collate": "reelmill.loading.loader",
     "load": "reelmill.loading.dataset",
 }
 
-__all__ = ["Dataset", "FrameBatch", "Stream", "VideoMetadata", "VideoReader", "load"]
+__all__ = [
+    "Dataset",
+    "FrameBatch",
+    "Loader",
+    "Stream",
+    "VideoMetadata",
+    "VideoReader",
+    "collate",
+    "load",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 
 from reelmill.dataset import Version, open_version
 from reelmill.errors import LoadError, MissingDependencyError, ReelmillError
+from reelmill.loading.loader import Loader, collate
 from reelmill.loading.plan import Even, Part, Reader, deal, deal_evenly, key_of, order_of
 from reelmill.loading.reading import Reading
 from reelmill.loading.shuffle import Shuffle
@@ -240,6 +241,29 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         return self._but(_stages=(*self._stages, *stages))
 
     # Iteration
+
+    def loader(
+        self,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        *,
+        collation_fn: Callable[[list[Any]], Any] = collate,
+        drop_last: bool = False,
+        **options: Any,
+    ) -> Loader:
+        """Batches from worker processes, which can be resumed in the middle.
+
+        Args:
+            batch_size: samples in a batch, which are put together by ``collation_fn``; by default
+                items are given as they are.
+            num_workers: processes that read; 0 is this one.
+            drop_last: leave out each worker's last batch if it is smaller.
+            options: what else torchdata's ``StatefulDataLoader`` takes.
+        """
+        if batch_size is None:
+            return Loader(self, num_workers=num_workers, **options)
+        batches = self.batched(batch_size, collation_fn, partial=not drop_last)
+        return Loader(batches, num_workers=num_workers, **options)
 
     def __iter__(self) -> Stream:
         return Stream(self, self.reader(), self._turns.take())
