@@ -12,13 +12,17 @@ if TYPE_CHECKING:
     from reelmill.loading.batch import FrameBatch
     from reelmill.loading.dataset import Dataset, Stream, load
     from reelmill.loading.loader import Loader, collate
+    from reelmill.loading.random_access import RandomAccess
     from reelmill.loading.readers import VideoMetadata, VideoReader
+    from reelmill.loading.trace import Trace
 
 _PUBLIC = {
     "Dataset": "reelmill.loading.dataset",
     "FrameBatch": "reelmill.loading.batch",
     "Loader": "reelmill.loading.loader",
+    "RandomAccess": "reelmill.loading.random_access",
     "Stream": "reelmill.loading.dataset",
+    "Trace": "reelmill.loading.trace",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "collate": "reelmill.loading.loader",
@@ -29,7 +33,9 @@ __all__ = [
     "Dataset",
     "FrameBatch",
     "Loader",
+    "RandomAccess",
     "Stream",
+    "Trace",
     "VideoMetadata",
     "VideoReader",
     "collate",
