@@ -20,10 +20,13 @@ if TYPE_CHECKING:
     )
     from reelmill.loading.dataset import Dataset, Stream, load
     from reelmill.loading.decoders import Decoder, decoder
+    from reelmill.loading.loader import Loader, collate
     from reelmill.loading.openers import ShardOpener
     from reelmill.loading.pictures import FlowField
+    from reelmill.loading.random_access import RandomAccess
     from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
     from reelmill.loading.select import Selection, select_fields, to_tuples
+    from reelmill.loading.trace import Trace
 
 _PUBLIC = {
     "Assembler": "reelmill.loading.assemble",
@@ -31,13 +34,17 @@ _PUBLIC = {
     "Decoder": "reelmill.loading.decoders",
     "FlowField": "reelmill.loading.pictures",
     "FrameBatch": "reelmill.loading.batch",
+    "Loader": "reelmill.loading.loader",
+    "RandomAccess": "reelmill.loading.random_access",
     "Selection": "reelmill.loading.select",
     "ShardCache": "reelmill.loading.cache",
     "ShardOpener": "reelmill.loading.openers",
     "Stream": "reelmill.loading.dataset",
+    "Trace": "reelmill.loading.trace",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "backends": "reelmill.loading.readers",
+    "collate": "reelmill.loading.loader",
     "decode_msgpack": "reelmill.loading.containers",
     "decode_tenbin": "reelmill.loading.containers",
     "decoder": "reelmill.loading.decoders",
@@ -55,13 +62,17 @@ __all__ = [
     "Decoder",
     "FlowField",
     "FrameBatch",
+    "Loader",
+    "RandomAccess",
     "Selection",
     "ShardCache",
     "ShardOpener",
     "Stream",
+    "Trace",
     "VideoMetadata",
     "VideoReader",
     "backends",
+    "collate",
     "decode_msgpack",
     "decode_tenbin",
     "decoder",

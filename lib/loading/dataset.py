@@ -11,7 +11,9 @@ from typing import Any, Final, Self
 
 from reelmill.dataset import Version, open_version
 from reelmill.errors import LoadError, MissingDependencyError, ReelmillError
+from reelmill.loading.loader import Loader, collate
 from reelmill.loading.plan import Even, Part, Reader, deal, deal_evenly, key_of, order_of
+from reelmill.loading.random_access import RandomAccess, counts
 from reelmill.loading.reading import Reading
 from reelmill.loading.shuffle import Shuffle
 from reelmill.loading.source import (
@@ -32,6 +34,7 @@ from reelmill.loading.stages import (
     Sliced,
     Stage,
 )
+from reelmill.loading.trace import Trace, Tracer
 from reelmill.store import Store
 
 try:
@@ -72,6 +75,7 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         self._even = even
         # Before there are workers, each of which would count.
         self._counts = None if even is None else counts(source)
+        self._tracer = Tracer(source)
         self._order = False
         self._shuffles: tuple[Shuffle, ...] = ()
         self._stages: tuple[Stage, ...] = ()
@@ -88,7 +92,7 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
 
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is spawned knows nothing of the process group of who spawned it.
-        return {**self.__dict__, "_nodes": self.nodes}
+        return {**self.__dict__, "_nodes": self.nodes, "_tracer": Tracer(self.source)}
 
     def __len__(self) -> int:
         if self._length is None:
@@ -241,8 +245,57 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
 
     # Iteration
 
+    def loader(
+        self,
+        batch_size: int | None = None,
+        num_workers: int = 0,
+        *,
+        collation_fn: Callable[[list[Any]], Any] = collate,
+        drop_last: bool = False,
+        **options: Any,
+    ) -> Loader:
+        """Batches from worker processes, which can be resumed in the middle.
+
+        Args:
+            batch_size: samples in a batch, which are put together by ``collation_fn``; by default
+                items are given as they are.
+            num_workers: processes that read; 0 is this one.
+            drop_last: leave out each worker's last batch if it is smaller.
+            options: what else torchdata's ``StatefulDataLoader`` takes.
+        """
+        if batch_size is None:
+            return Loader(self, num_workers=num_workers, **options)
+        batches = self.batched(batch_size, collation_fn, partial=not drop_last)
+        return Loader(batches, num_workers=num_workers, **options)
+
     def __iter__(self) -> Stream:
         return Stream(self, self.reader(), self._turns.take())
+
+    def random_access(self) -> RandomAccess:
+        """The same samples by number and key, through the same stages, which must make one thing of
+        each sample. Order and batches are the business of torch's samplers and loaders.
+
+        How many samples there are is looked up at once: tars without an index must be files in
+        which one can seek, and their headers are read.
+
+        Raises:
+            LoadError: a stage is of another kind, or a tar cannot be looked through.
+        """
+        if self._shuffles or self._order:
+            raise LoadError("a dataset with random access has no order: leave shuffle() out")
+        return RandomAccess(self.source, self._stages)
+
+    def trace(self, what: Any) -> list[Trace]:
+        """Where samples come from: shard, version, and the address their video was downloaded from.
+
+        Args:
+            what: a sample, a batch that has ``__key__`` (and better ``__url__``, too), or keys.
+
+        Raises:
+            LoadError: there are no keys in it.
+            KeyError: there is no such sample.
+        """
+        return self._tracer.trace(what)
 
     def set_epoch(self, epoch: int) -> None:
         """Have the next iteration be of this epoch, here and in the workers of a loader."""
@@ -421,16 +474,6 @@ class _Turns:
             self._heard, self._next = said, base
         self._next += 1
         return self._next - 1
-
-
-def counts(source: Source) -> list[int]:
-    """How many samples each shard has; indexes or tars are read where nothing else tells."""
-    troubles = Troubles()
-    known = map(source.count, range(source.shards))
-    return [
-        sum(1 for _ in source.scan(shard, troubles)) if count is None else count
-        for shard, count in enumerate(known)
-    ]
 
 
 def described(function: Any) -> str:

@@ -5,23 +5,25 @@ from __future__ import annotations
 import bisect
 import contextlib
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import Any, BinaryIO, Final, Literal, Protocol, TypeAlias
 
-import pyarrow.compute as pc
+import pyarrow as pa
 
 from reelmill.dataset import Version
 from reelmill.digest import sha256
-from reelmill.errors import LoadError, NotFoundError, ReelmillError, ShardError, one_line, told
+from reelmill.errors import LoadError, NotFoundError, ReelmillError, one_line, told
+from reelmill.loading.places import Place, Places, sample_rows
 from reelmill.loading.shuffle import Shuffle
-from reelmill.shards import index
 from reelmill.shards.reader import MAX_GAP, coalesce
 from reelmill.shards.removed import source_key
+from reelmill.store import Store
 from reelmill.store.backend import Range
-from reelmill.store.model import Shard, blob_name
+from reelmill.store.model import blob_name
 
 OnError: TypeAlias = Literal["raise", "skip"]
 """What a sample or shard that cannot be had does: it ends the iteration, or is left out, counted
@@ -100,16 +102,6 @@ class Source(Protocol):
         """What messages call a shard."""
 
 
-class Place(NamedTuple):
-    """Where a sample lies in the tar of a shard: parallel lists of fields, offsets and sizes."""
-
-    shard: int
-    key: str
-    names: list[str]
-    offsets: list[int]
-    sizes: list[int]
-
-
 class VersionSource:
     """The samples of a version that count. Only indexes are read before samples are given out."""
 
@@ -129,12 +121,22 @@ class VersionSource:
             self.identity += f" {','.join(sorted(fields))}"
         self.listed = [shard for shard in listed if shard.tar]
         self.shards = len(self.listed)
-        self.counted = not version.manifest.removed
-        self._backend = version.store.backend
-        self.window = _WINDOW_LOCAL if self._backend.is_local else _WINDOW
+        self.counted = not version.removed
+        self._store = version.store
+        self._process = os.getpid()
+        self._by_url: dict[str, int] | None = None
+        self.window = _WINDOW_LOCAL if self.store.backend.is_local else _WINDOW
 
     def __str__(self) -> str:
         return str(self.version)
+
+    @property
+    def store(self) -> Store:
+        """The store, as this process has it: what drivers of remote ones hold does not outlive a
+        fork."""
+        if os.getpid() != self._process and not self._store.backend.is_local:
+            self._store, self._process = Store.open(self._store.url), os.getpid()
+        return self._store
 
     def name(self, shard: int) -> str:
         return f"shard {self.listed[shard].id} of {self.version}"
@@ -154,45 +156,21 @@ class VersionSource:
             return
         yield from places
 
-    def places(self, shard: int) -> list[Place]:
-        """The samples of a shard that count, in the tar's order.
+    def places(self, shard: int) -> Places:
+        """The samples of a shard that count.
 
         Raises:
             ShardError: the index is none, or points beyond the end of its tar.
             NotFoundError: there is no index any more.
         """
         one = self.listed[shard]
-        data = self.version.store.read_blob(one.index.digest, "parquet")
-        table = index.decode(data, ["key", "status", "fields"])
-        table = table.filter(pc.equal(table["status"], index.OK)).combine_chunks()
-        keys: list[str] = table["key"].to_pylist()
-        lists = table["fields"].combine_chunks()
-        flat = lists.flatten()
-        starts = (lists.offsets.to_numpy() - lists.offsets[0].as_py()).tolist()
-        names = flat.field("name").to_pylist()
-        offsets, sizes = flat.field("offset").to_pylist(), flat.field("size").to_pylist()
         assert one.tar is not None
-        if any(a + b > one.tar.size for a, b in zip(offsets, sizes, strict=True)):
-            raise ShardError(f"the index of shard {one.id} points beyond the end of its tar")
-        removed = self.version.removed
-        spans = zip(keys, starts, starts[1:], strict=False)
-        made = [
-            Place(shard, key, names[a:b], offsets[a:b], sizes[a:b])
-            for key, a, b in spans
-            if not removed or source_key(key) not in removed
-        ]
-        return made if self.fields is None else [self._chosen(place) for place in made]
-
-    def _chosen(self, place: Place) -> Place:
-        assert self.fields is not None
-        picked = [n for n, name in enumerate(place.names) if name in self.fields]
-        return Place(
-            place.shard,
-            place.key,
-            [place.names[n] for n in picked],
-            [place.offsets[n] for n in picked],
-            [place.sizes[n] for n in picked],
-        )
+        rows = sample_rows(self.store.read_blob(one.index.digest, "parquet"))
+        if removed := self.version.removed:
+            kept = [source_key(key) not in removed for key in rows["key"].to_pylist()]
+            rows = rows.filter(pa.array(kept, pa.bool_()))
+        places = Places.of_index(shard, rows, one.tar.size)
+        return places if self.fields is None else places.only(self.fields)
 
     def size(self, found: Place) -> int:
         return sum(found.sizes)
@@ -225,7 +203,7 @@ class VersionSource:
         ]
         wanted = [Range(self.blob(shard), start, stop) for shard, start, stop in runs]
         try:
-            blocks = self._backend.read_ranges(wanted)
+            blocks = self.store.backend.read_ranges(wanted)
         except FileNotFoundError as error:
             raise NotFoundError(f"{error.filename or error} is gone; build again") from None
         held: dict[int, tuple[list[int], list[bytes]]] = {}
@@ -250,10 +228,19 @@ class VersionSource:
 
     def url(self, shard: int) -> str:
         """The address of a shard's tar."""
-        return self._backend.locate(self.blob(shard))
+        return self.store.backend.locate(self.blob(shard))
 
-    def entry(self, shard: int) -> Shard:
-        return self.listed[shard]
+    def shard_at(self, url: str) -> int:
+        """The place of the shard whose tar has this address.
+
+        Raises:
+            LoadError: it is none of this version.
+        """
+        if self._by_url is None:
+            self._by_url = {self.url(shard): shard for shard in range(self.shards)}
+        if url not in self._by_url:
+            raise LoadError(f"{one_line(url)} is no tar of {self.version}")
+        return self._by_url[url]
 
 
 class TarSource:
