@@ -19,14 +19,15 @@ _FORWARD = ("deform_conv2d", "ps_roi_align", "ps_roi_pool", "roi_align", "roi_po
 _OPERATORS = ("nms", "qnms", "qroi_align", *_FORWARD, *(f"_{name}_backward" for name in _FORWARD))
 
 
+_declared: list[object] = []
+"""Keeps alive what was declared: operators go with the object that declares them."""
+
+
 class Operators(MetaPathFinder):
     """Declares torchvision's operators when it is first imported, where its own cannot be loaded.
 
     Calling one of them still fails, as torchvision has it where they are missing.
     """
-
-    def __init__(self) -> None:
-        self._declared: object = None
 
     def find_spec(
         self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -35,21 +36,21 @@ class Operators(MetaPathFinder):
             sys.meta_path.remove(self)
             spec = importlib.util.find_spec(name)
             if spec and spec.origin and importlib.util.find_spec("torch"):
-                self._declare(Path(spec.origin).parent)
+                _declare(Path(spec.origin).parent)
         return None
 
-    def _declare(self, folder: Path) -> None:
-        import torch
 
-        try:
-            for built in folder.glob("_C.*"):
-                torch.ops.load_library(built)
-        except OSError:
-            # They are there for as long as the object is.
-            library = torch.library.Library("torchvision", "DEF")
-            for operator in _OPERATORS:
-                library.define(f"{operator}(Tensor any) -> Tensor")
-            self._declared = library
+def _declare(folder: Path) -> None:
+    import torch
+
+    try:
+        for built in folder.glob("_C.*"):
+            torch.ops.load_library(built)
+    except OSError:
+        library = torch.library.Library("torchvision", "DEF")
+        for operator in _OPERATORS:
+            library.define(f"{operator}(Tensor any) -> Tensor")
+        _declared.append(library)
 
 
 def allow_any_build() -> None:
