@@ -65,6 +65,8 @@ def clips_at_random_indices(
         ValueError: a parameter makes no sense, or not for this video.
         Rejected: ``undecodable`` where a frame cannot be decoded; ``no_video`` for a sample that
             has none.
+        ReelmillError: a sample has several videos, or one that has been decoded already.
+        And as ``open_video`` does where the video is opened here.
     """
     return _sampled(
         "random_indices",
@@ -224,22 +226,26 @@ def _sampled(
 
 
 def _read(reader: VideoReader, clips: list[list[Any]], by_time: bool) -> FrameBatch:
-    """The frames of clips, given by number or by time."""
+    """The frames of clips, given by number or by time; the reader sees to it that one which several
+    clips hold is decoded once."""
     flat = [one for clip in clips for one in clip]
-    wanted = reader.indices_at(flat) if by_time else flat
-    distinct = sorted(set(wanted))
-    data = reader.read_frames(distinct)
-    if wanted != distinct:
-        place = {number: at for at, number in enumerate(distinct)}
-        order = torch.tensor([place[number] for number in wanted], device=data.device)
-        data = data.index_select(0, order)
+    numbers = reader.indices_at(flat) if by_time else flat
+    data = reader.read_frames(numbers)
     shape = len(clips), len(clips[0])
-    begins, lasts = (times.reshape(shape) for times in reader.times(wanted))
-    return FrameBatch(data.reshape(*shape, *data.shape[1:]), begins, lasts)
+    begins, durations = (times.reshape(shape) for times in reader.times(numbers))
+    return FrameBatch(data.reshape(*shape, *data.shape[1:]), begins, durations)
+
+
+class _Metadata(NamedTuple):
+    """Of a video, under the names that TorchCodec has for it."""
+
+    begin_stream_seconds: float
+    end_stream_seconds: float | None
+    average_fps: float | None
 
 
 class _Extent(NamedTuple):
-    """What TorchCodec knows of a video; see :class:`~reelmill.loading.samplers.plan.Extent`."""
+    """The same under ours; see :class:`~reelmill.loading.samplers.plan.Extent`."""
 
     num_frames: int
     begin_seconds: float
@@ -247,15 +253,40 @@ class _Extent(NamedTuple):
     average_fps: float | None
 
 
-def _extent(decoder: Any) -> _Extent:
-    about = decoder.metadata
-    begin = about.begin_stream_seconds
-    return _Extent(len(decoder), begin, about.end_stream_seconds, about.average_fps)
+class _AsDecoder:
+    """A reader over TorchCodec's decoder, in the shape of the decoder.
+
+    So the sampler is TorchCodec's, and what a reader adds stays: it makes sure that frames are the
+    ones that were asked for, and may be shared and sent to other processes.
+    """
+
+    def __init__(self, reader: VideoReader) -> None:
+        self._reader = reader
+        about = reader.metadata
+        self.metadata = _Metadata(about.begin_seconds, about.end_seconds, about.average_fps)
+
+    def __len__(self) -> int:
+        return len(self._reader)
+
+    def get_frames_at(self, indices: list[int]) -> FrameBatch:
+        return FrameBatch(self._reader.read_frames(indices), *self._reader.times(indices))
+
+    def get_frames_played_at(self, seconds: list[Any]) -> FrameBatch:
+        # TorchCodec gives a tensor for each.
+        return self.get_frames_at(self._reader.indices_at([float(one) for one in seconds]))
 
 
 def _decoder_of(video: Any) -> Any:
-    """The decoder of TorchCodec's that gives exactly the frames of ``video``, if there is one."""
-    return video if is_decoder(video) else getattr(video, "decoder", None)
+    """What TorchCodec's samplers are to be called with, if they are."""
+    if is_decoder(video):
+        return video
+    return _AsDecoder(video) if video.backend == "torchcodec" else None
+
+
+def _extent(decoder: Any) -> _Extent:
+    about = decoder.metadata
+    end, rate = about.end_stream_seconds, about.average_fps
+    return _Extent(len(decoder), about.begin_stream_seconds, end, rate)
 
 
 def _by_torchcodec(

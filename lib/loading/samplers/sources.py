@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from reelmill.errors import Rejected
+from reelmill.errors import ReelmillError, Rejected
 from reelmill.loading.readers import VideoReader
 from reelmill.shards.reader import Sample
 from reelmill.tables.files import VIDEO
@@ -24,9 +24,10 @@ def opened(source: Any, opening: Mapping[str, Any]) -> Iterator[Any]:
         opening: keywords of ``open_video``.
 
     Raises:
-        ValueError: there are such keywords, and ``source`` is open already; or it is a sample with
-            several videos, or with one that has been decoded.
-        Rejected: ``no_video``, for a sample without one; and as ``open_video`` does.
+        ValueError: there are such keywords, and ``source`` is open already.
+        ReelmillError: it is a sample with several videos, or with one that has been decoded.
+        Rejected: ``no_video``, for a sample without one.
+        And as ``open_video`` does.
     """
     if fields := fields_of(source):
         source = fields[video_field(fields)]
@@ -68,13 +69,13 @@ def video_field(fields: Mapping[str, Any]) -> str:
         there = ", ".join(sorted(name for name in fields if not name.startswith("__")))
         raise Rejected("no_video", f"none of the fields of sample {key} is a video: {there}")
     if len(found) > 1:
-        raise ValueError(
+        raise ReelmillError(
             f"sample {key} has several videos, {', '.join(found)}: give the value of one of them"
         )
     video = fields[found[0]]
     if isinstance(video, (bytes, bytearray, memoryview, VideoReader)) or is_decoder(video):
         return found[0]
-    raise ValueError(
+    raise ReelmillError(
         f"field {found[0]} of sample {key} holds a {type(video).__name__}, not a video's bytes: "
         "sample clips before it is decoded"
     )
