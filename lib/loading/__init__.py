@@ -25,6 +25,13 @@ if TYPE_CHECKING:
     from reelmill.loading.pictures import FlowField
     from reelmill.loading.random_access import RandomAccess
     from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
+    from reelmill.loading.samplers import (
+        clips_at_random_indices,
+        clips_at_random_timestamps,
+        clips_at_regular_indices,
+        clips_at_regular_timestamps,
+        sample_clips,
+    )
     from reelmill.loading.select import Selection, select_fields, to_tuples
     from reelmill.loading.trace import Trace
 
@@ -44,6 +51,10 @@ _PUBLIC = {
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "backends": "reelmill.loading.readers",
+    "clips_at_random_indices": "reelmill.loading.samplers",
+    "clips_at_random_timestamps": "reelmill.loading.samplers",
+    "clips_at_regular_indices": "reelmill.loading.samplers",
+    "clips_at_regular_timestamps": "reelmill.loading.samplers",
     "collate": "reelmill.loading.loader",
     "decode_msgpack": "reelmill.loading.containers",
     "decode_tenbin": "reelmill.loading.containers",
@@ -52,6 +63,7 @@ _PUBLIC = {
     "encode_tenbin": "reelmill.loading.containers",
     "load": "reelmill.loading.dataset",
     "open_video": "reelmill.loading.readers",
+    "sample_clips": "reelmill.loading.samplers",
     "select_fields": "reelmill.loading.select",
     "to_tuples": "reelmill.loading.select",
 }
@@ -72,6 +84,10 @@ __all__ = [
     "VideoMetadata",
     "VideoReader",
     "backends",
+    "clips_at_random_indices",
+    "clips_at_random_timestamps",
+    "clips_at_regular_indices",
+    "clips_at_regular_timestamps",
     "collate",
     "decode_msgpack",
     "decode_tenbin",
@@ -80,6 +96,7 @@ __all__ = [
     "encode_tenbin",
     "load",
     "open_video",
+    "sample_clips",
     "select_fields",
     "to_tuples",
 ]
