@@ -86,7 +86,7 @@ def view(
             "--urls",
             metavar="URL",
             help="With --for wids, hf or croissant, lay out no tars but name those of the store "
-            "below this address, at which others find it.",
+            "below this address, at which others find it by HTTP.",
         ),
     ] = None,
     store: StoreURL = None,

@@ -34,6 +34,9 @@ Make a copy before you let a tool rename or patch anything; remove the folder wh
 _USUAL = ("train", "val", "validation", "test")
 """Names of splits that most people know."""
 
+# No more than that, since wids puts addresses into a command of a shell.
+_ADDRESS = re.compile(r"https?://[A-Za-z0-9._~:/%@+-]+")
+
 _FICLONE = 0x40049409
 """ioctl request of linux/fs.h: share a file's blocks until one side is written to."""
 
@@ -61,8 +64,8 @@ def make_view(
             the view, and would give those of another view for it.
         others: more versions that the view shows, by the names of their splits. The version itself
             is ``train``, unless its dataset has the usual name of another split.
-        base: the address at which others find the store. No tar is laid out then: the files name
-            the store's own.
+        base: the address at which others find the store by HTTP. No tar is laid out then: the
+            files name the store's own.
 
     Returns:
         Lines of text: where the tars are, and an expression for each of the formats.
@@ -131,6 +134,11 @@ def _refuse(splits: Sequence[Split], formats: Collection[Format], base: str | No
         )
     if base is None:
         return
+    if not _ADDRESS.fullmatch(base):
+        raise ReelmillError(
+            f"{base!r} is no address to find the store at: one begins with http:// or https:// and "
+            "holds no blanks or quotes"
+        )
     if not formats:
         raise ReelmillError("a view without tars is for a library that reads addresses: --for")
     if Format.ENERGON in formats:
