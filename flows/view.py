@@ -14,7 +14,6 @@ from pathlib import Path
 
 from reelmill.dataset import Version
 from reelmill.errors import ReelmillError, told
-from reelmill.flows.lineage import lineage_lines
 from reelmill.loading.views import Format, open_writer
 from reelmill.loading.views.tars import Split, Tar, View
 from reelmill.shards import index
@@ -75,16 +74,12 @@ def make_view(
     """
     splits = _splits(version, others or {})
     _refuse(splits, formats, base)
-    view = View(
-        folder,
-        splits,
-        lineage_lines([split.version for split in splits]) if formats else [],
-        bool(base),
-    )
+    lineage = _lineage(splits) if formats else []
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
             raise ReelmillError(f"{folder} is not empty; name a new folder")
+        view = View(folder, splits, lineage, remote=base is not None)
         writers = [open_writer(kind, view) for kind in sorted(set(formats))]
         lines = []
         for split in splits:
@@ -99,15 +94,21 @@ def make_view(
                     writer.add(tar)
             if base is None:
                 lines.append(f"{folder / _pattern(paths)}  ({split.version}, read-only)")
-        note = NOTE.format(
-            version=", ".join(str(split.version) for split in splits), store=version.store.url
-        )
         if base is None:
+            labels = ", ".join(str(split.version) for split in splits)
+            note = NOTE.format(version=labels, store=version.store.url)
             (folder / "README.txt").write_text(note, encoding="utf-8")
         return lines + [writer.close() for writer in writers]
     except (OSError, sqlite3.Error) as error:
         why = getattr(error, "strerror", None) or told(error)
         raise ReelmillError(f"cannot write {folder}: {why}") from error
+
+
+def _lineage(splits: Sequence[Split]) -> list[str]:
+    # It takes seconds to import what knows all stages, and a plain view needs none.
+    from reelmill.flows.lineage import lineage_lines
+
+    return lineage_lines([split.version for split in splits])
 
 
 def _splits(version: Version, others: Mapping[str, Version]) -> list[Split]:

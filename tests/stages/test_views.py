@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -195,8 +196,10 @@ def test_wids_keeps_two_views_apart_that_have_one_relative_path(
 # Megatron-Energon
 
 
-def energon_samples(folder: Path, part: str = "train", **how: Any) -> list[Any]:
-    """What its loader yields of one epoch of a split."""
+def energon_samples(
+    folder: Path, part: str = "train", *, training: int | None = None, **how: Any
+) -> list[Any]:
+    """What its loader yields of one epoch of a split, or first of all epochs of a training."""
     energon = pytest.importorskip("megatron.energon")
 
     @energon.stateless
@@ -209,15 +212,21 @@ def energon_samples(folder: Path, part: str = "train", **how: Any) -> list[Any]:
         def batch(self, samples: list[Any]) -> list[Any]:
             return samples
 
-    dataset = energon.get_val_dataset(
+    config = energon.WorkerConfig(rank=0, world_size=1, num_workers=0)
+    open_split: Any = energon.get_val_dataset
+    if training:
+        open_split = energon.get_train_dataset
+        how |= {"shuffle_buffer_size": None, "max_samples_per_sequence": None}
+    dataset = open_split(
         str(folder),
         split_part=part,
-        worker_config=energon.WorkerConfig(rank=0, world_size=1, num_workers=0),
+        worker_config=config,
         batch_size=1,
         task_encoder=Plain(),
         **how,
     )
-    return [sample for batch in energon.get_loader(dataset) for sample in batch]
+    batches = energon.get_loader(dataset)
+    return [sample for batch in islice(batches, training) for sample in batch]
 
 
 def test_energon_yields_crude_samples_of_a_view(clips: Version, tmp_path: Path) -> None:
@@ -232,6 +241,8 @@ def test_energon_yields_crude_samples_of_a_view(clips: Version, tmp_path: Path) 
         assert found[key]["json"] == json.loads(fields["json"])
         assert found[key]["000001.image.jpg"].shape == (3, 8, 16)
         assert found[key].get("txt", "").encode() == fields.get("txt", b"")
+    epoch = [sample["__key__"] for sample in energon_samples(folder, training=6)]
+    assert sorted(epoch) == sorted(wanted), "each once"
     assert sorted(path.name for path in (folder / ".nv-meta").iterdir()) == [
         ".info.json",
         "dataset.yaml",
@@ -637,7 +648,7 @@ def test_the_command_says_how_each_library_opens_the_view(clips: Version, tmp_pa
     for said in (
         "{00000..00001}.tar",
         "ShardListDataset",
-        "get_val_dataset",
+        "get_train_dataset",
         "load_dataset",
         "mlcroissant",
     ):

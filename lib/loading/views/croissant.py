@@ -67,6 +67,9 @@ _CONTEXT: Final[dict[str, Any]] = {
 _OPENED: Final = frozenset(["bmp", "gif", "jpeg", "jpg", "png", "ppm", "tif", "tiff", "webp"])
 """Pictures that mlcroissant opens, which it does with Pillow; it hands out others as bytes."""
 
+_ROWS: Final = 1 << 16
+"""Rows of the index that are written together, at least."""
+
 _OBJECTS: Final = {"video": "sc:VideoObject", "audio": "sc:AudioObject"}
 
 
@@ -134,18 +137,27 @@ class _Table:
         self.columns = pa.schema([("key", pa.string()), ("__url__", pa.string()), *columns])
         self.fields: set[str] = set()
         self._own = columns.names
+        self._waiting: list[pa.Table] = []
         self._writer = pq.ParquetWriter(path, self.columns, compression="zstd")
 
     def add(self, tar: Tar) -> None:
         rows = tar.rows
         paths = pa.repeat(tar.path, len(rows))
         columns = [rows["key"], paths, *(rows[name] for name in self._own)]
-        self._writer.write_table(pa.table(columns, names=self.columns.names).cast(self.columns))
+        self._waiting.append(pa.table(columns, names=self.columns.names).cast(self.columns))
         names = rows["fields"].combine_chunks().flatten().field("name")
         self.fields.update(names.unique().to_pylist())
+        if sum(map(len, self._waiting)) >= _ROWS:
+            self._flush()
 
     def close(self) -> None:
+        self._flush()
         self._writer.close()
+
+    def _flush(self) -> None:
+        if self._waiting:
+            self._writer.write_table(pa.concat_tables(self._waiting))
+            self._waiting.clear()
 
 
 def _digest(path: Path) -> tuple[str, int]:

@@ -91,7 +91,7 @@ class EnergonWriter:
         self._shards.setdefault(self._part(tar.split.name), []).append(tar.path)
         offsets, sizes = rows["offset"].to_pylist(), rows["size"].to_pylist()
         ends = [*offsets, offsets[-1] + sizes[-1]]
-        np.array(ends, "<u8").tofile(self._view.folder / f"{tar.path}.idx")
+        (self._view.folder / f"{tar.path}.idx").write_bytes(np.array(ends, "<u8").tobytes())
         keys = rows["key"].to_pylist()
         try:
             self._index.executemany(
@@ -143,8 +143,8 @@ class EnergonWriter:
                 self._write_yaml(name, {"sample_type": sample, "field_map": fitting})
         part = self._part(self._view.splits[0].name)
         return (
-            f"energon.get_val_dataset({str(self._view.folder)!r}, split_part={part!r}, "
-            "worker_config=…, batch_size=…, task_encoder=…)"
+            f"megatron.energon.get_train_dataset({str(self._view.folder)!r}, "
+            f"split_part={part!r}, ...)"
         )
 
     def _fitting(self, wanted: dict[str, Kind]) -> dict[str, str] | None:

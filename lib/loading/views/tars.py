@@ -78,4 +78,7 @@ class Writer(Protocol):
         """Take a tar in: those of a split one after the other, in order."""
 
     def close(self) -> str:
-        """Finish the files; returns the Python expression that opens the view."""
+        """Finish the files; returns the Python expression that opens the view.
+
+        What a library wants to be given in any case stands there as an ellipsis.
+        """
