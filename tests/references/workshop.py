@@ -34,4 +34,4 @@ def build(folder: Path, recipe: str, table: str = "url\n", **files: str) -> str:
 
 def shards(store: str, spec: str, folder: Path) -> str:
     """A version's tars as readers of WebDataset have them named: ``folder/{00000..00003}.tar``."""
-    return make_view(reelmill.open_version(store, spec), folder).partition("  ")[0]
+    return make_view(reelmill.open_version(store, spec), folder)[0].partition("  ")[0]
