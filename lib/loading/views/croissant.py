@@ -17,6 +17,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reelmill.errors import ShardError
 from reelmill.loading.views.kinds import extension_of, kind_of, media_type
 from reelmill.loading.views.tars import Tar, View
 from reelmill.shards.index import own_columns
@@ -149,8 +150,16 @@ class _Table:
     def add(self, tar: Tar) -> None:
         rows = tar.rows
         paths = pa.repeat(tar.path, len(rows))
-        columns = [rows["key"], paths, *(rows[name] for name in self._own)]
-        self._waiting.append(pa.table(columns, names=self.columns.names).cast(self.columns))
+        # Columns that the stage has got since are those of later shards alone.
+        own = (
+            rows[name] if name in rows.column_names else pa.nulls(len(rows)) for name in self._own
+        )
+        columns = [rows["key"], paths, *own]
+        try:
+            table = pa.table(columns, names=self.columns.names).cast(self.columns)
+        except pa.ArrowException as error:
+            raise ShardError(f"{tar.path} has other columns than the first tar: {error}") from None
+        self._waiting.append(table)
         names = rows["fields"].combine_chunks().flatten().field("name")
         self.fields.update(names.unique().to_pylist())
         if sum(map(len, self._waiting)) >= _ROWS:
