@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -37,7 +38,10 @@ class Loader:
             ) from error
         self.dataset = dataset
         self.epoch = 0
-        self._loader = StatefulDataLoader(dataset, batch_size=None, **options)
+        with warnings.catch_warnings():
+            # Of a call of torchdata's own.
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+            self._loader = StatefulDataLoader(dataset, batch_size=None, **options)
         self._is_new = True
         self._has_begun = False
 

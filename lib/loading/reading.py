@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from reelmill.errors import LoadError
 from reelmill.loading.plan import Part, key_of
@@ -24,6 +24,8 @@ Position: TypeAlias = tuple[int, int]
 
 Origin: TypeAlias = Any
 """How an item of a pipeline came about, as plain data: see `reelmill.loading.stages`."""
+
+_FIRST_WINDOW: Final = 128 << 10
 
 
 class Item(NamedTuple):
@@ -89,7 +91,10 @@ class Reading:
         return self._again[tuple(origin)]
 
     def run(self) -> Iterator[Item]:
-        while window := list(self._window()):
+        # Small ones first, so that nobody waits long for the first sample.
+        limit = min(_FIRST_WINDOW, self._source.window)
+        while window := list(self._window(limit)):
+            limit = min(2 * limit, self._source.window)
             found = [self._found.pop(position) for position in window]
             samples = self._source.read(found, self._troubles)
             for position, sample in zip(window, samples, strict=True):
@@ -97,12 +102,12 @@ class Reading:
                 if sample is not None:
                     yield Item(position, sample)
 
-    def _window(self) -> Iterator[Position]:
+    def _window(self, limit: int) -> Iterator[Position]:
         size = 0
         for position in self._order:
             yield position
             size += self._source.size(self._found[position])
-            if size >= self._source.window:
+            if size >= limit:
                 return
 
     def _shuffled(self) -> Iterator[Position]:
