@@ -60,7 +60,7 @@ class Reading:
         self._found: dict[Position, Any] = {}
         self._planning = False
         self._waiting: set[Position] = set()
-        self._again: Mapping[Position, Sample] = {}
+        self._again: Mapping[Position, Sample | None] = {}
         self._order = self._shuffled()
 
     def state(self) -> dict[str, Any]:
@@ -77,10 +77,14 @@ class Reading:
             self._waiting.discard(position)
         self._planning = False
         self._found = self._looked_up(self._waiting)
-        if missing := self._waiting - self._found.keys():
-            raise LoadError(f"{len(missing)} samples that were waiting are no longer there")
         self._waiting = set()
-        self._again = self._read_again(wanted)
+        again = self._looked_up(wanted)
+        samples = self._read(list(again.values()))
+        self._again = dict(zip(again, samples, strict=True))
+
+    def settle(self) -> None:
+        """Let go of what was kept for `make`."""
+        self._again = {}
 
     def positions(self, origin: Origin) -> Iterator[Position]:
         """Of which samples an item was made: here, itself."""
@@ -88,7 +92,10 @@ class Reading:
 
     def make(self, origin: Origin) -> Sample:
         """One of the ``wanted`` samples."""
-        return self._again[tuple(origin)]
+        sample = self._again[tuple(origin)]
+        if sample is None:
+            raise LoadError("a sample that was in work can no longer be had")
+        return sample
 
     def run(self) -> Iterator[Item]:
         # Small ones first, so that nobody waits long for the first sample.
@@ -96,17 +103,22 @@ class Reading:
         while window := list(self._window(limit)):
             limit = min(2 * limit, self._source.window)
             found = [self._found.pop(position) for position in window]
-            samples = self._source.read(found, self._troubles)
-            for position, sample in zip(window, samples, strict=True):
+            for position, sample in zip(window, self._read(found), strict=True):
                 self._taken += 1
                 if sample is not None:
-                    yield Item(position, sample)
+                    yield Item(list(position), sample)
+
+    def _read(self, found: Sequence[Any]) -> list[Sample | None]:
+        there = [one for one in found if one is not None]
+        samples = iter(self._source.read(there, self._troubles))
+        return [None if one is None else next(samples) for one in found]
 
     def _window(self, limit: int) -> Iterator[Position]:
         size = 0
         for position in self._order:
             yield position
-            size += self._source.size(self._found[position])
+            found = self._found[position]
+            size += 0 if found is None else self._source.size(found)
             if size >= limit:
                 return
 
@@ -146,27 +158,35 @@ class Reading:
             if number >= first and part.takes(number):
                 self._found[place, number] = found
                 yield place, number
+        # Those of a shard that is left out keep their places in the plan.
+        for missing in part.numbers(self._count(place) or 0, max(first, number + 1)):
+            self._found[place, missing] = None
+            yield place, missing
         if not self._source.counted and place == len(self._counts):
             self._counts.append(number + 1)
 
     def _looked_up(self, positions: Collection[Position]) -> dict[Position, Any]:
-        """What stands for the samples at these positions; each of their shards is gone through
-        once."""
+        """What stands for the samples at these positions, ``None`` for one that is left out. Each
+        of their shards is gone through once.
+
+        Raises:
+            LoadError: one is not there, and is not to be left out.
+        """
         by_part: dict[int, set[int]] = {}
         for place, number in positions:
             by_part.setdefault(place, set()).add(number)
-        found = {}
+        found: dict[Position, Any] = {}
         for place, numbers in by_part.items():
-            scanned = self._source.scan(self._parts[place].shard, self._troubles)
+            shard = self._parts[place].shard
+            scanned = self._source.scan(shard, self._troubles)
             for number, one in enumerate(itertools.islice(scanned, max(numbers) + 1)):
                 if number in numbers:
                     found[place, number] = one
+            missing = [(place, number) for number in numbers if (place, number) not in found]
+            if missing and self._troubles.policy == "raise":
+                raise LoadError(
+                    f"{len(missing)} of the samples that were in work are no longer in "
+                    f"{self._source.name(shard)}"
+                )
+            found.update(dict.fromkeys(missing))
         return found
-
-    def _read_again(self, positions: Collection[Position]) -> dict[Position, Sample]:
-        found = self._looked_up(positions)
-        samples = self._source.read(list(found.values()), self._troubles)
-        made = {p: s for p, s in zip(found, samples, strict=True) if s is not None}
-        if missing := set(positions) - made.keys():
-            raise LoadError(f"{len(missing)} samples that were in work are no longer there")
-        return made
