@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from reelmill.errors import ReelmillError, Rejected
     from reelmill.functions import function
     from reelmill.loading.dataset import load
+    from reelmill.loading.readers import open_video
     from reelmill.recipe import Recipe
     from reelmill.shards.reader import Sample
     from reelmill.store import Store
@@ -36,6 +37,7 @@ _PUBLIC = {
     "function": "reelmill.functions",
     "load": "reelmill.loading.dataset",
     "open_version": "reelmill.dataset",
+    "open_video": "reelmill.loading.readers",
 }
 
 __all__ = [
@@ -50,6 +52,7 @@ __all__ = [
     "load",
     "open_store",
     "open_version",
+    "open_video",
 ]
 
 

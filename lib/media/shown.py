@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
 from itertools import groupby
@@ -118,24 +118,41 @@ def shown(source: Source) -> Shown:
     """
     with open_media(source) as container:
         stream = video_stream(container)
-        if _tells(container, stream):
-            table = _packets(source, container, stream)
-            reorders = bool(stream.codec_context.has_b_frames)
-            if _is_plain(table, reorders):
-                return _by_packets(table, pixel_shape(stream))
+        found = shown_by_packets(source, container, stream)
         shape = pixel_shape(stream)
-    return _by_decoding(source, shape)
+    return found or shown_by_decoding(source, shape)
+
+
+def shown_by_packets(source: Source, container: Any, stream: Any) -> Shown | None:
+    """What :func:`shown` finds with nothing decoded, in a ``container`` that is open on ``source``
+    and stands at its beginning; None where all frames must be decoded. Leaves the container at the
+    beginning if the header's index tells, and else at the end."""
+    if not _tells(container, stream):
+        return None
+    table = _packets(source, container, stream)
+    reorders = bool(stream.codec_context.has_b_frames)
+    return _by_packets(table, pixel_shape(stream)) if _is_plain(table, reorders) else None
 
 
 def frames_at(
-    source: Source, there: Shown, numbers: Sequence[int]
+    source: Source,
+    there: Shown,
+    numbers: Sequence[int],
+    opened: tuple[Any, Any] | None = None,
+    *,
+    in_one_run: bool = False,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """The frames with these ``numbers`` (ascending, each once) of what :func:`shown` found there.
+
+    Args:
+        opened: a container on ``source`` that stays open, and its video stream; these are used by
+            one caller at a time, and may stand anywhere. Without, one is opened and closed.
+        in_one_run: seek once, to what the first frame needs, and decode from there to the last.
 
     Raises: Rejected ``undecodable`` where one of them cannot be decoded.
     """
     missing = list(numbers)
-    for number, frame in _sought(source, there, missing):
+    for number, frame in _sought(source, there, missing, opened, in_one_run):
         if number != missing[0]:
             break
         yield number, frame
@@ -152,6 +169,20 @@ def frames_at(
         elif frame.pts is not None and frame.pts > there.pts[number]:
             break
     raise Rejected("undecodable", f"frame {missing[0]} cannot be decoded")
+
+
+def packets_at(
+    container: Any, stream: Any, there: Shown, numbers: Sequence[int], *, in_one_run: bool = False
+) -> Iterator[Iterator[Any]]:
+    """The packets that the frames with these ``numbers`` (ascending, each once) need, as runs that
+    each begin with a keyframe and hold nothing that is shown before it. Nothing where seeking
+    cannot be relied upon. For arguments, see :func:`frames_at`."""
+    segments = _groups(there, numbers)
+    for segment in [_joined(segments)] if in_one_run and segments else segments:
+        assert there.packets is not None
+        start = int(there.packets.pts[segment.first])
+        run = _packets_of(container, stream, there, segment)
+        yield (packet for _, packet in run if packet.pts >= start)
 
 
 def _tells(container: Any, stream: Any) -> bool:
@@ -202,7 +233,8 @@ def _order(table: PacketTable) -> NDArray[np.int64]:
     return there[np.argsort(table.pts[there], kind="stable")]
 
 
-def _by_decoding(source: Source, shape: Fraction) -> Shown:
+def shown_by_decoding(source: Source, shape: Fraction) -> Shown:
+    """What :func:`shown` finds by decoding all frames, whose pixels have this ``shape``."""
     pts: list[int] = []
     keys: list[bool] = []
     base, duration = Fraction(1), 0
@@ -230,6 +262,13 @@ class _Segment:
 
 def _segments(there: Shown, numbers: Sequence[int]) -> list[_Segment]:
     """How to get to frames by seeking; nothing where decoding from the beginning is as good."""
+    found = _groups(there, numbers)
+    cost = sum(one.last - one.first + 1 for one in found)
+    return found if found and cost < SPARSE * (found[-1].last + 1) else []
+
+
+def _groups(there: Shown, numbers: Sequence[int]) -> list[_Segment]:
+    """The same at any cost; nothing where seeking cannot be relied upon."""
     table = there.packets
     if table is None or not numbers:
         return []
@@ -246,19 +285,37 @@ def _segments(there: Shown, numbers: Sequence[int]) -> list[_Segment]:
     for first, group in groupby(rows, key=lambda row: row[0]):
         wanted = {place: number for _, place, number in group}
         found.append(_Segment(first, max(wanted), wanted))
-    cost = sum(one.last - one.first + 1 for one in found)
-    return found if cost < SPARSE * (int(places.max()) + 1) else []
+    return found
+
+
+def _joined(segments: Sequence[_Segment]) -> _Segment:
+    """All from the beginning of the first segment to the end of the last."""
+    wanted = {place: number for one in segments for place, number in one.wanted.items()}
+    return _Segment(segments[0].first, max(wanted), wanted)
+
+
+@contextmanager
+def _opened(source: Source) -> Iterator[tuple[Any, Any]]:
+    with open_media(source) as container:
+        yield container, video_stream(container)
 
 
 def _sought(
-    source: Source, there: Shown, numbers: Sequence[int]
+    source: Source,
+    there: Shown,
+    numbers: Sequence[int],
+    opened: tuple[Any, Any] | None = None,
+    in_one_run: bool = False,
 ) -> Iterator[tuple[int, av.VideoFrame]]:
     """Frames by seeking, ascending; it ends at what is not to be had that way."""
-    segments = _segments(there, numbers)
+    segments = _groups(there, numbers) if opened else _segments(there, numbers)
     if not segments:
         return
-    with open_media(source) as container, suppress(av.FFmpegError):
-        stream = video_stream(container)
+    if in_one_run:
+        segments = [_joined(segments)]
+    open_one: AbstractContextManager[tuple[Any, Any]]
+    open_one = nullcontext(opened) if opened else _opened(source)
+    with open_one as (container, stream), suppress(av.FFmpegError):
         for segment in segments:
             numbers_at = {int(there.pts[number]): number for number in segment.wanted.values()}
             for place, frame in enumerate(_decoded(container, stream, there, segment)):
@@ -277,25 +334,36 @@ def _decoded(
 ) -> Iterator[av.VideoFrame]:
     """The frames of a segment, but for leading ones of its keyframe; and of those that are not
     wanted, only what others refer to."""
-    table, context = there.packets, stream.codec_context
+    assert there.packets is not None
+    context, start = stream.codec_context, int(there.packets.pts[segment.first])
+    for place, packet in _packets_of(container, stream, there, segment):
+        context.skip_frame = "DEFAULT" if place in segment.wanted else "NONREF"
+        yield from (frame for frame in context.decode(packet) if _is_behind(frame, start))
+    yield from (frame for frame in context.decode(None) if _is_behind(frame, start))
+    context.flush_buffers()
+
+
+def _packets_of(
+    container: Any, stream: Any, there: Shown, segment: _Segment
+) -> Iterator[tuple[int, Any]]:
+    """The packets of a segment, each with its place in decode order."""
+    table = there.packets
     assert table is not None
     start = int(table.pts[segment.first])
     # Indices are ordered by the times of showing in Matroska, and of decoding in others.
     by_pts = "matroska" in container.format.name
     container.seek(start if by_pts else int(table.dts[segment.first]), stream=stream)
+    stream.codec_context.flush_buffers()
     place = segment.first
     for packet in demux(container, [stream]):
         if not packet.size or (
             place == segment.first and not (packet.is_keyframe and packet.pts == start)
         ):
             continue
-        context.skip_frame = "DEFAULT" if place in segment.wanted else "NONREF"
-        yield from (frame for frame in context.decode(packet) if _is_behind(frame, start))
+        yield place, packet
         if place == segment.last:
             break
         place += 1
-    yield from (frame for frame in context.decode(None) if _is_behind(frame, start))
-    context.flush_buffers()
 
 
 def _is_behind(frame: av.VideoFrame, start: int) -> bool:

@@ -1,12 +1,15 @@
-"""What every reader of video is: the frames asked for, in the order asked, planned once here."""
+"""What every reader of video is, whatever decodes: the frames asked for, in the order asked."""
 
 from __future__ import annotations
 
+import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self, TypeAlias
+from typing import Any, Literal, Self, SupportsIndex, TypeAlias
+
+from reelmill.loading.readers.plan import Indices
 
 Mode: TypeAlias = Literal["seek", "stream"]
 """``seek`` finds each frame; ``stream`` decodes the range that covers them once."""
@@ -55,14 +58,16 @@ class VideoReader(ABC):
         return self.metadata.num_frames
 
     @abstractmethod
-    def read_frames(self, indices: Sequence[int] | slice) -> Any:
+    def read_frames(self, indices: Indices) -> Any:
         """The frames with these numbers, in the order asked, as one uint8 tensor (T, C, H, W), or
         (T, H, W, C) with ``output_format="THWC"``.
 
-        Numbers may repeat, come in any order, and be negative, from the end.
+        Numbers may repeat, come in any order, and be negative, from the end; they may be those of a
+        slice, a range, an array or a tensor.
 
         Raises:
             IndexError: there is no such frame.
+            TypeError: an index is no whole number.
             Rejected: ``undecodable`` where one of them cannot be decoded.
         """
 
@@ -76,7 +81,7 @@ class VideoReader(ABC):
         """
 
     @abstractmethod
-    def times(self, indices: Sequence[int] | slice) -> tuple[Any, Any]:
+    def times(self, indices: Indices) -> tuple[Any, Any]:
         """When frames begin and how long they are shown: two float64 tensors (T,), in seconds.
         Nothing is decoded. Raises as :meth:`read_frames` does."""
 
@@ -89,7 +94,19 @@ class VideoReader(ABC):
     def close(self) -> None:
         """Let go of the file and of what decodes it. Harmless when called again."""
 
+    async def read_frames_async(self, indices: Indices) -> Any:
+        """As :meth:`read_frames`, in a thread: decoders let other threads run."""
+        return await asyncio.to_thread(self.read_frames, indices)
+
+    def __getitem__(self, key: SupportsIndex | Indices) -> Any:
+        """The frame with one number, of shape (C, H, W) or (H, W, C), or those that
+        :meth:`read_frames` gives for several."""
+        if isinstance(key, SupportsIndex) and getattr(key, "ndim", 0) == 0:
+            return self.read_frames([key.__index__()])[0]
+        return self.read_frames(key)  # type: ignore[arg-type]
+
     def __iter__(self) -> Iterator[Any]:
+        """Each frame in turn."""
         for number in range(len(self)):
             yield self.read_frames([number])[0]
 

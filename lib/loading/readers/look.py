@@ -1,0 +1,142 @@
+"""What a reader knows of a video before it decodes: its frames, their times, and how they lie."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+
+from reelmill.errors import Rejected
+from reelmill.loading.readers.base import VideoMetadata
+from reelmill.media.decode import frames, pixel_shape
+from reelmill.media.packets import PacketTable
+from reelmill.media.probe import Source, first_frame, open_media, video_stream
+from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What one look at a video finds.
+
+    ``width`` and ``height`` are of frames as they are stored, which are upright after so many
+    ``turns`` of 90° counterclockwise. ``formats`` are FFmpeg's names of the container; ``stream``
+    is the number of the video stream in the file, ``place`` that among its video streams, and
+    ``start`` the time at which it says that it begins, in ticks.
+    """
+
+    shown: Shown
+    width: int
+    height: int
+    turns: int
+    codec: str
+    formats: frozenset[str]
+    stream: int
+    place: int
+    start: int
+
+    def __len__(self) -> int:
+        return len(self.shown)
+
+    @property
+    def upright(self) -> tuple[int, int]:
+        """(height, width) of frames as they are given out."""
+        size = self.height, self.width
+        return size[::-1] if self.turns % 2 else size
+
+    @property
+    def metadata(self) -> VideoMetadata:
+        there = self.shown
+        height, width = self.upright
+        base = there.time_base
+        return VideoMetadata(
+            num_frames=len(there),
+            width=width,
+            height=height,
+            begin_seconds=_seconds(int(there.pts[0]), base),
+            end_seconds=_seconds(there.end, base),
+            average_fps=float(len(there) / there.seconds),
+            codec=self.codec,
+        )
+
+    def times(self, numbers: list[int]) -> tuple[Any, Any]:
+        """Two float64 arrays, in seconds: when these frames begin, and how long they are shown."""
+        there = self.shown
+        bounds = np.append(there.pts, there.end)
+        at = np.asarray(numbers, dtype=np.int64)
+        base = there.time_base
+        over, under = float(base.numerator), float(base.denominator)
+        begin, end = bounds[at], bounds[at + 1]
+        return begin * over / under, (end - begin) * over / under
+
+    def number_at(self, seconds: float) -> int:
+        """The number of the frame that is shown at a time.
+
+        Raises: IndexError where none is.
+        """
+        there = self.shown
+        number = None
+        with suppress(ValueError, OverflowError):
+            passed = Fraction(seconds) - int(there.pts[0]) * there.time_base
+            # What was rounded when the beginning was told in seconds is no time before it.
+            number = there.at(max(passed, Fraction(0)) if passed >= -there.slack else passed)
+        if number is None:
+            begin, end = _seconds(int(there.pts[0]), there.time_base), self.metadata.end_seconds
+            raise IndexError(
+                f"no frame is shown at {seconds} s: the video lasts from {begin:g} s to {end:g} s"
+            )
+        return number
+
+    def number_of(self, pts: int) -> int | None:
+        """The number of the frame that begins at ``pts``; None where none does."""
+        at = int(np.searchsorted(self.shown.pts, pts))
+        return at if at < len(self) and self.shown.pts[at] == pts else None
+
+    def key_before(self, number: int) -> int:
+        """The number of the keyframe from which on all must be decoded to have a frame; 0, for the
+        beginning of the file, where that is not told."""
+        keys = np.flatnonzero(self.shown.keyframe[: number + 1])
+        return int(keys[-1]) if self.shown.packets is not None and len(keys) else 0
+
+    def pts_of(self, seconds: float) -> int:
+        """The tick that is nearest to a time."""
+        base = self.shown.time_base
+        return round(seconds * base.denominator / base.numerator)
+
+
+def _seconds(ticks: int, base: Fraction) -> float:
+    return ticks * base.numerator / base.denominator
+
+
+def look_at(source: Source) -> Look:
+    """What a reader needs to know of ``source``. One frame is decoded, or all of them where the
+    packets do not tell which are shown. Raises as :func:`~reelmill.media.shown.shown` does."""
+    with open_media(source) as container:
+        stream = video_stream(container)
+        there = shown_by_packets(source, container, stream)
+        frame = _first(container, stream, there.packets) if there else next(frames(source), None)
+        if frame is None:
+            raise Rejected("undecodable", "no frame of the video can be decoded")
+        videos = [one.index for one in container.streams.video]
+        return Look(
+            shown=there or shown_by_decoding(source, pixel_shape(stream)),
+            width=frame.width,
+            height=frame.height,
+            turns=round(frame.rotation / 90) % 4,
+            codec=stream.codec_context.codec.canonical_name,
+            formats=frozenset(container.format.name.split(",")),
+            stream=stream.index,
+            place=videos.index(stream.index),
+            start=stream.start_time or 0,
+        )
+
+
+def _first(container: Any, stream: Any, table: PacketTable | None) -> Any | None:
+    """The first frame that can be decoded, by which pictures are turned."""
+    if table is not None:
+        with suppress(av.FFmpegError):
+            container.seek(int(table.dts[0]), stream=stream)
+    return first_frame(container, stream)
