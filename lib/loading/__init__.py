@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reelmill.loading.assemble import Assembler
+    from reelmill.loading.associate import Associate
     from reelmill.loading.batch import FrameBatch
     from reelmill.loading.cache import ShardCache
     from reelmill.loading.containers import (
@@ -27,9 +28,11 @@ if TYPE_CHECKING:
     from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
     from reelmill.loading.select import Selection, select_fields, to_tuples
     from reelmill.loading.trace import Trace
+    from reelmill.loading.videos import VideoAndAudio, torch_video, video
 
 _PUBLIC = {
     "Assembler": "reelmill.loading.assemble",
+    "Associate": "reelmill.loading.associate",
     "Dataset": "reelmill.loading.dataset",
     "Decoder": "reelmill.loading.decoders",
     "FlowField": "reelmill.loading.pictures",
@@ -41,6 +44,7 @@ _PUBLIC = {
     "ShardOpener": "reelmill.loading.openers",
     "Stream": "reelmill.loading.dataset",
     "Trace": "reelmill.loading.trace",
+    "VideoAndAudio": "reelmill.loading.videos",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "backends": "reelmill.loading.readers",
@@ -54,10 +58,13 @@ _PUBLIC = {
     "open_video": "reelmill.loading.readers",
     "select_fields": "reelmill.loading.select",
     "to_tuples": "reelmill.loading.select",
+    "torch_video": "reelmill.loading.videos",
+    "video": "reelmill.loading.videos",
 }
 
 __all__ = [
     "Assembler",
+    "Associate",
     "Dataset",
     "Decoder",
     "FlowField",
@@ -69,6 +76,7 @@ __all__ = [
     "ShardOpener",
     "Stream",
     "Trace",
+    "VideoAndAudio",
     "VideoMetadata",
     "VideoReader",
     "backends",
@@ -82,6 +90,8 @@ __all__ = [
     "open_video",
     "select_fields",
     "to_tuples",
+    "torch_video",
+    "video",
 ]
 
 
