@@ -26,6 +26,13 @@ if TYPE_CHECKING:
     from reelmill.loading.pictures import FlowField
     from reelmill.loading.random_access import RandomAccess
     from reelmill.loading.readers import VideoMetadata, VideoReader, backends, open_video
+    from reelmill.loading.samplers import (
+        clips_at_random_indices,
+        clips_at_random_timestamps,
+        clips_at_regular_indices,
+        clips_at_regular_timestamps,
+        sample_clips,
+    )
     from reelmill.loading.select import Selection, select_fields, to_tuples
     from reelmill.loading.trace import Trace
     from reelmill.loading.videos import VideoAndAudio, torch_video, video
@@ -48,6 +55,10 @@ _PUBLIC = {
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "backends": "reelmill.loading.readers",
+    "clips_at_random_indices": "reelmill.loading.samplers",
+    "clips_at_random_timestamps": "reelmill.loading.samplers",
+    "clips_at_regular_indices": "reelmill.loading.samplers",
+    "clips_at_regular_timestamps": "reelmill.loading.samplers",
     "collate": "reelmill.loading.loader",
     "decode_msgpack": "reelmill.loading.containers",
     "decode_tenbin": "reelmill.loading.containers",
@@ -56,6 +67,7 @@ _PUBLIC = {
     "encode_tenbin": "reelmill.loading.containers",
     "load": "reelmill.loading.dataset",
     "open_video": "reelmill.loading.readers",
+    "sample_clips": "reelmill.loading.samplers",
     "select_fields": "reelmill.loading.select",
     "to_tuples": "reelmill.loading.select",
     "torch_video": "reelmill.loading.videos",
@@ -80,6 +92,10 @@ __all__ = [
     "VideoMetadata",
     "VideoReader",
     "backends",
+    "clips_at_random_indices",
+    "clips_at_random_timestamps",
+    "clips_at_regular_indices",
+    "clips_at_regular_timestamps",
     "collate",
     "decode_msgpack",
     "decode_tenbin",
@@ -88,6 +104,7 @@ __all__ = [
     "encode_tenbin",
     "load",
     "open_video",
+    "sample_clips",
     "select_fields",
     "to_tuples",
     "torch_video",

@@ -171,6 +171,20 @@ def frames_at(
     raise Rejected("undecodable", f"frame {missing[0]} cannot be decoded")
 
 
+def packets_at(
+    container: Any, stream: Any, there: Shown, numbers: Sequence[int], *, in_one_run: bool = False
+) -> Iterator[Iterator[Any]]:
+    """The packets that the frames with these ``numbers`` (ascending, each once) need, as runs that
+    each begin with a keyframe and hold nothing that is shown before it. Nothing where seeking
+    cannot be relied upon. For arguments, see :func:`frames_at`."""
+    segments = _groups(there, numbers)
+    for segment in [_joined(segments)] if in_one_run and segments else segments:
+        assert there.packets is not None
+        start = int(there.packets.pts[segment.first])
+        run = _packets_of(container, stream, there, segment)
+        yield (packet for _, packet in run if packet.pts >= start)
+
+
 def _tells(container: Any, stream: Any) -> bool:
     formats = set(container.format.name.split(","))
     return bool(formats & _STAMPED) and stream.codec_context.codec.canonical_name in _WHOLE_PACKETS
@@ -320,26 +334,36 @@ def _decoded(
 ) -> Iterator[av.VideoFrame]:
     """The frames of a segment, but for leading ones of its keyframe; and of those that are not
     wanted, only what others refer to."""
-    table, context = there.packets, stream.codec_context
+    assert there.packets is not None
+    context, start = stream.codec_context, int(there.packets.pts[segment.first])
+    for place, packet in _packets_of(container, stream, there, segment):
+        context.skip_frame = "DEFAULT" if place in segment.wanted else "NONREF"
+        yield from (frame for frame in context.decode(packet) if _is_behind(frame, start))
+    yield from (frame for frame in context.decode(None) if _is_behind(frame, start))
+    context.flush_buffers()
+
+
+def _packets_of(
+    container: Any, stream: Any, there: Shown, segment: _Segment
+) -> Iterator[tuple[int, Any]]:
+    """The packets of a segment, each with its place in decode order."""
+    table = there.packets
     assert table is not None
     start = int(table.pts[segment.first])
     # Indices are ordered by the times of showing in Matroska, and of decoding in others.
     by_pts = "matroska" in container.format.name
     container.seek(start if by_pts else int(table.dts[segment.first]), stream=stream)
-    context.flush_buffers()
+    stream.codec_context.flush_buffers()
     place = segment.first
     for packet in demux(container, [stream]):
         if not packet.size or (
             place == segment.first and not (packet.is_keyframe and packet.pts == start)
         ):
             continue
-        context.skip_frame = "DEFAULT" if place in segment.wanted else "NONREF"
-        yield from (frame for frame in context.decode(packet) if _is_behind(frame, start))
+        yield place, packet
         if place == segment.last:
             break
         place += 1
-    yield from (frame for frame in context.decode(None) if _is_behind(frame, start))
-    context.flush_buffers()
 
 
 def _is_behind(frame: av.VideoFrame, start: int) -> bool:

@@ -91,6 +91,38 @@ BACKENDS: Final = {
             takes=("path", "bytes", "file"),
             decoder=f"{_HERE}.torchcodec:TorchcodecDecoder",
         ),
+        Backend(
+            name="opencv",
+            module="cv2",
+            install="reelmill",
+            devices=("cpu",),
+            takes=("path", "file"),
+            decoder=f"{_HERE}.opencv:OpencvDecoder",
+        ),
+        Backend(
+            name="torchvision",
+            module="torchvision",
+            install="'torchvision<0.26'",
+            devices=("cpu",),
+            takes=("path", "bytes"),
+            decoder=f"{_HERE}.torchvision:TorchvisionDecoder",
+        ),
+        Backend(
+            name="pynvvideocodec",
+            module="PyNvVideoCodec",
+            install="'reelmill[gpu]'",
+            devices=("cuda",),
+            takes=("path", "bytes", "file"),
+            decoder=f"{_HERE}.pynvvideocodec:PynvvideocodecDecoder",
+        ),
+        Backend(
+            name="vali",
+            module="python_vali",
+            install="python_vali",
+            devices=("cuda",),
+            takes=("path",),
+            decoder=f"{_HERE}.vali:ValiDecoder",
+        ),
     )
 }
 """All backends by name."""

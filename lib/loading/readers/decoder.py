@@ -40,6 +40,14 @@ class Job:
         size = self.look.upright
         return (*size, 3) if self.channels_last else (3, *size)
 
+    def unsupported(self, library: str, what: str) -> UnsupportedError:
+        """The error that says what a library does with this video, or cannot do."""
+        look = self.look
+        return UnsupportedError(
+            f"{library} {what} ({self.media.name}: {look.codec} in "
+            f"{','.join(sorted(look.formats))}): open it with backend='pyav'"
+        )
+
 
 class Decoder(ABC, Generic[P]):
     """The frames of one video out of one library, for one user at a time.

@@ -95,6 +95,12 @@ class Look:
         at = int(np.searchsorted(self.shown.pts, pts))
         return at if at < len(self) and self.shown.pts[at] == pts else None
 
+    def key_before(self, number: int) -> int:
+        """The number of the keyframe from which on all must be decoded to have a frame; 0, for the
+        beginning of the file, where that is not told."""
+        keys = np.flatnonzero(self.shown.keyframe[: number + 1])
+        return int(keys[-1]) if self.shown.packets is not None and len(keys) else 0
+
     def pts_of(self, seconds: float) -> int:
         """The tick that is nearest to a time."""
         base = self.shown.time_base

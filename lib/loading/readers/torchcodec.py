@@ -34,17 +34,17 @@ class TorchcodecDecoder(Decoder[Any]):
         super().__init__(job, takes)
         look = job.look
         if not look.formats & FORMATS or look.shown.packets is None:
-            raise _unsupported("does not tell frames of this container apart", job)
+            raise self._unsupported("does not tell frames of this container apart")
         if not job.media.begins_as(look.formats):
-            raise _unsupported("is not given a file that begins with something else", job)
+            raise self._unsupported("is not given a file that begins with something else")
         self._open = ExitStack()
         try:
             self._decoder = self._opened()
             size = self._decoder.metadata.height, self._decoder.metadata.width
             if len(self._decoder) != len(look):
-                raise _unsupported(f"finds {len(self._decoder)} frames of {len(look)}", job)
+                raise self._unsupported(f"finds {len(self._decoder)} frames of {len(look)}")
             if size not in (look.upright, (look.height, look.width)):
-                raise _unsupported("finds frames of another size", job)
+                raise self._unsupported("finds frames of another size")
         except BaseException:
             self._open.close()
             raise
@@ -63,7 +63,7 @@ class TorchcodecDecoder(Decoder[Any]):
                 seek_mode="exact",
             )
         except _ERRORS as error:
-            raise _unsupported(f"cannot open it ({first_lines(error)})", job) from error
+            raise self._unsupported(f"cannot open it ({first_lines(error)})") from error
 
     def sought(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
         for number in numbers:
@@ -101,22 +101,18 @@ class TorchcodecDecoder(Decoder[Any]):
                 f"TorchCodec cannot decode {which} ({first_lines(error)}); backend='pyav' may",
             ) from error
 
+    def _unsupported(self, what: str) -> UnsupportedError:
+        return self.job.unsupported("TorchCodec", what)
+
     def _check(self, numbers: list[int], seconds: Any, shape: Any) -> None:
         """Raise where these are not the frames that were asked for."""
         told = self.job.look.times(numbers)[0]
         wrong = np.abs(seconds - told) > float(self.job.look.shown.slack)
         if wrong.any():
             number = numbers[int(wrong.argmax())]
-            raise _unsupported(f"gives another frame for frame {number}", self.job)
+            raise self._unsupported(f"gives another frame for frame {number}")
         if tuple(shape) != self.job.shape:
-            raise _unsupported(f"gives frames of shape {tuple(shape)}", self.job)
-
-
-def _unsupported(what: str, job: Job) -> UnsupportedError:
-    return UnsupportedError(
-        f"TorchCodec {what} ({job.media.name}, {job.look.codec} in "
-        f"{','.join(sorted(job.look.formats))}): open it with backend='pyav'"
-    )
+            raise self._unsupported(f"gives frames of shape {tuple(shape)}")
 
 
 def check(device: str) -> None:

@@ -9,12 +9,12 @@ packet it was: its time is that packet's, in presentation order, and not what th
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing, contextmanager, nullcontext
 from dataclasses import dataclass
 from fractions import Fraction
 from functools import cache
-from typing import Any
+from typing import Any, TypeAlias
 
 import av
 import numpy as np
@@ -42,6 +42,9 @@ most videos that follow: a larger one needs a decoder of its own."""
 _LEFT_CHROMA = frozenset({"h264", "hevc", "mpeg2video"})
 """Codecs whose chroma lies on the left one of two pixels where the stream does not say otherwise;
 of the others swscale takes it to lie between them. PyAV does not tell what a stream says."""
+
+Take: TypeAlias = Callable[[Any, Any], Iterator[Iterator[Any]]]
+"""Picks packets of an open container's video stream, in runs that each begin with a keyframe."""
 
 _PROGRESSIVE = (0, 1)  # AV_FIELD_UNKNOWN, as codecs have it that know no fields, and …_PROGRESSIVE
 _FULL_RANGE = 2  # AVCOL_RANGE_JPEG
@@ -113,9 +116,12 @@ class Nvdec:
         self._idle = [_Engine(self) for _ in range(self.engines)]
         self._changed = threading.Condition()
 
-    def decode(self, source: Source, batch: int = BATCH) -> Generator[Decoded, None, None]:
+    def decode(
+        self, source: Source, batch: int = BATCH, take: Take | None = None
+    ) -> Generator[Decoded, None, None]:
         """Batches of at most ``batch`` frames, with the times of their packets, which are those of
-        :func:`~reelmill.media.decode.frames`.
+        :func:`~reelmill.media.decode.frames`: all frames, or those of the packets that ``take``
+        picks.
 
         Raises :class:`RefusedError` where the CPU's decoder is to be used: before the first batch
         for a kind of stream that the card lacks, or behind any batch for what went wrong with this
@@ -126,7 +132,7 @@ class Nvdec:
             stream = video_stream(container)
             header = self._accepted(stream)
             with self._engine() as engine:
-                frames = engine.frames(header, _packets(container, stream))
+                frames = engine.frames(header, _packets(container, stream, take or _all))
                 with closing(frames):
                     held: list[_Frame] = []
                     for frame in frames:
@@ -318,16 +324,19 @@ def _noted(packet: Any) -> _Sent:
     return _Sent(packet.pts, end, packet.is_keyframe, packet.is_discard)
 
 
-def _packets(container: Any, stream: Any) -> Iterator[Any]:
-    """The packets of ``stream`` as NVDEC takes them, and ``None`` behind the last one."""
+def _all(container: Any, stream: Any) -> Iterator[Iterator[Any]]:
+    yield demux(container, [stream])
+
+
+def _packets(container: Any, stream: Any, take: Take) -> Iterator[Any]:
+    """The packets of ``stream`` as NVDEC takes them, and ``None`` behind the last one of a run."""
     name = _ANNEX_B.get(stream.codec_context.codec.canonical_name)
     filtered = av.BitStreamFilterContext(name, stream) if name else None
-    for packet in demux(container, [stream]):
-        if packet.size:
-            yield from filtered.filter(packet) if filtered else (packet,)
-    if filtered:
-        yield from filtered.filter(None)
-    yield None
+    for run in take(container, stream):
+        for packet in run:
+            if packet.size:
+                yield from filtered.filter(packet) if filtered else (packet,)
+        yield None
 
 
 def _header(stream: Any) -> Header:
