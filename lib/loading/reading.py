@@ -11,7 +11,10 @@ so that the state tells that, too.
 from __future__ import annotations
 
 import itertools
+import types
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Final, NamedTuple, TypeAlias
 
 from reelmill.errors import LoadError
@@ -40,6 +43,7 @@ class Reading:
 
     Args:
         key: decides what is picked.
+        marks: fields that every sample gets.
     """
 
     def __init__(
@@ -49,8 +53,10 @@ class Reading:
         shuffles: Sequence[Shuffle],
         key: int,
         troubles: Troubles,
+        marks: Mapping[str, Any] = types.MappingProxyType({}),
     ) -> None:
         self._source = source
+        self._marks = marks
         self._parts = parts
         self._shuffles = shuffles
         self._key = key
@@ -98,20 +104,42 @@ class Reading:
         return sample
 
     def run(self) -> Iterator[Item]:
-        # Small ones first, so that nobody waits long for the first sample.
-        limit = min(_FIRST_WINDOW, self._source.window)
-        while window := list(self._window(limit)):
-            limit = min(2 * limit, self._source.window)
-            found = [self._found.pop(position) for position in window]
-            for position, sample in zip(window, self._read(found), strict=True):
+        for window, samples in self._windows_read():
+            for position, sample in zip(window, samples, strict=True):
                 self._taken += 1
                 if sample is not None:
                     yield Item(list(position), sample)
 
+    def _windows_read(self) -> Iterator[tuple[list[Position], list[Sample | None]]]:
+        if not self._source.reads_ahead:
+            for window, found in self._windows():
+                yield window, self._read(found)
+            return
+        with ThreadPoolExecutor(1, "reelmill-reading") as pool:
+            waiting: deque[tuple[list[Position], Future[list[Sample | None]]]] = deque()
+            for window, found in self._windows():
+                waiting.append((window, pool.submit(self._read, found)))
+                if len(waiting) > 1:
+                    window, samples = waiting.popleft()
+                    yield window, samples.result()
+            for window, samples in waiting:
+                yield window, samples.result()
+
+    def _windows(self) -> Iterator[tuple[list[Position], list[Any]]]:
+        # Small ones first, so that nobody waits long for the first sample.
+        limit = min(_FIRST_WINDOW, self._source.window)
+        while window := list(self._window(limit)):
+            limit = min(2 * limit, self._source.window)
+            yield window, [self._found.pop(position) for position in window]
+
     def _read(self, found: Sequence[Any]) -> list[Sample | None]:
         there = [one for one in found if one is not None]
         samples = iter(self._source.read(there, self._troubles))
-        return [None if one is None else next(samples) for one in found]
+        read = [None if one is None else next(samples) for one in found]
+        for sample in read:
+            if sample is not None:
+                sample.update(self._marks)
+        return read
 
     def _window(self, limit: int) -> Iterator[Position]:
         size = 0

@@ -125,6 +125,7 @@ class Shelf:
     counts: list[int]
     counted: bool = True
     window: int = 0
+    reads_ahead: bool = False
     identity: str = "shelf"
     scans: list[int] = field(default_factory=list)
     reads: list[Any] = field(default_factory=list)
@@ -191,7 +192,7 @@ SHUFFLES = st.lists(
 
 @settings(max_examples=150, deadline=None)
 @given(
-    st.builds(Shelf, Counts, st.booleans(), st.integers(0, 5)),
+    st.builds(Shelf, Counts, st.booleans(), st.integers(0, 5), st.booleans()),
     Nodes,
     SHUFFLES,
     STAGES,
