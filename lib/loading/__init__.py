@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reelmill.loading.assemble import Assembler
+    from reelmill.loading.associate import Associate
     from reelmill.loading.batch import FrameBatch
     from reelmill.loading.cache import ShardCache
     from reelmill.loading.containers import (
@@ -34,9 +35,11 @@ if TYPE_CHECKING:
     )
     from reelmill.loading.select import Selection, select_fields, to_tuples
     from reelmill.loading.trace import Trace
+    from reelmill.loading.videos import VideoAndAudio, torch_video, video
 
 _PUBLIC = {
     "Assembler": "reelmill.loading.assemble",
+    "Associate": "reelmill.loading.associate",
     "Dataset": "reelmill.loading.dataset",
     "Decoder": "reelmill.loading.decoders",
     "FlowField": "reelmill.loading.pictures",
@@ -48,6 +51,7 @@ _PUBLIC = {
     "ShardOpener": "reelmill.loading.openers",
     "Stream": "reelmill.loading.dataset",
     "Trace": "reelmill.loading.trace",
+    "VideoAndAudio": "reelmill.loading.videos",
     "VideoMetadata": "reelmill.loading.readers",
     "VideoReader": "reelmill.loading.readers",
     "backends": "reelmill.loading.readers",
@@ -66,10 +70,13 @@ _PUBLIC = {
     "sample_clips": "reelmill.loading.samplers",
     "select_fields": "reelmill.loading.select",
     "to_tuples": "reelmill.loading.select",
+    "torch_video": "reelmill.loading.videos",
+    "video": "reelmill.loading.videos",
 }
 
 __all__ = [
     "Assembler",
+    "Associate",
     "Dataset",
     "Decoder",
     "FlowField",
@@ -81,6 +88,7 @@ __all__ = [
     "ShardOpener",
     "Stream",
     "Trace",
+    "VideoAndAudio",
     "VideoMetadata",
     "VideoReader",
     "backends",
@@ -99,6 +107,8 @@ __all__ = [
     "sample_clips",
     "select_fields",
     "to_tuples",
+    "torch_video",
+    "video",
 ]
 
 

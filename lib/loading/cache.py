@@ -14,18 +14,26 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO, Final, cast
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple, cast
 
 from reelmill.digest import sha256
 from reelmill.errors import NotFoundError, ShardError, StoreError
 from reelmill.loading.samples import shown
 
 if TYPE_CHECKING:
-    from reelmill.loading.openers import Opened
     from reelmill.store.backend import Backend, Range
 
 _PIECE: Final = 4 << 20
 _TMP: Final = "tmp"
+
+
+class Opened(NamedTuple):
+    """A file that is about to be read, and what is known of it: its size in bytes, and a tag that
+    changes with its content, such as an ETag."""
+
+    file: BinaryIO
+    size: int | None = None
+    tag: str | None = None
 
 
 class ShardCache:
@@ -45,6 +53,11 @@ class ShardCache:
         self.max_bytes = max_bytes
         with self._failing():
             (self.folder / _TMP).mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def at(cls, place: ShardCache | str | Path | None) -> ShardCache | None:
+        """A cache, from what people call one."""
+        return cls(place) if isinstance(place, str | Path) else place
 
     def keep(self, url: str, opened: Opened) -> BinaryIO:
         """The shard of an address, from here if it is kept, and else kept from now on.

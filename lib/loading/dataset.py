@@ -7,18 +7,23 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial as bound
+from pathlib import Path
 from typing import Any, Final, Self
 
 from reelmill.dataset import Version, open_version
 from reelmill.errors import LoadError, MissingDependencyError, ReelmillError
+from reelmill.loading.associate import Associate, Associator
+from reelmill.loading.cache import ShardCache
+from reelmill.loading.decoders import Spec, decoder
 from reelmill.loading.loader import Loader, collate
+from reelmill.loading.openers import Opener, ShardOpener
 from reelmill.loading.plan import Even, Part, Reader, deal, deal_evenly, key_of, order_of
 from reelmill.loading.random_access import RandomAccess, counts
 from reelmill.loading.reading import Reading
+from reelmill.loading.select import Missing, Selection
 from reelmill.loading.shuffle import Shuffle
 from reelmill.loading.source import (
     OnError,
-    Opener,
     Source,
     TarSource,
     Troubles,
@@ -145,14 +150,43 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         stays with a dict."""
         return self._each("map", described(function), function, handler=handler)
 
-    def decode(self, *specs: Any, only: Any = None) -> Self:
-        """Fields decoded by their names, as webdataset's ``decode`` does it."""
-        from webdataset import autodecode
-
-        handlers = [autodecode.ImageHandler(one) if isinstance(one, str) else one for one in specs]
-        decoder = autodecode.Decoder([_refused, *handlers], only=only)
+    def decode(self, *specs: Spec, only: str | Collection[str] | None = None) -> Self:
+        """Fields decoded by their names: see :func:`~reelmill.loading.decoders.decoder`."""
         label = ", ".join(one if isinstance(one, str) else described(one) for one in specs)
-        return self._each("map", f"decode: {label}", decoder)
+        chosen = f", only={only}" if only is not None else ""
+        return self._each("map", f"decode: {label}{chosen}", decoder(*specs, only=only).sample)
+
+    def associate(
+        self,
+        source: Associator | Dataset | str,
+        *,
+        store: Store | str | None = None,
+        **options: Any,
+    ) -> Self:
+        """More fields for each sample: see :class:`~reelmill.loading.associate.Associate`, which
+        takes the ``options``.
+
+        Args:
+            source: a dict, a function, a version or its name, or a dataset of one, of which nothing
+                but the version and the choice of fields counts.
+            store: where the version of that name is; by default where this dataset is.
+        """
+        mine = self.source if isinstance(self.source, VersionSource) else None
+        if isinstance(source, Dataset):
+            if not isinstance(source.source, VersionSource):
+                raise LoadError("of tars without an index no sample can be looked up: give a dict")
+            options.setdefault("fields", source.source.fields)
+            source = source.source.version
+        if isinstance(source, str):
+            place = store or (mine.version.store if mine else None)
+            if place is None:
+                raise LoadError(f"{source!r} is a version's name: say in which store=… it is")
+            source = open_version(place, source)
+        if mine is not None:
+            options.setdefault("shard", bound(_shard_id, mine))
+        named = str(source) if isinstance(source, Version) else described(source)
+        label = ", ".join(f"{name}={one}" for name, one in options.items() if name != "shard")
+        return self._each("map", f"associate: {named}, {label}", Associate(source, **options))
 
     def map_dict(
         self, *, handler: Callable[..., bool] | None = None, **functions: Callable[[Any], Any]
@@ -170,13 +204,18 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         label = ", ".join(map(described, functions))
         return self._each("map_tuple", label, *functions, handler=handler)
 
-    def to_tuple(self, *fields: str, **options: Any) -> Self:
-        """Tuples of fields; ``"jpg;png"`` is the first of these that a sample has."""
-        return self._each("to_tuple", " ".join(fields), *fields, **options)
+    def to_tuple(self, *fields: str, missing: Missing = "error") -> Self:
+        """Tuples of fields; of ``"jpg;png"`` the first that a sample has: see `Selection`."""
+        selection = Selection(*fields, missing=missing)
+        return self._each("map", f"to_tuple: {selection}", selection.values)
 
-    def select(self, predicate: Callable[[Any], bool]) -> Self:
-        """Those samples of which ``predicate`` is true."""
-        return self._each("select", described(predicate), predicate)
+    def select(self, *what: str | Callable[[Any], bool], missing: Missing = "error") -> Self:
+        """Samples with some of their fields, as ``"jpg;png cls"``; or, given a function, those
+        samples of which it is true."""
+        if len(what) == 1 and callable(what[0]):
+            return self._each("select", described(what[0]), what[0])
+        selection = Selection(*map(str, what), missing=missing)
+        return self._each("map", f"select: {selection}", selection.sample)
 
     def rename(self, *, keep: bool = True, **names: str) -> Self:
         """Fields under other names, as ``new="old"``."""
@@ -488,9 +527,9 @@ def _flattened(function: Callable[[Any], Iterator[Any]], things: Iterator[Any]) 
         yield from function(thing)
 
 
-def _refused(name: str, data: bytes) -> None:
-    if name.rpartition(".")[2] in ("pyd", "pickle", "pkl", "pth", "pt"):
-        raise LoadError(f"field {name} holds a program, which is not executed")
+def _shard_id(source: VersionSource, sample: Mapping[str, Any]) -> str:
+    """The ID of the shard that a sample of a source lies in."""
+    return source.listed[source.shard_at(sample["__url__"])].id
 
 
 def load(
@@ -502,7 +541,8 @@ def load(
     nodes: tuple[int, int] | None = None,
     even: Even | None = None,
     on_error: OnError = "raise",
-    opener: Opener | None = None,
+    opener: Opener | Mapping[str, Opener] | None = None,
+    cache: ShardCache | str | Path | None = None,
 ) -> Dataset:
     """Load a dataset for training.
 
@@ -517,13 +557,16 @@ def load(
             epoch, ``repeat`` gives some twice. It needs to know how many samples shards have: tars
             without an index are read through for that, once.
         on_error: ``skip`` leaves out samples and shards that cannot be had, counts and warns.
-        opener: opens addresses of tars, as a binary file; by default files, and what fsspec knows.
+        opener: opens addresses of tars, as a binary file, or such functions by the scheme of the
+            address: see :class:`~reelmill.loading.openers.ShardOpener`.
+        cache: a folder of this machine where tars of others are kept, or a `ShardCache`, which can
+            have a bound.
 
     Raises:
         NotFoundError: there is no such version.
         ReelmillError: it has no samples, or no such field.
     """
-    source = _source(what, store, fields, opener)
+    source = _source(what, store, fields, opener, ShardCache.at(cache))
     return Dataset(source, seed=seed, nodes=nodes, even=even, on_error=on_error)
 
 
@@ -531,14 +574,20 @@ def _source(
     what: str | Version | Sequence[str],
     store: Store | str | None,
     fields: Collection[str] | None,
-    opener: Opener | None,
+    opener: Opener | Mapping[str, Opener] | None,
+    cache: ShardCache | None,
 ) -> Source:
     if isinstance(what, str) and store is not None:
         what = open_version(store, what)
     if isinstance(what, Version):
         if opener is not None:
             raise ReelmillError("the tars of a version are read by its store: leave opener out")
-        return VersionSource(what, fields)
+        return VersionSource(what, fields, cache)
+    if isinstance(opener, ShardOpener):
+        if cache is not None:
+            raise ReelmillError("a ShardOpener has its own cache: give it the cache")
+    else:
+        opener = ShardOpener(opener, cache=cache)
     if isinstance(what, str):
         if _SPEC.fullmatch(what) and not what.endswith(".tar"):
             raise ReelmillError(f"{what!r} is a version's name: say in which store=… it is")

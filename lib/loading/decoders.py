@@ -19,7 +19,7 @@ from reelmill.loading.containers import (
     unpack_gzip,
 )
 from reelmill.loading.fields import PASS, FieldDecoder
-from reelmill.loading.pictures import SPECS, ImageDecoder, Measured
+from reelmill.loading.pictures import ImageDecoder, Measured
 from reelmill.loading.samples import Sample, place_of, reason
 
 Handler: TypeAlias = Callable[[str, bytes], Any]
@@ -62,9 +62,10 @@ def decoder(*specs: Spec, only: str | Iterable[str] | None = None) -> Decoder:
     """A decoder of samples; also a handler that webdataset's ``decode`` takes.
 
     Args:
-        specs: ``rgb`` and its like (see ``pictures.SPECS``) for pictures; functions by the ends of
-            names, of which the longest that fits is taken; webdataset's handlers. These functions
-            are asked before anything that is built in, in the order given.
+        specs: ``rgb`` and its like (see ``pictures.SPECS``) for pictures; ``video`` for readers of
+            videos, or :class:`~reelmill.loading.videos.video` for frames of them; functions by the
+            ends of names, of which the longest that fits is taken; webdataset's handlers. Functions
+            and handlers are asked before anything that is built in, in the order given.
         only: decode these fields alone, by the ends of their names (``"jpg json"``); others keep
             their bytes.
 
@@ -74,7 +75,7 @@ def decoder(*specs: Spec, only: str | Iterable[str] | None = None) -> Decoder:
     return Decoder(specs, only)
 
 
-class Decoder:
+class Decoder(FieldDecoder):
     """See :func:`decoder`. Can be pickled if the functions that it was given can."""
 
     def __init__(self, specs: Iterable[Spec], only: str | Iterable[str] | None = None) -> None:
@@ -82,7 +83,9 @@ class Decoder:
         pictures: list[FieldDecoder] = []
         tensors = False
         for spec in specs:
-            if isinstance(spec, str):
+            if spec == "video":
+                own.append(_video())
+            elif isinstance(spec, str):
                 image = ImageDecoder(spec)
                 tensors = tensors or image.container == "torch"
                 pictures.append(image)
@@ -91,18 +94,25 @@ class Decoder:
             elif callable(spec):
                 own.append(spec if isinstance(spec, FieldDecoder) else _Foreign(spec))
             else:
-                raise ValueError(f"{spec!r} is no decoder: give {', '.join(SPECS)} or a function")
+                raise ValueError(
+                    f"{spec!r} is no decoder: give a name, a function or a dict of them"
+                )
         self._handlers = [*own, Measured(tensors), *pictures, _ByName(BASIC)]
         chosen = only.split() if isinstance(only, str) else only
         self._only = None if chosen is None else _ByName(dict.fromkeys(chosen, _text))
 
-    def __call__(self, name: str, data: bytes) -> Any:
-        """The value of one field; None if nothing knows it, or it is not to be decoded."""
-        name = name.removeprefix(".")
+    def value(self, name: str, data: bytes) -> Any:
+        """The value of one field; PASS if nothing knows it, or it is not to be decoded."""
         if self._only is not None and not self._only.fits(name):
-            return None
-        value = self._value(name, data)
-        return None if value is PASS else value
+            return PASS
+        is_packed = name.endswith(".gz")
+        if is_packed:
+            name, data = name[:-3], unpack_gzip(data)
+        for handler in self._handlers:
+            value = handler.value(name, data)
+            if value is not PASS:
+                return value
+        return data if is_packed else PASS
 
     def sample(self, sample: Sample) -> Sample:
         """A sample with its fields decoded. Those that are no bytes (any more), and those that
@@ -116,10 +126,8 @@ class Decoder:
             out[name] = value
             if name.startswith("__") or not isinstance(value, bytes):
                 continue
-            if self._only is not None and not self._only.fits(name):
-                continue
             try:
-                decoded = self._value(name, value)
+                decoded = self.value(name, value)
             except MissingDependencyError:
                 raise
             except Exception as error:
@@ -129,15 +137,12 @@ class Decoder:
                 out[name] = decoded
         return out
 
-    def _value(self, name: str, data: bytes) -> Any:
-        is_packed = name.endswith(".gz")
-        if is_packed:
-            name, data = name[:-3], unpack_gzip(data)
-        for handler in self._handlers:
-            value = handler(name, data)
-            if value is not PASS:
-                return value
-        return data if is_packed else PASS
+
+def _video() -> FieldDecoder:
+    # It brings torch along.
+    from reelmill.loading.videos import video
+
+    return video()
 
 
 class _Foreign(FieldDecoder):
@@ -146,7 +151,7 @@ class _Foreign(FieldDecoder):
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
 
-    def __call__(self, name: str, data: bytes) -> Any:
+    def value(self, name: str, data: bytes) -> Any:
         value = self._handler(f".{name}", data)
         return PASS if value is None else value
 
@@ -157,7 +162,7 @@ class _ByName(FieldDecoder):
     def __init__(self, functions: ByName) -> None:
         self._functions = {end.removeprefix(".").lower(): one for end, one in functions.items()}
 
-    def __call__(self, name: str, data: bytes) -> Any:
+    def value(self, name: str, data: bytes) -> Any:
         end = self._end(name)
         return PASS if end is None else self._functions[end](data)
 

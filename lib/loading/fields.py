@@ -10,12 +10,16 @@ PASS: Final = object()
 
 
 class FieldDecoder(ABC):
-    """Decodes fields of one kind. Unlike webdataset's handlers it may give None as a value, and is
-    told a field's name without a dot before it."""
+    """Decodes fields of one kind; also a handler that webdataset's ``decode`` takes."""
 
     @abstractmethod
+    def value(self, name: str, data: bytes) -> Any:
+        """The value of a field of this name, which may be None, or PASS."""
+
     def __call__(self, name: str, data: bytes) -> Any:
-        """The value of a field, or PASS."""
+        """The same as webdataset has it: a dot comes before the name, and None stands for PASS."""
+        found = self.value(name.removeprefix("."), data)
+        return None if found is PASS else found
 
 
 def ending(name: str) -> str:

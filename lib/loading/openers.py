@@ -20,19 +20,19 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple, TypeAlias, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 import xxhash
 
 from reelmill.errors import LoadError, NotFoundError, ReelmillError, ShardError, StoreError
+from reelmill.loading.cache import Opened, ShardCache
 from reelmill.loading.samples import shown
 from reelmill.loading.tars import checked
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
-
-    from reelmill.loading.cache import ShardCache
 
 Opener: TypeAlias = Callable[[str], BinaryIO]
 """Opens an address as a binary file that is read from first to last byte."""
@@ -54,15 +54,6 @@ _LENGTH: Final = re.compile(r"[0-9]{1,18}")
 _SHELL: Final = frozenset("|&;<>`$(){}\n")
 
 
-class Opened(NamedTuple):
-    """A file that is about to be read, and what is known of it: its size in bytes, and a tag that
-    changes with its content, such as an ETag."""
-
-    file: BinaryIO
-    size: int | None = None
-    tag: str | None = None
-
-
 class ShardOpener:
     """Opens shards; to be called with an address. What it gives is whole, or reading it raises
     ``ShardError``; packed tars are unpacked.
@@ -71,21 +62,24 @@ class ShardOpener:
     ``gs``, with their packages). Credentials come from the environment, as each driver reads them.
 
     Args:
-        openers: functions that open addresses, by scheme; they come before what is known.
-        cache: where shards of other machines are kept. What ``openers`` give is not.
+        openers: functions that open addresses, by scheme, which come before what is known; or one
+            for all addresses.
+        cache: where shards of other machines are kept, or the folder for that. What ``openers``
+            give is not kept.
         allow_pipe: whether ``pipe:command`` runs a command, without a shell, for its output. Do not
             allow it for addresses that others wrote.
     """
 
     def __init__(
         self,
-        openers: Mapping[str, Opener] | None = None,
+        openers: Mapping[str, Opener] | Opener | None = None,
         *,
-        cache: ShardCache | None = None,
+        cache: ShardCache | str | Path | None = None,
         allow_pipe: bool = False,
     ) -> None:
-        self._openers = dict(openers or {})
-        self._cache = cache
+        self._openers = {} if openers is None or callable(openers) else dict(openers)
+        self._opener = openers if callable(openers) else None
+        self._cache = ShardCache.at(cache)
         self._allow_pipe = allow_pipe
 
     def __call__(self, url: str) -> BinaryIO:
@@ -99,8 +93,8 @@ class ShardOpener:
         """
         scheme = _scheme(url)
         name = shown(url)
-        if scheme in self._openers:
-            return checked(self._openers[scheme](url), name)
+        if opener := self._openers.get(scheme, self._opener):
+            return checked(opener(url), name)
         if scheme == "file":
             return checked(_open_file(url), name)
         if scheme == "pipe":

@@ -79,11 +79,11 @@ class ImageDecoder(FieldDecoder):
 
     def __init__(self, spec: str) -> None:
         if spec not in SPECS:
-            raise ValueError(f"no way to decode pictures is called {spec!r}: {', '.join(SPECS)}")
+            raise ValueError(f"{spec!r} is none of video, {', '.join(SPECS)}")
         self.spec = spec
         self.container, self._element, self._colours = SPECS[spec]
 
-    def __call__(self, name: str, data: bytes) -> Any:
+    def value(self, name: str, data: bytes) -> Any:
         """The picture, or PASS for a field that by its name is none.
 
         Raises:
@@ -155,7 +155,7 @@ class Measured(FieldDecoder):
     def __init__(self, tensors: bool) -> None:
         self._tensors = tensors
 
-    def __call__(self, name: str, data: bytes) -> Any:
+    def value(self, name: str, data: bytes) -> Any:
         found = _measured(name, data)
         if found is None:
             return PASS

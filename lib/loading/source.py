@@ -8,7 +8,7 @@ import logging
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Final, Literal, Protocol, TypeAlias
 
@@ -17,20 +17,19 @@ import pyarrow as pa
 from reelmill.dataset import Version
 from reelmill.digest import sha256
 from reelmill.errors import LoadError, NotFoundError, ReelmillError, one_line, told
+from reelmill.loading.cache import CachedBlobs, ShardCache
+from reelmill.loading.openers import Opener, ShardOpener
 from reelmill.loading.places import Place, Places, sample_rows
 from reelmill.loading.shuffle import Shuffle
 from reelmill.shards.reader import MAX_GAP, coalesce
 from reelmill.shards.removed import source_key
 from reelmill.store import Store
-from reelmill.store.backend import Range
+from reelmill.store.backend import Backend, Range
 from reelmill.store.model import blob_name
 
 OnError: TypeAlias = Literal["raise", "skip"]
 """What a sample or shard that cannot be had does: it ends the iteration, or is left out, counted
 and warned of."""
-
-Opener: TypeAlias = Callable[[str], BinaryIO]
-"""Opens an address for reading from first to last byte."""
 
 Sample: TypeAlias = dict[str, Any]
 """As webdataset gives it: ``__key__``, ``__url__``, and each field's bytes."""
@@ -105,7 +104,12 @@ class Source(Protocol):
 class VersionSource:
     """The samples of a version that count. Only indexes are read before samples are given out."""
 
-    def __init__(self, version: Version, fields: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        version: Version,
+        fields: Collection[str] | None = None,
+        cache: ShardCache | None = None,
+    ) -> None:
         listed = list(version.manifest.shards)
         if listed and not any(shard.tar for shard in listed):
             raise ReelmillError(f"{version} has no samples: it is a table, or all were rejected")
@@ -125,7 +129,8 @@ class VersionSource:
         self._store = version.store
         self._process = os.getpid()
         self._by_url: dict[str, int] | None = None
-        self.window = _WINDOW_LOCAL if self.store.backend.is_local else _WINDOW
+        self._cache = cache
+        self.window = _WINDOW_LOCAL if self._tars.is_local else _WINDOW
 
     def __str__(self) -> str:
         return str(self.version)
@@ -137,6 +142,14 @@ class VersionSource:
         if os.getpid() != self._process and not self._store.backend.is_local:
             self._store, self._process = Store.open(self._store.url), os.getpid()
         return self._store
+
+    @property
+    def _tars(self) -> Backend | CachedBlobs:
+        """What tars are read from."""
+        backend = self.store.backend
+        if self._cache is None or backend.is_local:
+            return backend
+        return CachedBlobs(backend, self._cache)
 
     def name(self, shard: int) -> str:
         return f"shard {self.listed[shard].id} of {self.version}"
@@ -203,7 +216,7 @@ class VersionSource:
         ]
         wanted = [Range(self.blob(shard), start, stop) for shard, start, stop in runs]
         try:
-            blocks = self.store.backend.read_ranges(wanted)
+            blocks = self._tars.read_ranges(wanted)
         except FileNotFoundError as error:
             raise NotFoundError(f"{error.filename or error} is gone; build again") from None
         held: dict[int, tuple[list[int], list[bytes]]] = {}
@@ -258,7 +271,7 @@ class TarSource:
         self.fields = None if fields is None else frozenset(name.lower() for name in fields)
         self.identity = sha256("\n".join([*urls, "", *sorted(self.fields or ())]).encode())
         self.shards = len(self.urls)
-        self.opener = open_address if opener is None else opener
+        self.opener = ShardOpener() if opener is None else opener
 
     def __str__(self) -> str:
         more = f" and {self.shards - 1:,} more" if self.shards > 1 else ""

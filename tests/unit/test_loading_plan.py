@@ -109,7 +109,7 @@ def test_a_buffer_gives_everything_once_and_another_order_for_another_key(
 
     def things() -> Iterator[int]:
         nonlocal taken
-        for taken in range(1, count + 1):
+        for taken in range(1, count + 1):  # noqa: UP028
             yield taken
 
     for thing in buffer.run(things()):
