@@ -110,7 +110,9 @@ def test_torchvision_flips_and_crops_flow_exactly(pages: tuple[Any, ...]) -> Non
     assert torch.equal(flipped[0, 1], flow[0, 1].flip(-1))
     part = augment.F.resized_crop(flow, top=1, left=2, height=2, width=3, size=[2, 3])
     assert torch.equal(torch.Tensor(part), torch.Tensor(flow)[..., 1:3, 2:5])
-    half = augment.F.resized_crop(flow * 0 + 8, top=0, left=0, height=4, width=6, size=[2, 2])
+    half = augment.F.resized_crop(
+        augment.Flow(flow * 0 + 8), top=0, left=0, height=4, width=6, size=[2, 2]
+    )
     assert torch.allclose(torch.Tensor(half)[0, :, 0, 0], torch.tensor([8 / 3, 4.0]))
 
 
