@@ -40,7 +40,8 @@ def build(folder: Path, recipe: str, table: str = "url\n", **files: str) -> str:
 
 def shards(store: str, spec: str, folder: Path) -> str:
     """A version's tars as readers of WebDataset have them named: ``folder/{00000..00003}.tar``."""
-    return make_view(reelmill.open_version(store, spec), folder).partition("  ")[0]
+    where, *_ = make_view(reelmill.open_version(store, spec), folder)
+    return where.partition("  ")[0]
 
 
 DOCS = Path(__file__).parents[2] / "docs"
