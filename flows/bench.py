@@ -14,7 +14,7 @@ def title(pattern: Pattern, access: Access) -> str:
     """What is asked for, in words."""
     return {
         "sequential": "one frame after the other",
-        "every_nth": f"one frame of {access.every}",
+        "every_nth": f"one frame in {access.every}",
         "random": f"{_counted(access.singles, 'single frame')} anywhere",
         "clips": f"{_counted(access.clips, 'clip')} of {_counted(access.clip_frames, 'frame')} "
         "anywhere",

@@ -25,7 +25,7 @@ def test_readers_are_measured_as_a_table_as_json_and_as_a_plot(tmp_path: Path) -
     shown = CliRunner().invoke(app, [*command, "--plot", str(plot)])
     assert shown.exit_code == 0, shown.output
     assert "silent.mp4, at most 20 frames, 1 round" in shown.output
-    for title in ("one frame after the other", "one frame of 10", "1 clip of 4 frames"):
+    for title in ("one frame after the other", "one frame in 10", "1 clip of 4 frames"):
         assert title in shown.output
     assert Image.open(plot).size[0] == 1600
 
