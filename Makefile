@@ -20,7 +20,7 @@ test: export PYTHONDONTWRITEBYTECODE :=
 test: $(VENV)/.dev lint types
 	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
-# With torch and the libraries that read datasets for training: half a gigabyte with torch's CPU
+# With torch and the libraries that read datasets for training: a gigabyte with torch's CPU
 # build, several with the one for CUDA. Without them their tests are skipped.
 test-all: $(VENV)/.dev-torch test
 

@@ -23,6 +23,7 @@ from reelmill.flows.cli_shared import (
     print_json,
     version_of,
 )
+from reelmill.loading.views import Format
 
 
 @app.command(rich_help_panel=USING)
@@ -64,13 +65,50 @@ def view(
             "from writing into them.",
         ),
     ] = False,
+    formats: Annotated[
+        list[Format] | None,
+        typer.Option(
+            "--for", help="Write what this library needs to load the folder (repeatable)."
+        ),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--split",
+            metavar="NAME=DATASET",
+            help="With --for, another dataset that the folder shows beside: its split of that "
+            "name (repeatable).",
+        ),
+    ] = None,
+    urls: Annotated[
+        str | None,
+        typer.Option(
+            "--urls",
+            metavar="URL",
+            help="With --for wids, hf or croissant, lay out no tars but name those of the store "
+            "below this address, at which others find it by HTTP.",
+        ),
+    ] = None,
     store: StoreURL = None,
 ) -> None:
-    """Lay a version out as DIR/00000.tar, 00001.tar, … for tools that read a folder."""
+    """Lay a version out as DIR/00000.tar, 00001.tar, … for tools that read a folder.
+
+    With --for it is one that a library loads directly; the lines say by which expression.
+    """
     from reelmill.flows.view import make_view
 
-    made = make_view(version_of(store, dataset), folder, link=link)
-    out.print(made, markup=False)
+    others = {}
+    for one in split or ():
+        name, separator, spec = one.partition("=")
+        if not separator:
+            raise ReelmillError(
+                f"--split {one}: give a name and a dataset, such as test=clips_test"
+            )
+        others[name] = version_of(store, spec)
+    version = version_of(store, dataset)
+    lines = make_view(version, folder, link=link, formats=formats or (), others=others, base=urls)
+    for line in lines:
+        out.print(line, markup=False)
 
 
 @app.command(rich_help_panel=USING)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from reelmill.dataset import Version, open_version
     from reelmill.errors import ReelmillError, Rejected
     from reelmill.functions import function
+    from reelmill.loading.dataset import load
     from reelmill.loading.readers import open_video
     from reelmill.recipe import Recipe
     from reelmill.shards.reader import Sample
@@ -34,6 +35,7 @@ _PUBLIC = {
     "Store": "reelmill.store",
     "Version": "reelmill.dataset",
     "function": "reelmill.functions",
+    "load": "reelmill.loading.dataset",
     "open_version": "reelmill.dataset",
     "open_video": "reelmill.loading.readers",
 }
@@ -47,6 +49,7 @@ __all__ = [
     "Version",
     "__version__",
     "function",
+    "load",
     "open_store",
     "open_version",
     "open_video",

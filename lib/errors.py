@@ -49,6 +49,11 @@ class PoisonError(StageError):
     """A shard under which workers died, again and again."""
 
 
+class LoadError(ReelmillError):
+    """A dataset that cannot be loaded for training, a sample of it that cannot be given, or a state
+    that does not belong to it."""
+
+
 class MissingDependencyError(ReelmillError):
     """An optional package is needed; the text gives the pip line that installs it."""
 

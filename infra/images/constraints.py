@@ -1,7 +1,8 @@
 """Write constraints.txt: the versions of all packages that Reelmill runs with in this environment.
 
 The images install exactly these: what an image runs is what was tested. Development tools are
-left out, and so are extras that are not installed here.
+left out; what the CUDA image and the dashboard have besides is in files of their own, and what
+training needs in none, so that it does not matter whether it is installed here.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 TARGET = Path(__file__).with_name("constraints.txt")
+EXTRAS = frozenset({"slurm", "kubernetes", "sites"})
 HEAD = "# The packages of the images, as they are tested together. Written by `make constraints`.\n"
 
 
@@ -42,8 +44,7 @@ def needed_by(name: str, extras: frozenset[str]) -> dict[str, str]:
 
 
 def main() -> None:
-    extras = set(distribution("reelmill").metadata.get_all("Provides-Extra") or ()) - {"dev"}
-    found = needed_by("reelmill", frozenset(extras))
+    found = needed_by("reelmill", EXTRAS)
     found.pop("reelmill", None)
     pins = "".join(f"{name}=={version}\n" for name, version in sorted(found.items()))
     TARGET.write_text(HEAD + pins, encoding="utf-8")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -17,12 +17,14 @@ DELETED_AT_ONCE = 1000
 class Entry:
     """One object: its name below the store's root, its size in bytes, its age's start.
 
-    ``modified`` is in seconds since the epoch.
+    ``modified`` is in seconds since the epoch. ``tag`` changes with the bytes, where the place says
+    so of one object that it is asked about (an ETag); else it is empty.
     """
 
     name: str
     size: int
     modified: float
+    tag: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)

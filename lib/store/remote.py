@@ -176,7 +176,7 @@ class RemoteBackend:
             return None
         if info["type"] == "directory":
             return None
-        return Entry(name, int(info["size"]), _modified(info))
+        return Entry(name, int(info["size"]), _modified(info), str(info.get("ETag", "")))
 
     def folders(self, prefix: str) -> list[str]:
         def look() -> list[dict[str, Any]]:

@@ -25,7 +25,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("readers_conformance", "urls", "gpu", "gpu_flow", "shuffle_memory")
+LONG = ("readers_conformance", "samplers", "urls", "gpu", "gpu_flow", "shuffle_memory")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 
