@@ -20,6 +20,7 @@ from reelmill.media.images import encode_jpeg, encode_png
 from tests.references.workshop import build, shards, torch
 from tests.stages.media_samples import HEIGHT, WIDTH, make_video, number_of, picture
 
+
 CLIPS = """
 store: ./store
 sources:
