@@ -120,7 +120,7 @@ class _Shard:
     along with it."""
 
     places: Places
-    last: int = -_NEAR
+    last: int = -_NEAR - 1
     ahead: int = 1
     held: dict[int, Sample] = field(default_factory=dict)
 

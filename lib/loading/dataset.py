@@ -61,6 +61,10 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
     :func:`iter` gives is a :class:`Stream`, which can say where it stands and go on from there.
     Each iteration is of the next epoch, from 0; `set_epoch` says which it is to be, also to the
     workers of a loader, who otherwise begin where the dataset is in the process that made them.
+
+    Samples have the fields ``__key__`` and ``__url__`` (of the tar), as webdataset's have, and
+    ``__epoch__``: the epoch, and the passes that went before within it. What is drawn at random for
+    a sample by the seed, its epoch and its key is the same however many workers there are.
     """
 
     def __init__(
@@ -87,6 +91,7 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         self._passes: int | None = 1
         self._items: int | None = None
         self._length: int | None = None
+        self._is_told = False
         self._turns = _Turns(0)
 
     def _but(self, **changes: Any) -> Self:
@@ -98,6 +103,11 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
     def __getstate__(self) -> dict[str, Any]:
         # A worker that is spawned knows nothing of the process group of who spawned it.
         return {**self.__dict__, "_nodes": self.nodes, "_tracer": Tracer(self.source)}
+
+    def __repr__(self) -> str:
+        first = [f"shards={self._order}"] if self._order else []
+        first += [Shuffled(one).label for one in self._shuffles]
+        return " | ".join([f"Dataset({self.source})", *first, *(one.label for one in self._stages)])
 
     def __len__(self) -> int:
         if self._length is None:
@@ -360,9 +370,20 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         rank, world = self.nodes
         info = get_worker_info()
         reader = Reader(rank, world, info.id, info.num_workers) if info else Reader(rank, world)
-        if self._counts is None and self.source.shards < reader.count and reader.number == 0:
-            warnings.warn(self._shared_out(reader), stacklevel=3)
+        if not self._is_told and reader.number == 0:
+            self._tell(reader)
         return reader
+
+    def for_workers(self, workers: int) -> Self:
+        """The same, for so many workers; warns now, once for all of them, if shards are fewer."""
+        rank, world = self.nodes
+        if not self._is_told and rank == 0:
+            self._tell(Reader(rank, world, 0, max(1, workers)))
+        return self._but(_is_told=True)
+
+    def _tell(self, reader: Reader) -> None:
+        if self._counts is None and self.source.shards < reader.count:
+            warnings.warn(self._shared_out(reader), stacklevel=4)
 
     def _shared_out(self, reader: Reader) -> str:
         count = self.source.shards
@@ -388,7 +409,8 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         """A pass of an epoch, at its beginning."""
         key = key_of(self.seed, epoch, number, reader.number)
         parts = self.parts(reader, epoch, number)
-        reading = Reading(self.source, parts, self._shuffles, key, troubles)
+        marks = {"__epoch__": epoch + number}
+        reading = Reading(self.source, parts, self._shuffles, key, troubles, marks)
         return Pass(reading, self._stages, key, troubles)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -28,16 +29,21 @@ class Loader:
         epoch: that of the next iteration.
     """
 
-    def __init__(self, dataset: Dataset, **options: Any) -> None:
+    def __init__(self, dataset: Dataset, num_workers: int = 0, **options: Any) -> None:
         try:
             from torchdata.stateful_dataloader import StatefulDataLoader
         except ImportError as error:
             raise MissingDependencyError(
                 "a loader that can be resumed needs torchdata: pip install 'reelmill[torch]'"
             ) from error
-        self.dataset = dataset
+        self.dataset = dataset.for_workers(num_workers)
         self.epoch = 0
-        self._loader = StatefulDataLoader(dataset, batch_size=None, **options)
+        with warnings.catch_warnings():
+            # Of a call of torchdata's own.
+            warnings.filterwarnings("ignore", "'set_vital' is deprecated")
+            self._loader = StatefulDataLoader(
+                self.dataset, batch_size=None, num_workers=num_workers, **options
+            )
         self._is_new = True
         self._has_begun = False
 

@@ -11,8 +11,11 @@ so that the state tells that, too.
 from __future__ import annotations
 
 import itertools
+import types
+from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from reelmill.errors import LoadError
 from reelmill.loading.plan import Part, key_of
@@ -24,6 +27,8 @@ Position: TypeAlias = tuple[int, int]
 
 Origin: TypeAlias = Any
 """How an item of a pipeline came about, as plain data: see `reelmill.loading.stages`."""
+
+_FIRST_WINDOW: Final = 128 << 10
 
 
 class Item(NamedTuple):
@@ -38,6 +43,7 @@ class Reading:
 
     Args:
         key: decides what is picked.
+        marks: fields that every sample gets.
     """
 
     def __init__(
@@ -47,8 +53,10 @@ class Reading:
         shuffles: Sequence[Shuffle],
         key: int,
         troubles: Troubles,
+        marks: Mapping[str, Any] = types.MappingProxyType({}),
     ) -> None:
         self._source = source
+        self._marks = marks
         self._parts = parts
         self._shuffles = shuffles
         self._key = key
@@ -58,7 +66,7 @@ class Reading:
         self._found: dict[Position, Any] = {}
         self._planning = False
         self._waiting: set[Position] = set()
-        self._again: Mapping[Position, Sample] = {}
+        self._again: Mapping[Position, Sample | None] = {}
         self._order = self._shuffled()
 
     def state(self) -> dict[str, Any]:
@@ -75,10 +83,14 @@ class Reading:
             self._waiting.discard(position)
         self._planning = False
         self._found = self._looked_up(self._waiting)
-        if missing := self._waiting - self._found.keys():
-            raise LoadError(f"{len(missing)} samples that were waiting are no longer there")
         self._waiting = set()
-        self._again = self._read_again(wanted)
+        again = self._looked_up(wanted)
+        samples = self._read(list(again.values()))
+        self._again = dict(zip(again, samples, strict=True))
+
+    def settle(self) -> None:
+        """Let go of what was kept for `make`."""
+        self._again = {}
 
     def positions(self, origin: Origin) -> Iterator[Position]:
         """Of which samples an item was made: here, itself."""
@@ -86,23 +98,56 @@ class Reading:
 
     def make(self, origin: Origin) -> Sample:
         """One of the ``wanted`` samples."""
-        return self._again[tuple(origin)]
+        sample = self._again[tuple(origin)]
+        if sample is None:
+            raise LoadError("a sample that was in work can no longer be had")
+        return sample
 
     def run(self) -> Iterator[Item]:
-        while window := list(self._window()):
-            found = [self._found.pop(position) for position in window]
-            samples = self._source.read(found, self._troubles)
+        for window, samples in self._windows_read():
             for position, sample in zip(window, samples, strict=True):
                 self._taken += 1
                 if sample is not None:
-                    yield Item(position, sample)
+                    yield Item(list(position), sample)
 
-    def _window(self) -> Iterator[Position]:
+    def _windows_read(self) -> Iterator[tuple[list[Position], list[Sample | None]]]:
+        if not self._source.reads_ahead:
+            for window, found in self._windows():
+                yield window, self._read(found)
+            return
+        with ThreadPoolExecutor(1, "reelmill-reading") as pool:
+            waiting: deque[tuple[list[Position], Future[list[Sample | None]]]] = deque()
+            for window, found in self._windows():
+                waiting.append((window, pool.submit(self._read, found)))
+                if len(waiting) > 1:
+                    window, samples = waiting.popleft()
+                    yield window, samples.result()
+            for window, samples in waiting:
+                yield window, samples.result()
+
+    def _windows(self) -> Iterator[tuple[list[Position], list[Any]]]:
+        # Small ones first, so that nobody waits long for the first sample.
+        limit = min(_FIRST_WINDOW, self._source.window)
+        while window := list(self._window(limit)):
+            limit = min(2 * limit, self._source.window)
+            yield window, [self._found.pop(position) for position in window]
+
+    def _read(self, found: Sequence[Any]) -> list[Sample | None]:
+        there = [one for one in found if one is not None]
+        samples = iter(self._source.read(there, self._troubles))
+        read = [None if one is None else next(samples) for one in found]
+        for sample in read:
+            if sample is not None:
+                sample.update(self._marks)
+        return read
+
+    def _window(self, limit: int) -> Iterator[Position]:
         size = 0
         for position in self._order:
             yield position
-            size += self._source.size(self._found[position])
-            if size >= self._source.window:
+            found = self._found[position]
+            size += 0 if found is None else self._source.size(found)
+            if size >= limit:
                 return
 
     def _shuffled(self) -> Iterator[Position]:
@@ -141,27 +186,35 @@ class Reading:
             if number >= first and part.takes(number):
                 self._found[place, number] = found
                 yield place, number
+        # Those of a shard that is left out keep their places in the plan.
+        for missing in part.numbers(self._count(place) or 0, max(first, number + 1)):
+            self._found[place, missing] = None
+            yield place, missing
         if not self._source.counted and place == len(self._counts):
             self._counts.append(number + 1)
 
     def _looked_up(self, positions: Collection[Position]) -> dict[Position, Any]:
-        """What stands for the samples at these positions; each of their shards is gone through
-        once."""
+        """What stands for the samples at these positions, ``None`` for one that is left out. Each
+        of their shards is gone through once.
+
+        Raises:
+            LoadError: one is not there, and is not to be left out.
+        """
         by_part: dict[int, set[int]] = {}
         for place, number in positions:
             by_part.setdefault(place, set()).add(number)
-        found = {}
+        found: dict[Position, Any] = {}
         for place, numbers in by_part.items():
-            scanned = self._source.scan(self._parts[place].shard, self._troubles)
+            shard = self._parts[place].shard
+            scanned = self._source.scan(shard, self._troubles)
             for number, one in enumerate(itertools.islice(scanned, max(numbers) + 1)):
                 if number in numbers:
                     found[place, number] = one
+            missing = [(place, number) for number in numbers if (place, number) not in found]
+            if missing and self._troubles.policy == "raise":
+                raise LoadError(
+                    f"{len(missing)} of the samples that were in work are no longer in "
+                    f"{self._source.name(shard)}"
+                )
+            found.update(dict.fromkeys(missing))
         return found
-
-    def _read_again(self, positions: Collection[Position]) -> dict[Position, Sample]:
-        found = self._looked_up(positions)
-        samples = self._source.read(list(found.values()), self._troubles)
-        made = {p: s for p, s in zip(found, samples, strict=True) if s is not None}
-        if missing := set(positions) - made.keys():
-            raise LoadError(f"{len(missing)} samples that were in work are no longer there")
-        return made

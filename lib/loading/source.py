@@ -34,7 +34,7 @@ and warned of."""
 Sample: TypeAlias = dict[str, Any]
 """As webdataset gives it: ``__key__``, ``__url__``, and each field's bytes."""
 
-_WINDOW: Final = 32 << 20
+_WINDOW: Final = 16 << 20
 _WINDOW_LOCAL: Final = 1 << 20
 _FIRST_PICK: Final = 100
 
@@ -74,12 +74,15 @@ class Source(Protocol):
         identity: differs where the samples or their order may.
         shards: how many there are.
         window: bytes worth reading at once.
+        reads_ahead: whether reading is waiting, for the better part, so that the next samples are
+            best read while those before them are worked on.
         counted: whether `count` answers for all shards.
     """
 
     identity: str
     shards: int
     window: int
+    reads_ahead: bool
     counted: bool
 
     def count(self, shard: int) -> int | None:
@@ -130,7 +133,8 @@ class VersionSource:
         self._process = os.getpid()
         self._by_url: dict[str, int] | None = None
         self._cache = cache
-        self.window = _WINDOW_LOCAL if self._tars.is_local else _WINDOW
+        self.reads_ahead = not self._tars.is_local
+        self.window = _WINDOW if self.reads_ahead else _WINDOW_LOCAL
 
     def __str__(self) -> str:
         return str(self.version)
@@ -260,6 +264,7 @@ class TarSource:
     """The samples of tars by their addresses, read from first to last byte by webdataset."""
 
     window = 0
+    reads_ahead = False
     counted = False
 
     def __init__(

@@ -15,6 +15,7 @@ samples than these.
 from __future__ import annotations
 
 import itertools
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -76,6 +77,9 @@ class Running(ABC):
     def make(self, origin: Origin) -> Any:
         return self.upstream.make(origin)
 
+    def settle(self) -> None:  # noqa: B027 - most keep nothing
+        """Let go of what was kept for `make`."""
+
 
 class Stage(ABC):
     """A stage as it is written down; ``label`` is what a state must agree with."""
@@ -106,6 +110,8 @@ class _Each(Running):
         self._origin: Origin = None
         self._given = 0
         self._rest: Iterator[Any] = iter(())
+        self._made_of: Origin = None
+        self._made: list[Any] = []
 
     def run(self) -> Iterator[Item]:
         yield from self._items()
@@ -146,9 +152,15 @@ class _Each(Running):
 
     def make(self, origin: Origin) -> Any:
         before, number = origin
-        for value in itertools.islice(self._applied(self.upstream.make(before)), number, None):
-            return value
-        raise LoadError(f"{self._stage.label} does not give again what it gave")
+        if before != self._made_of:
+            self._made_of = before
+            self._made = list(self._applied(self.upstream.make(before)))
+        if number >= len(self._made):
+            raise LoadError(f"{self._stage.label} does not give again what it gave")
+        return self._made[number]
+
+    def settle(self) -> None:
+        self._made_of, self._made = None, []
 
 
 def _with_last(values: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -244,7 +256,10 @@ class _Shuffled(Running):
 
     def restore(self, state: Sequence[Any]) -> None:
         self._buffer.picks, origins = state
-        self._buffer.held[:] = [Item(one, self.upstream.make(one)) for one in origins]
+        # Things that come of one thing one after the other, since it may be dear to make.
+        order = sorted(range(len(origins)), key=lambda number: json.dumps(origins[number]))
+        made = {number: self.upstream.make(origins[number]) for number in order}
+        self._buffer.held[:] = [Item(one, made[number]) for number, one in enumerate(origins)]
 
 
 @dataclass(frozen=True)
@@ -373,6 +388,9 @@ class Pass:
             self._reading.restore(state["source"], wanted)
         for one, held in resumed:
             one.restore(held)
+        self._reading.settle()
+        for one in self._running:
+            one.settle()
 
 
 def named(value: Any) -> str:

@@ -38,7 +38,7 @@ def opened(source: Any, opening: Mapping[str, Any]) -> Iterator[Any]:
             )
         yield source
         return
-    from reelmill.loading.readers import open_video  # type: ignore[attr-defined]
+    from reelmill.loading.readers import open_video
 
     with open_video(source, **opening) as reader:
         yield reader
