@@ -25,7 +25,7 @@ NAMES = (
     "ingest",
     "download",
 )
-LONG = ("urls", "gpu", "gpu_flow", "shuffle_memory")
+LONG = ("samplers", "urls", "gpu", "gpu_flow", "shuffle_memory")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 
