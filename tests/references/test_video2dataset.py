@@ -259,7 +259,7 @@ def test_default(damaged: str, batch_size: int) -> None:
 
 
 def test_without_a_handler_the_sample_is_named(damaged: str) -> None:
-    with pytest.raises(reelmill.ReelmillError, match="000000014.*not long enough"):
+    with pytest.raises(reelmill.ReelmillError, match=r"000000014.*not long enough"):
         list(get_video_dataset(damaged, n_frames=10))
 
 
