@@ -545,6 +545,15 @@ def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.Monkey
     assert known["torchcodec"].why_not.keys() == {"cpu", "cuda"}
 
 
+def test_without_torch_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'reelmill\[torch\]'"):
+        open_video(sample("silent.mp4"), "pyav")
+    told = [one.why_not for one in backends().values()]
+    assert all(reason for why_not in told for reason in why_not.values())
+    assert "reelmill[torch]" in backends()["pyav"].why_not["cpu"]
+
+
 def test_torchcodec_without_ffmpegs_libraries_says_so(
     usable: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
