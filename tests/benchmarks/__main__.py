@@ -23,6 +23,7 @@ NAMES = (
     "sequences",
     "motion",
     "ingest",
+    "loading",
     "download",
 )
 LONG = ("urls", "gpu", "gpu_flow", "shuffle_memory")

@@ -5,7 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final, get_args
 
-from reelmill.loading.readers.backends import (
+from reelmill.loading.readers.base import Mode, OutputFormat, VideoMetadata, VideoReader
+from reelmill.loading.readers.decoder import Job, UnsupportedError
+from reelmill.loading.readers.look import look_at
+from reelmill.loading.readers.reader import Reader
+from reelmill.loading.readers.sources import VideoSource, media_of
+from reelmill.loading.readers.table import (
     BACKENDS,
     Availability,
     Backend,
@@ -14,11 +19,6 @@ from reelmill.loading.readers.backends import (
     candidates,
     first_that_opens,
 )
-from reelmill.loading.readers.base import Mode, OutputFormat, VideoMetadata, VideoReader
-from reelmill.loading.readers.decoder import Job, UnsupportedError
-from reelmill.loading.readers.look import look_at
-from reelmill.loading.readers.reader import Reader
-from reelmill.loading.readers.sources import VideoSource, media_of
 from reelmill.loading.tensors import torch_module
 
 __all__ = [
@@ -49,7 +49,8 @@ def open_video(
         source: a path, the bytes of a file, an open binary file, or a shard and a sample of it: see
             :data:`~reelmill.loading.readers.sources.VideoSource`.
         backend: what decodes. ``auto`` takes the best one that is installed and gives the frames of
-            this video on ``device``; the reader's ``backend`` says which.
+            this video on ``device``; where it turns out to fail at a frame, the next one reads on.
+            The reader's ``backend`` says which it is.
         device: where frames lie: ``cpu``, ``cuda`` or ``cuda:1``.
         mode: ``seek`` finds each frame; ``stream`` decodes all from the first to the last that are
             asked for, once, and keeps those.
@@ -72,5 +73,5 @@ def open_video(
     torch_module()
     media = media_of(source)
     job = Job(media, look_at(media.source()), device, channels_last=output_format == "THWC")
-    chosen, decoder = first_that_opens(tried, job)
-    return Reader(chosen, decoder, mode, output_format)
+    chosen, decoder, others = first_that_opens(tried, job)
+    return Reader(chosen, decoder, mode, output_format, others)

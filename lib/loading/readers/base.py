@@ -102,7 +102,7 @@ class VideoReader(ABC):
         """The frame with one number, of shape (C, H, W) or (H, W, C), or those that
         :meth:`read_frames` gives for several."""
         if isinstance(key, SupportsIndex) and getattr(key, "ndim", 0) == 0:
-            return self.read_frames([key.__index__()])[0]
+            return self.read_frames([key])[0]  # type: ignore[list-item]
         return self.read_frames(key)  # type: ignore[arg-type]
 
     def __iter__(self) -> Iterator[Any]:

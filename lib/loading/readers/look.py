@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
+from typing import Any, Final
 
 import av
 import numpy as np
@@ -16,6 +17,9 @@ from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable
 from reelmill.media.probe import Source, first_frame, open_media, video_stream
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
+
+_ROUNDED: Final = Fraction(1, 10**9)
+"""Seconds by which a time may lie beside a tick and still mean it: floats cannot hold most."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,22 +77,23 @@ class Look:
         return begin * over / under, (end - begin) * over / under
 
     def number_at(self, seconds: float) -> int:
-        """The number of the frame that is shown at a time.
+        """The number of the frame that is shown at a time: of the last that begins then or before.
 
         Raises: IndexError where none is.
         """
-        there = self.shown
-        number = None
-        with suppress(ValueError, OverflowError):
-            passed = Fraction(seconds) - int(there.pts[0]) * there.time_base
-            # What was rounded when the beginning was told in seconds is no time before it.
-            number = there.at(max(passed, Fraction(0)) if passed >= -there.slack else passed)
-        if number is None:
-            begin, end = _seconds(int(there.pts[0]), there.time_base), self.metadata.end_seconds
-            raise IndexError(
-                f"no frame is shown at {seconds} s: the video lasts from {begin:g} s to {end:g} s"
-            )
-        return number
+        there, base = self.shown, self.shown.time_base
+        if math.isfinite(seconds):
+            exact = Fraction(seconds) / base
+            nearest = round(exact)
+            is_rounded = abs(exact - nearest) * base < _ROUNDED
+            ticks = nearest if is_rounded else math.floor(exact)
+            if there.pts[0] <= ticks < there.end:
+                return int(np.searchsorted(there.pts, ticks, side="right")) - 1
+        one = self.metadata
+        raise IndexError(
+            f"no frame is shown at {seconds} s: the video lasts from {one.begin_seconds:g} s to "
+            f"{one.end_seconds:g} s"
+        )
 
     def number_of(self, pts: int) -> int | None:
         """The number of the frame that begins at ``pts``; None where none does."""

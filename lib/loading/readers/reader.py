@@ -9,17 +9,18 @@ from contextlib import closing, contextmanager
 from typing import Any
 
 from reelmill.errors import ReelmillError, Rejected
-from reelmill.loading.readers.backends import Backend
 from reelmill.loading.readers.base import Mode, OutputFormat, VideoReader
-from reelmill.loading.readers.decoder import Decoder
-from reelmill.loading.readers.plan import Indices, asked, planned
+from reelmill.loading.readers.decoder import Decoder, UnsupportedError
+from reelmill.loading.readers.plan import Indices, Plan, asked, planned
+from reelmill.loading.readers.table import Backend, first_that_opens
 from reelmill.loading.tensors import torch_module
 
 
 class Reader(VideoReader):
     """A video that one backend decodes; :func:`~reelmill.loading.readers.open_video` makes it.
 
-    Threads may share it, and take turns. A copy in another process, forked or pickled, opens the
+    Where it fails at a frame, and there are ``others`` to try, these read on. Threads may share it,
+    and take turns. A copy in another process, forked or pickled, opens the
     file anew there.
     """
 
@@ -29,6 +30,7 @@ class Reader(VideoReader):
         decoder: Decoder[Any],
         mode: Mode,
         output_format: OutputFormat,
+        others: Sequence[Backend] = (),
     ) -> None:
         job = decoder.job
         self.backend = backend.name
@@ -37,6 +39,7 @@ class Reader(VideoReader):
         self.output_format = output_format
         self.metadata = job.look.metadata
         self._source = backend
+        self._others = list(others)
         self._job = job
         self._is_closed = False
         self._take(decoder)
@@ -47,22 +50,29 @@ class Reader(VideoReader):
         self._process = os.getpid()
 
     def read_frames(self, indices: Indices) -> Any:
-        torch = torch_module()
         plan = planned(indices, len(self))
+        with self._turn_taken():
+            while True:
+                try:
+                    return self._read(plan)
+                except (UnsupportedError, Rejected) as error:
+                    self._fall_back(error)
+
+    def _read(self, plan: Plan) -> Any:
+        torch, decoder = torch_module(), self._opened()
         shape = (plan.count, *self._job.shape)
-        with self._decoding() as decoder:
-            if not plan.numbers:
-                return torch.empty(shape, dtype=torch.uint8, device=self.device)
-            is_sought = self.mode == "seek"
-            whole = decoder.batch(plan.numbers) if is_sought and plan.is_plain else None
-            if whole is not None:
-                return whole
-            out = torch.empty(shape, dtype=torch.uint8, device=self.device)
-            frames = _those(decoder.sought if is_sought else decoder.streamed, plan.numbers)
-            for frame, (first, *others) in zip(frames, plan.places, strict=True):
-                decoder.write(frame, out[first])
-                for place in others:
-                    out[place] = out[first]
+        if not plan.numbers:
+            return torch.empty(shape, dtype=torch.uint8, device=self.device)
+        is_sought = self.mode == "seek"
+        whole = decoder.batch(plan.numbers) if is_sought and plan.is_plain else None
+        if whole is not None:
+            return whole
+        out = torch.empty(shape, dtype=torch.uint8, device=self.device)
+        frames = _those(decoder.sought if is_sought else decoder.streamed, plan.numbers)
+        for frame, (first, *others) in zip(frames, plan.places, strict=True):
+            decoder.write(frame, out[first])
+            for place in others:
+                out[place] = out[first]
         return out
 
     def read_frames_at(self, seconds: Sequence[float]) -> Any:
@@ -78,10 +88,22 @@ class Reader(VideoReader):
 
     def __iter__(self) -> Iterator[Any]:
         """Each frame in turn, all of them decoded once. What is read meanwhile does no harm."""
-        torch = torch_module()
         self._check_open()
+        given = 0
+        while given < len(self):
+            try:
+                for frame in self._following(given):
+                    yield frame
+                    given += 1
+            except (UnsupportedError, Rejected) as error:
+                with self._turn_taken():
+                    self._fall_back(error)
+
+    def _following(self, first: int) -> Iterator[Any]:
+        """The frames from one on, by a decoder of their own."""
+        torch = torch_module()
         with closing(self._source.open(self._job)) as decoder:
-            for frame in _those(decoder.streamed, range(len(self))):
+            for frame in _those(decoder.streamed, range(first, len(self))):
                 out = torch.empty(self._job.shape, dtype=torch.uint8, device=self.device)
                 decoder.write(frame, out)
                 yield out
@@ -101,8 +123,8 @@ class Reader(VideoReader):
         )
 
     @contextmanager
-    def _decoding(self) -> Iterator[Decoder[Any]]:
-        """The decoder of this process, for one thread at a time."""
+    def _turn_taken(self) -> Iterator[None]:
+        """For one thread at a time, while the reader is open."""
         self._check_open()
         if self._process != os.getpid():
             self._job.media.check_shared()
@@ -110,9 +132,26 @@ class Reader(VideoReader):
         with self._turn:
             # Another thread may have closed it while this one waited.
             self._check_open()
-            if self._decoder is None:
-                self._decoder = self._source.open(self._job)
-            yield self._decoder
+            yield
+
+    def _opened(self) -> Decoder[Any]:
+        """The decoder of this process."""
+        if self._decoder is None:
+            self._decoder = self._source.open(self._job)
+        return self._decoder
+
+    def _fall_back(self, error: ReelmillError | Rejected) -> None:
+        """Let the next backend read on that gives frames of this video; raises where none is."""
+        if not self._others:
+            raise error
+        try:
+            source, decoder, others = first_that_opens(self._others, self._job)
+        except ReelmillError:
+            raise error from None
+        if self._decoder is not None:
+            self._decoder.close()
+        self.backend, self._source, self._others = source.name, source, others
+        self._decoder = decoder
 
     def _check_open(self) -> None:
         if self._is_closed:

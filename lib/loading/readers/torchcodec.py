@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
@@ -118,7 +118,7 @@ class TorchcodecDecoder(Decoder[Any]):
 def check(device: str) -> None:
     """Raise StageError where TorchCodec is there and cannot be used."""
     try:
-        importlib.import_module("torchcodec.decoders")
+        import_module("torchcodec.decoders")
     except ModuleNotFoundError:
         raise
     except (ImportError, OSError, RuntimeError) as error:

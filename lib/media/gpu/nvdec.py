@@ -202,7 +202,7 @@ class _Engine:
         self._decoders.clear()
 
     def frames(self, header: Header, packets: Iterator[Any]) -> Generator[_Frame, None, None]:
-        """The shown frames of ``packets``, in the order that the card shows them."""
+        """The shown frames of ``packets``, run by run, in the order that the card shows them."""
         last: int | None = None
         sent: list[_Sent] = []
         got: set[int] = set()
@@ -226,6 +226,9 @@ class _Engine:
                         raise RefusedError("video with times out of order is decoded on the CPU")
                     last = one.pts
                     yield _Frame(one, self._copied(header.stream, frame))
+                if packet is None:
+                    # The next run may begin with what was the end of this one.
+                    last = None
         except (self._nvc.PyNvVCException, self._nvc.PyNvVCExceptionUnsupported) as error:
             raise RefusedError(f"NVDEC failed: {first_lines(error, 3)}") from error
         except av.FFmpegError as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any, Final, Literal, TypeAlias, get_args
@@ -179,17 +180,18 @@ def candidates(name: str, device: str) -> list[Backend]:
     return [BACKENDS[name]]
 
 
-def first_that_opens(tried: list[Backend], job: Job) -> tuple[Backend, Decoder[Any]]:
-    """The first of some backends that can be used here and gives the frames of this video, and its
-    decoder.
+def first_that_opens(
+    tried: Sequence[Backend], job: Job
+) -> tuple[Backend, Decoder[Any], list[Backend]]:
+    """The first of some backends that can be used here and gives the frames of this video, its
+    decoder, and those that come after it.
 
-    Raises: as the first one does where none does; another error than of what cannot be used or
-    decoded is raised at once.
+    Raises: as the first one does where none does; what is wrong with the file itself, at once.
     """
     refusals: list[ReelmillError] = []
-    for backend in tried:
+    for place, backend in enumerate(tried):
         try:
-            return backend, backend.open(job)
+            return backend, backend.open(job), list(tried[place + 1 :])
         except ReelmillError as error:
             refusals.append(error)
     raise refusals[0]
