@@ -11,9 +11,9 @@ import numpy as np
 from reelmill.errors import Rejected
 from reelmill.loading.fields import PASS, FieldDecoder, ending
 from reelmill.loading.readers import open_video
-from reelmill.loading.readers.table import BackendName
 from reelmill.loading.readers.base import Mode, OutputFormat
 from reelmill.loading.readers.sources import VIDEO_ENDINGS
+from reelmill.loading.readers.table import BackendName
 from reelmill.loading.tensors import torch_module
 from reelmill.media.probe import audio_stream, open_media, video_stream
 
