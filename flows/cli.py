@@ -15,6 +15,7 @@ from reelmill.errors import ReelmillError
 # In the order in which the help names their groups.
 from reelmill.flows import cli_building as _building  # noqa: F401
 from reelmill.flows import cli_looking as _looking  # noqa: F401
+from reelmill.flows import cli_measuring as _measuring  # noqa: F401
 from reelmill.flows import cli_using as _using  # noqa: F401
 from reelmill.flows.cli_shared import app, err, escaped
 

@@ -28,6 +28,7 @@ from reelmill.flows.cli_shared import (
     print_json,
     selected,
     version_of,
+    write_file,
 )
 
 if TYPE_CHECKING:
@@ -299,7 +300,7 @@ def preview(
     from reelmill.flows.preview import draw_sheet
 
     data = draw_sheet(version_of(store, dataset), count, width)
-    _write(output, data)
+    write_file(output, data)
     out.print(str(output), markup=False)
 
 
@@ -355,7 +356,7 @@ def scenes(
         device="cuda" if cuda else "cpu",
     )
     if plot is not None:
-        _write(plot, draw(file, scores, found, detectors, width))
+        write_file(plot, draw(file, scores, found, detectors, width))
     if as_json:
         print_json({"file": str(file), "scenes": found, "plot": plot and str(plot)})
         return
@@ -436,11 +437,3 @@ def _removed(version: Version) -> str:
 
     reasons = Counter(why.reason for why in version.removed.values())
     return f"{len(version.removed):,} rows no longer count ({reasons_text(reasons)})"
-
-
-def _write(path: Path, data: bytes) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    except OSError as error:
-        raise ReelmillError(f"cannot write {path}: {error.strerror}") from None

@@ -168,3 +168,12 @@ def version_of(url: str | None, spec: str) -> Version:
 def print_json(value: Any) -> None:
     """Print for scripts."""
     print(json.dumps(value, indent=2, default=str))  # noqa: T201
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write what a command was asked to, its folder included; ReelmillError where that fails."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    except OSError as error:
+        raise ReelmillError(f"cannot write {path}: {error.strerror}") from None

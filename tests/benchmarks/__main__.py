@@ -26,7 +26,7 @@ NAMES = (
     "loading",
     "download",
 )
-LONG = ("urls", "gpu", "gpu_flow", "shuffle_memory")
+LONG = ("readers_conformance", "samplers", "urls", "gpu", "gpu_flow", "shuffle_memory")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

@@ -20,7 +20,6 @@ from reelmill.media.images import encode_jpeg, encode_png
 from tests.references.workshop import build, shards, torch
 from tests.stages.media_samples import HEIGHT, WIDTH, make_video, number_of, picture
 
-decoders = pytest.importorskip("torchcodec.decoders")
 
 CLIPS = """
 store: ./store
@@ -75,13 +74,6 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> str:
     videos = [make_video(folder / f"{n}.mp4", 500, fps=25, audio="aac") for n in range(2)]
     table = "\n".join(["url", *(one.as_uri() for one in videos)]) + "\n"
     return shards(build(folder, CLIPS, table, names=NAMES), "clips", folder / "yt8m-clips")
-
-
-def torch_video(key: str, data: bytes) -> Any:
-    """What the page has of `wds.torch_video`: frames (T, H, W, C), of fields that are videos."""
-    if key.rpartition(".")[2] != "mp4":
-        return None
-    return decoders.VideoDecoder(data, dimension_order="NHWC")[:]
 
 
 def burnt_in(frame: Any) -> int:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import pickle
+import tarfile
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,16 @@ from reelmill.loading import (  # noqa: E402
     FrameBatch,
     VideoMetadata,
     VideoReader,
+    backends,
     clips_at_random_indices,
     clips_at_random_timestamps,
     clips_at_regular_indices,
     clips_at_regular_timestamps,
+    collate,
+    open_video,
     sample_clips,
 )
+from reelmill.loading.readers import UnsupportedError  # noqa: E402
 from reelmill.loading.samplers.pipeline import clip_seed  # noqa: E402
 from reelmill.shards.reader import Sample  # noqa: E402
 from tests.stages.media_samples import number_of, sample  # noqa: E402
@@ -247,6 +253,121 @@ def test_a_sample_of_a_shard_is_what_its_one_video_is(plain: Decoded) -> None:
         clips_at_random_indices({"__key__": "k", "mp4": torch.zeros(1)})
 
 
+SAMPLERS: dict[str, Any] = {
+    "random_indices": partial(clips_at_random_indices, num_clips=4, seed=5),
+    "regular_indices": partial(clips_at_regular_indices, num_clips=4),
+    "random_timestamps": partial(clips_at_random_timestamps, num_clips=4, seed=5),
+    "regular_timestamps": partial(clips_at_regular_timestamps, seconds_between_clip_starts=0.7),
+}
+
+
+@pytest.mark.parametrize("name", ["open.mp4", "uneven.mkv", "trimmed.mp4"])
+def test_all_backends_give_the_same_clips_for_the_same_seed(name: str) -> None:
+    here = [one for one, found in backends().items() if "cpu" in found.devices]
+    assert "pyav" in here
+    for sampler in SAMPLERS.values():
+        with open_video(sample(name), backend="pyav") as reader:
+            wanted = sampler(reader, num_frames_per_clip=3)
+        assert len(wanted) >= 3
+        for backend in here:
+            try:
+                found = sampler(str(sample(name)), num_frames_per_clip=3, backend=backend)
+            except UnsupportedError:
+                continue
+            assert numbers(found) == numbers(wanted), backend
+            torch.testing.assert_close(found.pts_seconds, wanted.pts_seconds)
+            torch.testing.assert_close(found.duration_seconds, wanted.duration_seconds)
+
+
+def test_what_a_reader_can_be_opened_of_is_opened_and_closed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = sample("silent.mp4")
+    tar = tmp_path / "00000.tar"
+    with tarfile.open(tar, "w") as out:
+        out.add(path, "000010005.mp4")
+    closed = []
+    real = VideoReader.__exit__
+    monkeypatch.setattr(
+        VideoReader, "__exit__", lambda self, *raised: closed.append(1) or real(self, *raised)
+    )
+    data = path.read_bytes()
+    sources: list[Any] = [path, str(path), data, io.BytesIO(data), (tar, "000010005")]
+    sources += [{"__key__": "000010005", "mp4": data}, Sample("000010005", {"mp4": data}, {})]
+    for source in sources:
+        clips = clips_at_regular_indices(source, num_clips=2, mode="stream", output_format="THWC")
+        assert clips.data.shape == (2, 1, 96, 128, 3)
+        assert [number_of(frame[0, ..., 0].numpy()) for frame in clips.data] == [0, 89]
+    assert len(closed) == len(sources)
+    with open_video(path) as reader:
+        clips_at_random_indices(reader)
+        assert len(closed) == len(sources)
+
+
+@pytest.mark.parametrize("mode", ["seek", "stream"])
+def test_a_frame_that_several_clips_hold_is_decoded_once(
+    mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from reelmill.loading.readers.pyav import PyavDecoder
+
+    written = []
+    real = PyavDecoder.write
+    monkeypatch.setattr(
+        PyavDecoder, "write", lambda self, *given: written.append(1) or real(self, *given)
+    )
+    clips = clips_at_random_indices(
+        sample("silent.mp4"),
+        num_clips=6,
+        num_frames_per_clip=3,
+        sampling_range_start=87,
+        sampling_range_end=88,
+        backend="pyav",
+        mode=mode,
+    )
+    assert numbers(clips) == [[87, 88, 89]] * 6
+    assert len(written) == 3
+
+
+def test_clips_are_the_same_whichever_worker_they_are_made_by() -> None:
+    data = sample("silent.mp4").read_bytes()
+    samples = [{"__key__": f"{number:09d}", "mp4": data} for number in range(5)]
+    now = torch.zeros((), dtype=torch.int64).share_memory_()
+    clips_of = sample_clips(
+        "random_indices",
+        num_clips=2,
+        num_frames_per_clip=2,
+        seed=0,
+        epoch=now.item,
+        opening={"backend": "pyav"},
+    )
+    runs = []
+    for workers in (0, 2):
+        loader = torch.utils.data.DataLoader(
+            _Mapped(samples, clips_of),
+            batch_size=None,
+            num_workers=workers,
+            shuffle=workers > 0,
+            persistent_workers=workers > 0,
+        )
+        for epoch in range(2):
+            now.fill_(epoch)
+            runs.append({one["__key__"]: one["clips"].pts_seconds.tolist() for one in loader})
+    first, second = runs[:2]
+    assert runs[2:] == [first, second]
+    assert len({str(starts) for run in (first, second) for starts in run.values()}) == 10
+
+
+class _Mapped(torch.utils.data.Dataset):  # type: ignore[misc]
+    def __init__(self, samples: list[dict[str, Any]], function: Any) -> None:
+        self.samples, self.function = samples, function
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, at: int) -> Any:
+        return self.function(self.samples[at])
+
+
 def test_how_to_open_a_file_is_not_said_of_what_is_open(plain: Decoded) -> None:
     with pytest.raises(ValueError, match="backend, mode say how to open a file"):
         clips_at_random_indices(plain, backend="pyav", mode="seek")
@@ -256,28 +377,25 @@ def test_a_map_function_puts_clips_where_the_video_was(plain: Decoded) -> None:
     clips_of = sample_clips("random_indices", num_clips=2, num_frames_per_clip=3, seed=0)
     sent = pickle.loads(pickle.dumps(clips_of))
     found = sent({"__key__": "a", "mp4": plain, "cls": 4})
-    assert found.keys() == {
-        "__key__",
-        "cls",
-        "clips",
-        "clips_pts_seconds",
-        "clips_duration_seconds",
-    }
-    assert found["clips"].shape == (2, 3, 3, 96, 128)
+    assert found.keys() == {"__key__", "cls", "clips"}
     wanted = clips_at_random_indices(
         plain, num_clips=2, num_frames_per_clip=3, seed=clip_seed(0, 0, "a")
     )
-    assert torch.equal(found["clips"], wanted.data)
-    assert torch.equal(found["clips_pts_seconds"], wanted.pts_seconds)
-    assert torch.equal(found["clips_duration_seconds"], wanted.duration_seconds)
+    assert torch.equal(found["clips"].data, wanted.data)
+    assert torch.equal(found["clips"].pts_seconds, wanted.pts_seconds)
+    batch = collate([found, sent({"__key__": "b", "mp4": plain, "cls": 7})])
+    assert batch["clips"].data.shape == (2, 2, 3, 3, 96, 128)
+    assert batch["clips"].duration_seconds.shape == (2, 2, 3)
+    assert batch["cls"].tolist() == [4, 7]
 
 
 def test_clips_of_a_sample_depend_on_seed_epoch_and_key_alone(plain: Decoded) -> None:
     def starts(key: str, seed: int = 0, **more: Any) -> list[float]:
         extra = more.pop("fields", {})
         mapped = sample_clips("random_timestamps", num_clips=6, seed=seed, into="v", **more)
-        found: list[float] = mapped({"__key__": key, "mp4": plain, **extra})["v_pts_seconds"]
-        return found[:, 0].tolist()  # type: ignore[call-overload,no-any-return]
+        clips = mapped({"__key__": key, "mp4": plain, **extra})["v"]
+        found: list[float] = clips.pts_seconds[:, 0].tolist()
+        return found
 
     state = torch.get_rng_state()
     assert starts("a") == starts("a", epoch=lambda: 0)
@@ -289,8 +407,8 @@ def test_clips_of_a_sample_depend_on_seed_epoch_and_key_alone(plain: Decoded) ->
     with torch.random.fork_rng(devices=[]):
         drawn = sample_clips("random_indices", num_clips=6)
         torch.manual_seed(0)
-        first = drawn({"__key__": "a", "mp4": plain})["clips"]
-        assert not torch.equal(first, drawn({"__key__": "a", "mp4": plain})["clips"])
+        first, second = (drawn({"__key__": "a", "mp4": plain})["clips"].data for _ in range(2))
+        assert not torch.equal(first, second)
 
 
 def test_the_seed_of_a_sample_is_the_same_on_every_machine() -> None:
@@ -311,4 +429,4 @@ def test_a_map_function_refuses_what_its_sampler_does_not_take() -> None:
         sample_clips("random_indices")(("a", b""))
     regular = sample_clips("regular_timestamps", seconds_between_clip_starts=1, seed=3)
     reader = Decoded(sample("silent.mp4"))
-    assert regular({"__key__": "a", "mp4": reader})["clips"].shape[:2] == (3, 1)
+    assert regular({"__key__": "a", "mp4": reader})["clips"].data.shape[:2] == (3, 1)

@@ -6,15 +6,18 @@ import math
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
 from reelmill.loading.readers.base import VideoMetadata
 from reelmill.media.decode import frames, pixel_shape
-from reelmill.media.packets import PacketTable
+from reelmill.media.packets import PacketTable, demux
 from reelmill.media.probe import Source, first_frame, open_media, video_stream
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
 
@@ -66,14 +69,22 @@ class Look:
             codec=self.codec,
         )
 
+    @cached_property
+    def _bounds(self) -> NDArray[np.int64]:
+        """When frames begin, and the last one ends, in ticks."""
+        return np.append(self.shown.pts, self.shown.end)
+
+    @cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        """The numbers of the keyframes."""
+        return np.flatnonzero(self.shown.keyframe).astype(np.int64)
+
     def times(self, numbers: list[int]) -> tuple[Any, Any]:
         """Two float64 arrays, in seconds: when these frames begin, and how long they are shown."""
-        there = self.shown
-        bounds = np.append(there.pts, there.end)
         at = np.asarray(numbers, dtype=np.int64)
-        base = there.time_base
+        base = self.shown.time_base
         over, under = float(base.numerator), float(base.denominator)
-        begin, end = bounds[at], bounds[at + 1]
+        begin, end = self._bounds[at], self._bounds[at + 1]
         return begin * over / under, (end - begin) * over / under
 
     def number_at(self, seconds: float) -> int:
@@ -103,8 +114,8 @@ class Look:
     def key_before(self, number: int) -> int:
         """The number of the keyframe from which on all must be decoded to have a frame; 0, for the
         beginning of the file, where that is not told."""
-        keys = np.flatnonzero(self.shown.keyframe[: number + 1])
-        return int(keys[-1]) if self.shown.packets is not None and len(keys) else 0
+        at = int(np.searchsorted(self._keys, number, side="right"))
+        return int(self._keys[at - 1]) if self.shown.packets is not None and at else 0
 
     def pts_of(self, seconds: float) -> int:
         """The tick that is nearest to a time."""
@@ -144,4 +155,9 @@ def _first(container: Any, stream: Any, table: PacketTable | None) -> Any | None
     if table is not None:
         with suppress(av.FFmpegError):
             container.seek(int(table.dts[0]), stream=stream)
+            # Alone, without those that a decoder waits for to get the order right.
+            packet = next(demux(container, [stream]))
+            for frame in chain(stream.decode(packet), stream.decode(None)):
+                return frame
+    stream.codec_context.flush_buffers()
     return first_frame(container, stream)

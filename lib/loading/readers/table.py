@@ -87,7 +87,7 @@ BACKENDS: Final = {
         Backend(
             name="torchcodec",
             module="torchcodec",
-            install="torchcodec",
+            install="'reelmill[torchcodec]'",
             devices=("cpu", "cuda"),
             takes=("path", "bytes", "file"),
             decoder=f"{_HERE}.torchcodec:TorchcodecDecoder",
@@ -119,7 +119,7 @@ BACKENDS: Final = {
         Backend(
             name="vali",
             module="python_vali",
-            install="python_vali",
+            install="'reelmill[vali]'",
             devices=("cuda",),
             takes=("path",),
             decoder=f"{_HERE}.vali:ValiDecoder",

@@ -37,12 +37,8 @@ class SampleClips:
             seeding = {"seed": clip_seed(self.seed, self._epoch(fields), str(fields["__key__"]))}
         sampler = getattr(sampling, f"clips_at_{self.kind}")
         clips = sampler(fields[name], **self.params, **seeding, **self.opening)
-        return {
-            **{other: value for other, value in fields.items() if other != name},
-            self.into: clips.data,
-            f"{self.into}_pts_seconds": clips.pts_seconds,
-            f"{self.into}_duration_seconds": clips.duration_seconds,
-        }
+        rest = {other: value for other, value in fields.items() if other != name}
+        return {**rest, self.into: clips}
 
     def _epoch(self, fields: Mapping[str, Any]) -> int:
         if "__epoch__" in fields:
@@ -63,8 +59,8 @@ def sample_clips(
 
     >>> dataset.map(sample_clips("random_indices", num_clips=2, num_frames_per_clip=8, seed=0))
 
-    Three fields come for the one: ``clips``, ``clips_pts_seconds`` and ``clips_duration_seconds``,
-    which are plain tensors, so that any loader can make batches of them.
+    The field ``clips`` comes for it, a :class:`~reelmill.loading.FrameBatch`; ``collate`` makes one
+    of those of a batch of samples.
 
     Args:
         kind: ``random_indices``, ``regular_indices``, ``random_timestamps`` or
@@ -73,7 +69,7 @@ def sample_clips(
             not on how many workers there are, nor on which of them it comes to. Without it they are
             drawn from torch's own state, which is another in every worker.
         epoch: which epoch it is, or a function that tells. A sample's own ``__epoch__`` goes first.
-        into: what the fields are called.
+        into: what the field is called.
         opening: keywords of ``open_video``: ``backend``, ``device``, ``mode``, ``output_format``.
         params: those of the sampler ``clips_at_{kind}``.
 

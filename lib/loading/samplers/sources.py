@@ -8,12 +8,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from reelmill.errors import ReelmillError, Rejected
-from reelmill.loading.readers import VideoReader
+from reelmill.loading.readers import VideoReader, open_video
+from reelmill.loading.readers.sources import VIDEO_ENDINGS
 from reelmill.shards.reader import Sample
-from reelmill.tables.files import VIDEO
-
-VIDEO_FIELDS = VIDEO | {"video"}
-"""Last parts of the names of fields that hold a video."""
 
 
 @contextmanager
@@ -38,8 +35,6 @@ def opened(source: Any, opening: Mapping[str, Any]) -> Iterator[Any]:
             )
         yield source
         return
-    from reelmill.loading.readers import open_video
-
     with open_video(source, **opening) as reader:
         yield reader
 
@@ -62,7 +57,7 @@ def video_field(fields: Mapping[str, Any]) -> str:
     found = [
         name
         for name in fields
-        if not name.startswith("__") and name.rpartition(".")[2].lower() in VIDEO_FIELDS
+        if not name.startswith("__") and name.rpartition(".")[2].lower() in VIDEO_ENDINGS
     ]
     key = fields.get("__key__", "without a key")
     if not found:

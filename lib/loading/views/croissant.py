@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from reelmill.errors import ShardError
 from reelmill.loading.views.kinds import extension_of, kind_of, media_type
 from reelmill.loading.views.tars import Tar, View
 from reelmill.shards.index import own_columns
 
 TABLE: Final = "samples.parquet"
 """The index of a split. No extension of a field has a dot, so no record set has its name."""
+
+_TAR: Final = "__url__"
+"""The column that tells a sample's tar, by the name that webdataset has for it."""
 
 _TERMS: Final = [
     "citeAs",
@@ -134,17 +140,26 @@ class _Table:
 
     def __init__(self, path: Path, columns: pa.Schema) -> None:
         self.path = path
-        self.columns = pa.schema([("key", pa.string()), ("__url__", pa.string()), *columns])
+        own = [column for column in columns if column.name != _TAR]
+        self.columns = pa.schema([("key", pa.string()), (_TAR, pa.string()), *own])
         self.fields: set[str] = set()
-        self._own = columns.names
+        self._own = [column.name for column in own]
         self._waiting: list[pa.Table] = []
         self._writer = pq.ParquetWriter(path, self.columns, compression="zstd")
 
     def add(self, tar: Tar) -> None:
         rows = tar.rows
         paths = pa.repeat(tar.path, len(rows))
-        columns = [rows["key"], paths, *(rows[name] for name in self._own)]
-        self._waiting.append(pa.table(columns, names=self.columns.names).cast(self.columns))
+        # Columns that the stage has got since are those of later shards alone.
+        own = (
+            rows[name] if name in rows.column_names else pa.nulls(len(rows)) for name in self._own
+        )
+        columns = [rows["key"], paths, *own]
+        try:
+            table = pa.table(columns, names=self.columns.names).cast(self.columns)
+        except pa.ArrowException as error:
+            raise ShardError(f"{tar.path} has other columns than the first tar: {error}") from None
+        self._waiting.append(table)
         names = rows["fields"].combine_chunks().flatten().field("name")
         self.fields.update(names.unique().to_pylist())
         if sum(map(len, self._waiting)) >= _ROWS:
@@ -198,7 +213,7 @@ def _member_set(name: str, files: str, extension: str) -> dict[str, Any]:
 
     def field(what: str, data_type: str, **extract: Any) -> dict[str, Any]:
         source = {"fileSet": {"@id": files}, **extract}
-        return _field(name, what, data_type, source)
+        return _field(f"{name}/{what}", what, data_type, source)
 
     def part(what: str, regex: str) -> dict[str, Any]:
         return field(
@@ -220,6 +235,7 @@ def _member_set(name: str, files: str, extension: str) -> dict[str, Any]:
 def _table_set(name: str, path: str, columns: pa.Schema) -> dict[str, Any]:
     """The index: those of its columns that hold single values."""
     typed = [(column.name, _data_type(column.type)) for column in columns]
+    words = _words([column for column, _ in typed])
     return {
         "@type": "cr:RecordSet",
         "@id": name,
@@ -227,7 +243,7 @@ def _table_set(name: str, path: str, columns: pa.Schema) -> dict[str, Any]:
         "key": {"@id": f"{name}/key"},
         "field": [
             _field(
-                name,
+                f"{name}/{words[column]}",
                 column,
                 data_type,
                 {"fileObject": {"@id": path}, "extract": {"column": column}},
@@ -238,10 +254,23 @@ def _table_set(name: str, path: str, columns: pa.Schema) -> dict[str, Any]:
     }
 
 
-def _field(record_set: str, name: str, data_type: str, source: dict[str, Any]) -> dict[str, Any]:
+def _words(names: Iterable[str]) -> dict[str, str]:
+    """Names that an ``@id`` can end with, each other than all before."""
+    words: dict[str, str] = {}
+    for name in names:
+        word = plain = re.sub(r"[^A-Za-z0-9_.-]", "_", name)
+        number = 1
+        while word in words.values():
+            number += 1
+            word = f"{plain}_{number}"
+        words[name] = word
+    return words
+
+
+def _field(uid: str, name: str, data_type: str, source: dict[str, Any]) -> dict[str, Any]:
     return {
         "@type": "cr:Field",
-        "@id": f"{record_set}/{name}",
+        "@id": uid,
         "name": name,
         "dataType": data_type,
         "source": source,
