@@ -23,6 +23,7 @@ NAMES = (
     "sequences",
     "motion",
     "ingest",
+    "loading",
     "download",
 )
 LONG = ("readers_conformance", "samplers", "urls", "gpu", "gpu_flow", "shuffle_memory")
