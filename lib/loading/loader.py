@@ -93,7 +93,8 @@ class Loader:
 def collate(samples: list[Any]) -> Any:
     """A batch as webdataset makes it, of tensors: a dict or tuple of what the samples have, where
     numbers and arrays of one shape become a tensor, frames with their times one `FrameBatch`, flow
-    one `FlowField`, and all else a list. The keys of the samples stay with it as the list ``__key__``.
+    one `FlowField`, and all else a list. The keys of the samples stay with it as the list
+    ``__key__``.
 
     Raises:
         ValueError: the samples have not the same fields, or arrays of different shapes.

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
+from reelmill.digest import sha256
 from tests.references.workshop import build, files_of, modules, torch
 
 OPPOSITE = [1, 0, 3, 2]
@@ -83,3 +85,16 @@ def test_what_was_interrupted_goes_on_to_the_same_network(
     ended, resumed = (torch.load(path)["network"] for path in (whole, parted))
     assert ended.keys() == resumed.keys()
     assert all(torch.equal(ended[name], resumed[name]) for name in ended)
+
+
+def test_each_epoch_has_other_clips_and_they_do_not_depend_on_the_workers(
+    train: ModuleType,
+) -> None:
+    def digests(loader: Any) -> list[str]:
+        clips = [clip for clips, _ in loader for clip in clips]
+        return sorted(sha256(clip.numpy().tobytes()) for clip in clips)
+
+    alone, shared = train.batches("val", workers=0), train.batches("val", workers=2)
+    first, second = digests(alone), digests(alone)
+    assert [digests(shared), digests(shared)] == [first, second]
+    assert len(set(first) & set(second)) < len(first) / 2

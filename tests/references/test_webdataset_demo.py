@@ -188,7 +188,7 @@ def decode_jpg_and_resize(data: bytes) -> PIL.Image.Image:
 
 
 def lengths(sample: Mapping[str, Any]) -> dict[str, int]:
-    return {name: len(value) for name, value in sample.items()}
+    return {name: len(value) for name, value in fields(sample).items()}
 
 
 def test_a_field_has_a_decoder_of_ones_own(load: Load, train: str) -> None:
@@ -306,13 +306,11 @@ def test_torchs_loader_has_four_workers(load: Load, train: str) -> None:
     assert sorted(labels) == list(range(-1, 63))
 
 
-def test_readers_share_a_shard_and_say_so(imagenet: str) -> None:
+def test_workers_share_a_shard_and_it_is_said(imagenet: str) -> None:
     dataset = reelmill.load(imagenet).decode().to_tuple("cls")
-    # Each worker says it, where a test does not hear it.
-    assert sorted(int(label) for (label,) in dataset.loader(num_workers=4)) == [304, 551]
-    parts = [reelmill.load(imagenet, nodes=(node, 4)) for node in range(4)]
     with pytest.warns(UserWarning, match="has 1 shard for 4 readers"):
-        assert sum(len(list(part)) for part in parts) == 2
+        loader = dataset.loader(num_workers=4)
+    assert sorted(int(label) for (label,) in loader) == [304, 551]
 
 
 # Binary tensors, containers

@@ -21,7 +21,7 @@ import pytest
 
 from reelmill.errors import MissingDependencyError, NotFoundError, ReelmillError, Rejected
 from reelmill.loading import backends, open_video
-from reelmill.loading.readers import BACKENDS, UnsupportedError, VideoReader, table
+from reelmill.loading.readers import BACKENDS, UnsupportedError, VideoReader, look, table
 from reelmill.loading.readers.decoder import Decoder, Job
 from reelmill.loading.readers.look import look_at
 from reelmill.loading.readers.reader import Reader
@@ -506,6 +506,23 @@ def test_what_is_no_source() -> None:
         open_video("/nowhere.mp4")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_at_the_header_sees_what_probing_does(kind: str) -> None:
+    data = KINDS[kind]().read_bytes()
+    probed, found = look._by_probing(data), look.look_at(data)
+    for name in ("width", "height", "turns", "codec", "formats", "stream", "place", "start"):
+        assert getattr(found, name) == getattr(probed, name)
+    for name in ("time_base", "end", "shape"):
+        assert getattr(found.shown, name) == getattr(probed.shown, name)
+    assert np.array_equal(found.shown.pts, probed.shown.pts)
+    assert np.array_equal(found.shown.keyframe, probed.shown.keyframe)
+
+
+def test_headers_are_enough_for_most() -> None:
+    for name in ("plain.mp4", "open.mp4", "rotated.mp4", "trimmed.mp4"):
+        assert look._by_header(sample(name)) is not None
+
+
 # Backends
 
 
@@ -543,6 +560,15 @@ def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.Monkey
     assert known["vali"].devices == ()
     assert "pip install 'reelmill[vali]'" in known["vali"].why_not["cuda"]
     assert known["torchcodec"].why_not.keys() == {"cpu", "cuda"}
+
+
+def test_without_torch_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'reelmill\[torch\]'"):
+        open_video(sample("silent.mp4"), "pyav")
+    told = [one.why_not for one in backends().values()]
+    assert all(reason for why_not in told for reason in why_not.values())
+    assert "reelmill[torch]" in backends()["pyav"].why_not["cpu"]
 
 
 def test_torchcodec_without_ffmpegs_libraries_says_so(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property
 from itertools import chain
@@ -18,7 +18,7 @@ from reelmill.errors import Rejected
 from reelmill.loading.readers.base import VideoMetadata
 from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable, demux
-from reelmill.media.probe import Source, first_frame, open_media, video_stream
+from reelmill.media.probe import Source, first_frame, open_media, open_plain, video_stream
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
 
 _ROUNDED: Final = Fraction(1, 10**9)
@@ -130,34 +130,65 @@ def _seconds(ticks: int, base: Fraction) -> float:
 def look_at(source: Source) -> Look:
     """What a reader needs to know of ``source``. One frame is decoded, or all of them where the
     packets do not tell which are shown. Raises as :func:`~reelmill.media.shown.shown` does."""
+    return _by_header(source) or _by_probing(source)
+
+
+def _by_header(source: Source) -> Look | None:
+    """The same of an MP4 file whose header tells all; None of others. FFmpeg opens a file by
+    decoding the beginning of each stream, which takes longer than all else."""
+    with suppress(Rejected), open_plain(source) as plain:
+        if plain is not None:
+            container, _ = plain
+            stream = video_stream(container)
+            there = shown_by_packets(source, container, stream)
+            # Where no picture was moved, it takes a decoder to know whether some should have been.
+            if there is not None and there.packets is not None and there.packets.is_reordered:
+                frame = _keyframe(container, stream, there.packets)
+                if frame is not None:
+                    # What pixels are shaped like may be known by the decoder alone.
+                    there = replace(there, shape=pixel_shape(stream))
+                    return _look(container, stream, there, frame)
+    return None
+
+
+def _by_probing(source: Source) -> Look:
     with open_media(source) as container:
         stream = video_stream(container)
         there = shown_by_packets(source, container, stream)
-        frame = _first(container, stream, there.packets) if there else next(frames(source), None)
+        if there is None or there.packets is None:
+            frame = next(frames(source), None)
+        else:
+            frame = _keyframe(container, stream, there.packets)
+            frame = frame or first_frame(container, stream)
         if frame is None:
             raise Rejected("undecodable", "no frame of the video can be decoded")
-        videos = [one.index for one in container.streams.video]
-        return Look(
-            shown=there or shown_by_decoding(source, pixel_shape(stream)),
-            width=frame.width,
-            height=frame.height,
-            turns=round(frame.rotation / 90) % 4,
-            codec=stream.codec_context.codec.canonical_name,
-            formats=frozenset(container.format.name.split(",")),
-            stream=stream.index,
-            place=videos.index(stream.index),
-            start=stream.start_time or 0,
-        )
+        there = there or shown_by_decoding(source, pixel_shape(stream))
+        return _look(container, stream, there, frame)
 
 
-def _first(container: Any, stream: Any, table: PacketTable | None) -> Any | None:
-    """The first frame that can be decoded, by which pictures are turned."""
-    if table is not None:
-        with suppress(av.FFmpegError):
-            container.seek(int(table.dts[0]), stream=stream)
-            # Alone, without those that a decoder waits for to get the order right.
-            packet = next(demux(container, [stream]))
-            for frame in chain(stream.decode(packet), stream.decode(None)):
-                return frame
+def _keyframe(container: Any, stream: Any, table: PacketTable) -> Any | None:
+    """The first frame alone, by which pictures are turned, without those that a decoder waits for
+    to get the order right."""
+    with suppress(av.FFmpegError, StopIteration):
+        container.seek(int(table.dts[0]), stream=stream)
+        packet = next(demux(container, [stream]))
+        frame = next(chain(stream.decode(packet), stream.decode(None)))
+        stream.codec_context.flush_buffers()
+        return frame
     stream.codec_context.flush_buffers()
-    return first_frame(container, stream)
+    return None
+
+
+def _look(container: Any, stream: Any, there: Shown, frame: Any) -> Look:
+    videos = [one.index for one in container.streams.video]
+    return Look(
+        shown=there,
+        width=frame.width,
+        height=frame.height,
+        turns=round(frame.rotation / 90) % 4,
+        codec=stream.codec_context.codec.canonical_name,
+        formats=frozenset(container.format.name.split(",")),
+        stream=stream.index,
+        place=videos.index(stream.index),
+        start=stream.start_time or 0,
+    )

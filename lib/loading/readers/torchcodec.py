@@ -122,8 +122,6 @@ def check(device: str) -> None:
     """Raise StageError where TorchCodec is there and cannot be used."""
     try:
         import_module("torchcodec.decoders")
-    except ModuleNotFoundError:
-        raise
     except (ImportError, OSError, RuntimeError) as error:
         raise StageError(
             f"TorchCodec cannot be loaded ({first_lines(error)}); it needs FFmpeg's shared "
