@@ -28,11 +28,12 @@ datasets:
 async def _seen(url: str, recipe: str) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: url}):
         async with get_client() as client:
-            known = await client.read_flow_runs()
+            known = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
             runs = [run for run in known if run.parameters.get("recipe") == recipe]
             (run,) = runs
             only = FlowRunFilter(id={"any_": [run.id]})
