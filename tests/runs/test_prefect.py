@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,10 +127,12 @@ datasets:
 """
 
 
-def test_whatever_listens_during_a_build_listens_on_loopback_alone(project: Project) -> None:
+def test_whatever_listens_during_a_build_listens_on_loopback_alone(
+    project: Project, blank_prefect: Path
+) -> None:
     project.write(SLOW, [f"https://example.org/{n}.mp4" for n in range(4)])
     alone = {k: v for k, v in project.environ.items() if k != "PREFECT_API_URL"}
-    alone["PREFECT_HOME"] = str(project.folder / "prefect")
+    alone["PREFECT_HOME"] = str(shutil.copytree(blank_prefect, project.folder / "prefect"))
     command = [sys.executable, str(COMMAND), "build", str(project.recipe), "--workers", "2"]
     process = subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True)
     try:
