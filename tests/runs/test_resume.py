@@ -58,7 +58,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def wait_for_lines(project: Project, process: subprocess.Popen[str], count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if project.trace.exists() and len(project.trace.read_text().splitlines()) >= count:
             return
