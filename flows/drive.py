@@ -293,7 +293,7 @@ def prepare(
                 f"{name}: the store has a source of that name; give the dataset another one"
             )
     nodes = [_node(recipe, name) for name in names]
-    planner = Planner(nodes, manifests, retried, partial(_renamed, store, write))
+    planner = Planner(nodes, manifests, retried, partial(renamed, store, write))
     progress = {name: Progress(name, recipe.datasets[name].stage) for name in names}
     build = Build(recipe, store, names, planner, labels, grown, [], progress)
     build.missing = _settle(build, planner.start(), _Memory(store, names, claim=write))
@@ -305,7 +305,8 @@ def _retried(manifest: Manifest, read: Callable[[str], bytes]) -> int:
     return sum(table["reason"].to_pylist().count(removed.RETRIED) for table in tables)
 
 
-def _renamed(store: Store, write: bool, blob: Blob, prefix: str) -> Blob:
+def renamed(store: Store, write: bool, blob: Blob, prefix: str) -> Blob:
+    """A blob of removed rows with ``prefix`` before their keys, put into the store to ``write``."""
     try:
         data = removed.renamed(store.read_blob(blob.digest, "parquet"), prefix)
     except NotFoundError:

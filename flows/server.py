@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import socket
 import subprocess
@@ -75,7 +76,7 @@ def prefect_api(port: int | None = None, *, schedules: bool = False) -> Iterator
 
     configured = PREFECT_API_URL.value()
     if configured:
-        if not _answers(configured):
+        if not answers(configured):
             raise ReelmillError(
                 f"the Prefect server at {configured} does not answer; start it, or unset "
                 "PREFECT_API_URL to let Reelmill start one for the run"
@@ -99,22 +100,13 @@ def own_server(port: int | None = None, *, schedules: bool = False) -> Iterator[
             f"port {port} of this machine is taken: choose another one with --port, or, if a "
             f"Prefect server listens there, set PREFECT_API_URL=http://127.0.0.1:{port}/api"
         )
-    settings = {**_EMBEDDED, **(_SCHEDULING if schedules else {})}
     url = f"http://127.0.0.1:{port}/api"
     descriptor, name = tempfile.mkstemp(prefix="reelmill-server-", suffix=".log")
     log = Path(name)
-    with os.fdopen(descriptor, "wb") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "reelmill.flows.server", str(port)],
-            stdin=subprocess.PIPE,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            # A Ctrl-C in the terminal is for the run; the server must outlive its last report.
-            start_new_session=True,
-            env={**os.environ, **settings, "PREFECT_SERVER_API_HOST": "127.0.0.1"},
-        )
+    process = start_server(port, log, schedules=schedules)
+    os.close(descriptor)
     try:
-        _wait_until_up(process, url, log)
+        wait_until_up(process, url, log)
         yield url
     finally:
         assert process.stdin is not None
@@ -127,9 +119,32 @@ def own_server(port: int | None = None, *, schedules: bool = False) -> Iterator[
         log.unlink(missing_ok=True)
 
 
-def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+def start_server(
+    port: int, log: Path, *, stdin: int = subprocess.PIPE, schedules: bool = False
+) -> subprocess.Popen[bytes]:
+    """Start a process that serves on a loopback port and writes to ``log``, until ``stdin``
+    ends."""
+    settings = {**_EMBEDDED, **(_SCHEDULING if schedules else {})}
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", "reelmill.flows.server", str(port)],
+            stdin=stdin,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            # A Ctrl-C in the terminal is for the run; the server must outlive its last report.
+            start_new_session=True,
+            env={**os.environ, **settings, "PREFECT_SERVER_API_HOST": "127.0.0.1"},
+        )
+
+
+def wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> None:
+    """Wait until a server that was started answers.
+
+    Raises:
+        ReelmillError: it ended, or takes too long.
+    """
     deadline = time.monotonic() + START_SECONDS
-    while not _answers(url):
+    while not answers(url):
         if process.poll() is not None or time.monotonic() > deadline:
             lines = log.read_text(errors="replace").strip().splitlines()
             reason = lines[-1] if lines else f"no answer in {START_SECONDS:.0f} seconds"
@@ -137,7 +152,8 @@ def _wait_until_up(process: subprocess.Popen[bytes], url: str, log: Path) -> Non
         time.sleep(0.1)
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Whether a Prefect API answers at ``url``."""
     try:
         with urllib.request.urlopen(f"{url}/health", timeout=5) as answer:  # noqa: S310
             return bool(answer.status == 200)
@@ -170,8 +186,13 @@ def serve(port: int) -> None:
     """
     os.environ["PREFECT_SERVER_API_PORT"] = str(port)
     os.environ["PREFECT_API_URL"] = f"http://127.0.0.1:{port}/api"
+    # What is imported stays: to look for garbage in it, now and at each later turn, is in vain.
+    gc.disable()
     import uvicorn
     from prefect.server.api.server import create_app
+
+    gc.freeze()
+    gc.enable()
 
     # The UI asks a host of its makers how to count visits, even where visits are not counted.
     here = f"127.0.0.1:{port}"

@@ -1,8 +1,12 @@
-"""Fixtures for tests that need a store: in a folder, or on a real S3 server over HTTP."""
+"""Fixtures for tests that need a store: in a folder, or on a real S3 server over HTTP; and what all
+processes that run tests make once."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import itertools
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,6 +14,7 @@ import fsspec
 import pytest
 import s3fs
 from hypothesis import settings
+from rich.console import Console
 
 from tests.s3_server import Faults, S3Server
 from tests.torch_vision import allow_any_build
@@ -20,8 +25,50 @@ settings.load_profile("untimed")
 
 allow_any_build()
 
+Shared = Callable[[str, Callable[[Path], object]], Path]
+
 _buckets = itertools.count()
 _instances: dict[str, dict[str, object]] = {}
+
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder that all processes that run tests have in common."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@contextlib.contextmanager
+def in_turn(common: Path, name: str) -> Iterator[None]:
+    """Let one process at a time do what ``name`` says."""
+    with (common / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared(common: Path) -> Shared:
+    """Has a folder filled once, for all processes that run tests."""
+
+    def make(name: str, fill: Callable[[Path], object]) -> Path:
+        folder = common / name
+        with in_turn(common, name):
+            if not folder.exists():
+                half = common / f"{name}.half"
+                half.mkdir()
+                fill(half)
+                half.rename(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def demo_media(shared: Shared) -> Path:
+    """The demonstration's videos, which nobody may change."""
+    from reelmill.flows.demo import ensure_media
+
+    return shared("media", lambda folder: ensure_media(folder, Console(quiet=True)))
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import fcntl
 import functools
 import http.server
 import os
@@ -8,23 +7,20 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 
-from reelmill.flows.demo import ensure_media
-from reelmill.flows.server import own_server
+from reelmill.flows.server import answers, free_port, start_server, wait_until_up
+from tests.conftest import Shared, in_turn
 from tests.runs.project import PLUGIN, Project
 from tests.runs.serving import Serving, serving
 
 sys.path.append(str(PLUGIN))
 
 REAL_MEDIA = Path(__file__).parents[2].parent / "shared" / "media"
-
-
-Shared = Callable[[str, Callable[[Path], object]], Path]
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -38,31 +34,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.flaky(reruns=2))
-
-
-@pytest.fixture(scope="session")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
-    """Has a folder filled once, for all processes that run tests."""
-    base = tmp_path_factory.getbasetemp()
-    common = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-
-    def make(name: str, fill: Callable[[Path], object]) -> Path:
-        folder = common / name
-        with (common / f"{name}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            if not folder.exists():
-                half = common / f"{name}.half"
-                half.mkdir()
-                fill(half)
-                half.rename(folder)
-        return folder
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def demo_media(shared: Shared) -> Path:
-    return shared("media", lambda folder: ensure_media(folder, Console(quiet=True)))
 
 
 @pytest.fixture(scope="session")
@@ -98,13 +69,48 @@ def blank_prefect(shared: Shared) -> Path:
 
 
 @pytest.fixture(scope="session")
-def prefect_url(tmp_path_factory: pytest.TempPathFactory, blank_prefect: Path) -> Iterator[str]:
-    """One Prefect server for all runs, with a database of its own."""
-    home = shutil.copytree(blank_prefect, tmp_path_factory.mktemp("prefect") / "home")
+def prefect_url(common: Path, blank_prefect: Path) -> Iterator[str]:
+    """One Prefect server for all processes that run tests: who needs it first starts it.
+
+    It ends when its standard input does, a pipe that each of them holds open: it outlives none.
+    """
+    home, users = common / "prefect", common / "prefect-users"
+    with in_turn(common, "prefect"):
+        url, *others = users.read_text().split() if users.exists() else [""]
+        if others:
+            pipe = os.open(home / "pipe", os.O_WRONLY | os.O_NONBLOCK)
+        else:
+            url, pipe = _start_prefect(home, blank_prefect)
+        users.write_text(" ".join([url, *others, str(os.getpid())]))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PREFECT_HOME", str(home))
-        with own_server() as url:
-            yield url
+        yield url
+    with in_turn(common, "prefect"):
+        os.close(pipe)
+        url, *others = users.read_text().split()
+        others.remove(str(os.getpid()))
+        users.write_text(" ".join([url, *others]))
+        # Nobody shall come upon a server that is about to end.
+        while not others and answers(url):
+            time.sleep(0.1)
+
+
+def _start_prefect(home: Path, blank: Path) -> tuple[str, int]:
+    """The address of a server, and the end of its pipe that keeps it alive."""
+    if not home.exists():
+        shutil.copytree(blank, home)
+        os.mkfifo(home / "pipe")
+    reading = os.open(home / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    pipe = os.open(home / "pipe", os.O_WRONLY)
+    os.set_blocking(reading, True)
+    port = free_port()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_HOME", str(home))
+        process = start_server(port, home / "server.log", stdin=reading)
+    os.close(reading)
+    url = f"http://127.0.0.1:{port}/api"
+    wait_until_up(process, url, home / "server.log")
+    return url, pipe
 
 
 @pytest.fixture

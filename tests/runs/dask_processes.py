@@ -16,7 +16,7 @@ from typing import Self
 import psutil
 
 from reelmill.flows.server import free_port
-from tests.runs.project import PLUGIN
+from tests.runs.project import PATHS
 
 LOOPBACK = ("--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0")
 
@@ -75,7 +75,7 @@ class DaskProcesses:
         process = subprocess.Popen(
             command,
             cwd=self.folder,
-            env={**os.environ, "PYTHONPATH": str(PLUGIN), **environ},
+            env={**os.environ, "PYTHONPATH": PATHS, **environ},
             stdout=log,
             stderr=log,
             start_new_session=True,

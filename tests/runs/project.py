@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import io
 import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -17,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from reelmill.flows.cli import main
 from reelmill.flows.drive import Build, Stop, drive, prepare
 from reelmill.recipe import load_recipe
 from reelmill.store import Store
@@ -26,6 +30,8 @@ from reelmill.tasks.ingest import Source
 
 COMMAND = Path(sysconfig.get_path("scripts"), "reelmill")
 PLUGIN = Path(__file__).parent / "plugin"
+PATHS = os.pathsep.join(str(path) for path in (PLUGIN, PLUGIN.with_name("absent")))
+"""``PYTHONPATH`` of the processes that tests start: with their stages, without pandas."""
 
 
 def wait_for(condition: Callable[[], object], seconds: float = 60) -> None:
@@ -64,7 +70,7 @@ class Project:
             **os.environ,
             TRACE: str(self.trace),
             "PREFECT_API_URL": self.prefect_url,
-            "PYTHONPATH": str(PLUGIN),
+            "PYTHONPATH": PATHS,
         }
 
     def write(self, recipe: str, table: Sequence[str] | str) -> None:
@@ -87,6 +93,27 @@ class Project:
         process = self.start(*arguments)
         out, err = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run a command that starts no flow, in this process, which has imported what it needs."""
+        out, err = io.StringIO(), io.StringIO()
+        before = signal.getsignal(signal.SIGTERM)
+        code = 0
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            contextlib.redirect_stdout(out),
+            contextlib.redirect_stderr(err),
+        ):
+            patch.chdir(self.folder)
+            for name, value in self.environ.items():
+                patch.setenv(name, value)
+            try:
+                main(arguments)
+            except SystemExit as ended:
+                code = int(ended.code or 0)
+            finally:
+                signal.signal(signal.SIGTERM, before)
+        return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
     def build(self, *arguments: str) -> dict[str, str]:
         """Build with the command; the versions."""

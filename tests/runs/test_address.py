@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.runs.dask_processes import DaskProcesses
-from tests.runs.project import PLUGIN, Project, wait_for
+from tests.runs.project import PATHS, Project, wait_for
 
 RECIPE = """
 store: ./store
@@ -22,7 +22,7 @@ sources:
   urls: {path: urls.csv, rows_per_shard: 1}
 datasets:
   videos: {stage: download, from: urls, allow_files: true}
-  clips: {stage: split, from: videos, method: fixed, seconds: 2s, preset: ultrafast}
+  clips: {stage: split, from: videos, method: fixed, seconds: 2s, cut: copy}
   needy: {stage: needy, from: clips}
 """
 
@@ -38,7 +38,7 @@ def scheduler(tmp_path: Path) -> Iterator[str]:
     loopback = ["--host", "127.0.0.1", "--dashboard-address", "127.0.0.1:0"]
     started = [subprocess.Popen([*dask, "--port", str(port), *loopback], **quiet)]
     worker = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1"]
-    environ = {**os.environ, "PYTHONPATH": str(PLUGIN)}
+    environ = {**os.environ, "PYTHONPATH": PATHS}
     for resources in ("MOON=1", "SUN=1"):
         command = [*worker, *loopback, "--resources", resources]
         started.append(subprocess.Popen(command, env=environ, **quiet))
@@ -83,10 +83,10 @@ def test_a_build_that_waits_for_workers_can_be_stopped(project: Project) -> None
 
 def test_a_scheduler_that_is_not_there_is_named(project: Project, demo_media: Path) -> None:
     project.write(RECIPE, [f"file://{demo_media}/dunes.mp4"])
-    done = project.run("build", "recipe.yaml", "--profile", "address")
+    done = project.call("build", "recipe.yaml", "--profile", "address")
     assert done.returncode == 1
     assert "environment variable DASK_SCHEDULER_ADDRESS is not set" in done.stderr
     (project.folder / "far.yaml").write_text("kind: address\naddress: tcp://127.0.0.1:9\n")
-    done = project.run("build", "recipe.yaml", "--profile", "far.yaml")
+    done = project.call("build", "recipe.yaml", "--profile", "far.yaml")
     assert done.returncode == 1
     assert "no Dask scheduler answers at tcp://127.0.0.1:9" in done.stderr

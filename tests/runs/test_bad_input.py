@@ -120,7 +120,7 @@ def test_a_table_that_is_of_no_use_is_refused_in_one_line(
     project: Project, text: str, expected: str
 ) -> None:
     project.write(recipe(), text)
-    problem = line(project.run("build", "recipe.yaml"))
+    problem = line(project.call("build", "recipe.yaml"))
     assert "urls.csv" in problem
     assert expected in problem
     assert not (project.folder / "store" / "refs").exists()
@@ -128,7 +128,7 @@ def test_a_table_that_is_of_no_use_is_refused_in_one_line(
 
 def test_a_missing_table_is_named(project: Project) -> None:
     project.write(recipe("nowhere.csv"), [])
-    assert "nowhere.csv" in line(project.run("plan", "recipe.yaml"))
+    assert "nowhere.csv" in line(project.call("plan", "recipe.yaml"))
 
 
 def test_a_recipe_with_a_slip_is_refused_with_file_line_and_the_nearest_name(
@@ -148,7 +148,7 @@ def test_too_many_rejects_fail_the_build_and_commit_nothing(
     problem = line(project.run("build", "recipe.yaml"))
     assert "videos: 2 of 3 samples were rejected (file_not_found 2)" in problem
     assert not (project.folder / "store" / "refs" / "videos").exists()
-    assert "videos: 2 of 3 samples" in line(project.run("build", "recipe.yaml")), "and again"
+    assert "videos: 2 of 3 samples" in line(project.call("build", "recipe.yaml")), "and again"
 
 
 def test_failures_that_may_pass_are_tried_again_by_the_next_build(
@@ -166,7 +166,7 @@ def test_failures_that_may_pass_are_tried_again_by_the_next_build(
 def test_a_store_that_cannot_be_written_is_named(project: Project) -> None:
     (project.folder / "occupied").write_text("a file")
     project.write(recipe(store="./occupied"), ["http://a.example/a.mp4"])
-    assert "occupied" in line(project.run("build", "recipe.yaml"))
+    assert "occupied" in line(project.call("build", "recipe.yaml"))
 
 
 @pytest.fixture
@@ -230,9 +230,9 @@ def test_one_name_for_two_tables_or_for_a_table_and_a_dataset_is_refused(
     project.write(recipe(), [f"file://{demo_media}/dunes.mp4"])
     project.build_here()
     project.write(recipe(), [f"file://{demo_media}/pond.mp4"])
-    assert "the store knows another table by that name" in line(project.run("build", "recipe.yaml"))
+    problem = line(project.call("build", "recipe.yaml"))
+    assert "the store knows another table by that name" in problem
     swapped = recipe().replace("urls:", "videos:").replace("from: urls", "from: videos")
     project.write(swapped.replace("  videos: {stage", "  urls: {stage"), ["file:///a.mp4"])
-    assert "source videos: the store has a dataset of that name" in line(
-        project.run("build", "recipe.yaml")
-    )
+    problem = line(project.call("build", "recipe.yaml"))
+    assert "source videos: the store has a dataset of that name" in problem

@@ -68,11 +68,11 @@ def test_help_names_every_command_with_a_line_of_its_own(project: Project) -> No
 
 def test_the_starter_recipe_can_be_planned_as_it_is(project: Project) -> None:
     assert "reelmill build" in text(project.run("init", "new"))
-    plan = json.loads(text(project.run("plan", "new/recipe.yaml", "--json")))
+    plan = json.loads(text(project.call("plan", "new/recipe.yaml", "--json")))
     assert [one["dataset"] for one in plan] == list(NAMES)
     assert plan[0]["reasons"] == {"never built": 1}
     assert not (project.folder / "new" / "store").exists(), "a plan makes nothing"
-    again = project.run("init", "new")
+    again = project.call("init", "new")
     assert again.returncode == 1
     assert "exists already" in again.stderr
 
@@ -90,13 +90,13 @@ def test_ls_and_show_print_versions_tags_and_lineage(built: Project) -> None:
     listed = json.loads(text(built.run("ls", "--json")))
     assert {one["dataset"] for one in listed} == {*NAMES, "urls"}
     clips = next(one for one in listed if one["dataset"] == "clips")
-    assert "clips@" in text(built.run("ls", "clips"))
-    assert text(built.run("tag", "clips", "v1")).startswith("clips@v1 is clips@")
+    assert "clips@" in text(built.call("ls", "clips"))
+    assert text(built.call("tag", "clips", "v1")).startswith("clips@v1 is clips@")
     shown = text(built.run("show", f"clips@{clips['version'][:8]}"))
     assert clips["version"] in shown
     assert re.search(r"from +videos@[0-9a-f]{12}", shown)
     assert (
-        json.loads(text(built.run("show", "clips@v1", "--json")))["ref"]["version"]
+        json.loads(text(built.call("show", "clips@v1", "--json")))["ref"]["version"]
         == (clips["version"])
     )
 
@@ -110,7 +110,7 @@ def test_unknown_names_are_answered_with_what_there_is(built: Project) -> None:
         ("build", "nowhere.yaml"): "nowhere.yaml: cannot be read",
         ("ls", "--store", "nowhere"): "there is no store at",
     }.items():
-        done = built.run(*arguments)
+        done = built.call(*arguments)
         assert done.returncode == 1
         assert len(done.stderr.strip().splitlines()) == 1
         assert expected in done.stderr
@@ -127,8 +127,8 @@ def test_verify_finds_a_flipped_bit_and_names_the_sample(
 ) -> None:
     project.write(RECIPE, [f"file://{demo_media}/dunes.mp4"])
     project.build_here()
-    assert "all bytes are right" in text(project.run("verify", "clips"))
-    tar = Path(text(project.run("urls", "clips")).split()[0])
+    assert "all bytes are right" in text(project.call("verify", "clips"))
+    tar = Path(text(project.call("urls", "clips")).split()[0])
     data = bytearray(tar.read_bytes())
     data[2000] ^= 1
     tar.chmod(0o644)
@@ -142,18 +142,18 @@ def test_verify_finds_a_flipped_bit_and_names_the_sample(
 
 def test_previews_are_pictures(built: Project) -> None:
     for name in ("clips", "triplets", "flow"):
-        path = Path(text(built.run("preview", name, "-o", f"{name}.png", "-n", "4")).strip())
+        path = Path(text(built.call("preview", name, "-o", f"{name}.png", "-n", "4")).strip())
         with Image.open(built.folder / path) as picture:
             assert picture.size[0] >= 800
             assert len(picture.convert("RGB").getcolors(1 << 24) or []) > 1000
-    done = built.run("preview", "urls", "-o", "urls.png")
+    done = built.call("preview", "urls", "-o", "urls.png")
     assert done.returncode == 1
     assert "holds no video, picture or flow" in done.stderr
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_plain_webdataset_reads_every_dataset_by_its_urls(built: Project, name: str) -> None:
-    urls = json.loads(text(built.run("urls", name, "--json")))
+    urls = json.loads(text(built.call("urls", name, "--json")))
     samples = list(wds.WebDataset(urls, shardshuffle=False))
     version = reelmill.open_version(str(built.folder / "store"), name)
     expected = {sample.key: set(sample.fields) for sample in version.samples()}
@@ -168,7 +168,7 @@ def test_plain_webdataset_reads_every_dataset_by_its_urls(built: Project, name: 
 def test_a_view_opens_by_one_brace_pattern_and_cannot_harm_the_store(
     built: Project, tmp_path: Path
 ) -> None:
-    shown = text(built.run("view", "clips", str(tmp_path / "view")))
+    shown = text(built.call("view", "clips", str(tmp_path / "view")))
     pattern = shown.split()[0]
     assert pattern.endswith("{00000..00001}.tar")
     assert len(list(wds.WebDataset(pattern, shardshuffle=False))) > 3
@@ -176,8 +176,8 @@ def test_a_view_opens_by_one_brace_pattern_and_cannot_harm_the_store(
     assert tar.stat().st_mode & 0o222 == 0
     if os.geteuid() == 0:
         tar.write_bytes(b"scribbled over")
-    assert "all bytes are right" in text(built.run("verify", "clips"))
-    again = built.run("view", "clips", str(tmp_path / "view"))
+    assert "all bytes are right" in text(built.call("verify", "clips"))
+    again = built.call("view", "clips", str(tmp_path / "view"))
     assert again.returncode == 1
     assert "is not empty" in again.stderr
 

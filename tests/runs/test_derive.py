@@ -161,7 +161,7 @@ def test_a_derived_dataset_is_what_a_recipe_on_the_same_version_makes(built: Pro
 
     _costs(built)
 
-    assert built.run("tag", "rows", "v1", "--store", "store").returncode == 0
+    assert built.call("tag", "rows", "v1", "--store", "store").returncode == 0
     (built.folder / "recipe.yaml").write_text(PINNED)
     assert built.build_here().versions == {"mixed": version.digest}
     assert open_version(store, "mixed").ref.parents == {"source": str(parent)}

@@ -210,7 +210,7 @@ def test_a_build_claims_what_it_finds_by_digest_and_no_more(small: Project) -> N
     small.build_here("clips.seconds=3s")
     assert not small.executed()
     assert len(list(store.backend.list("claims/"))) == claims + 3
-    done = small.run("plan", str(small.recipe), "--set", "clips.seconds=2s")
+    done = small.call("plan", str(small.recipe), "--set", "clips.seconds=2s")
     assert "All shards exist" in done.stdout
     assert len(list(store.backend.list("claims/"))) == claims + 3
 
@@ -244,12 +244,13 @@ def test_a_maintenance_can_be_stopped(small: Project, how: str) -> None:
 
 async def _cancel(url: str, store: str) -> None:
     from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.settings import PREFECT_API_URL, temporary_settings
     from prefect.states import Cancelling
 
     with temporary_settings({PREFECT_API_URL: url}):
         async with get_client() as client:
-            runs = await client.read_flow_runs()
+            runs = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
             (run,) = [one for one in runs if one.parameters.get("store") == store]
             await client.set_flow_run_state(run.id, Cancelling())
 
@@ -257,33 +258,33 @@ async def _cancel(url: str, store: str) -> None:
 def test_commands_collect_and_say_what_was_collected(small: Project) -> None:
     store = Store.open(str(small.folder / "store"))
     new, old = (ref.version[:12] for ref, _ in store.history("clips"))
-    done = small.run("tag", f"clips@{old}", "v1")
+    done = small.call("tag", f"clips@{old}", "v1")
     assert done.returncode == 0, done.stderr
     grow_old(store)
-    assert "clips@" not in small.run("collect", "--keep-versions", "1").stdout
+    assert "clips@" not in small.call("collect", "--keep-versions", "1").stdout
     assert all(store.present([ref.version]) for ref, _ in store.history("clips"))
     # The tag moves on, and the version is of no use any more.
-    small.run("tag", f"clips@{new}", "v1")
+    small.call("tag", f"clips@{new}", "v1")
     grow_old(store)
-    planned = small.run("collect", "--keep-versions", "1", "--keep", "7d", "--dry-run")
+    planned = small.call("collect", "--keep-versions", "1", "--keep", "7d", "--dry-run")
     assert f"clips@{old} would be removed" in planned.stdout
     assert {line.split()[0] for line in planned.stdout.splitlines()[2:-1]} >= {"tars", "action"}
-    assert f"clips@{old}" in small.run("show", f"clips@{old}").stdout
-    done = small.run("collect", "--keep-versions", "1", "--keep", "7d", "--json")
+    assert f"clips@{old}" in small.call("show", f"clips@{old}").stdout
+    done = small.call("collect", "--keep-versions", "1", "--keep", "7d", "--json")
     told = json.loads(done.stdout)
     assert (told["versions"], told["dry_run"]) == ([f"clips@{old}"], False)
     assert told["removed"]["tars"]["count"] == 2
     assert told["kept"]["bytes"] > 0
 
-    lines = small.run("ls", "clips").stdout.splitlines()
+    lines = small.call("ls", "clips").stdout.splitlines()
     assert ["collected" in line for line in lines[1:]] == [False, True]
-    listed = json.loads(small.run("ls", "clips", "--json").stdout)
+    listed = json.loads(small.call("ls", "clips", "--json").stdout)
     assert [one["collected"] for one in listed] == [False, True]
     for command in ("show", "urls", "verify"):
-        done = small.run(command, f"clips@{old}")
+        done = small.call(command, f"clips@{old}")
         assert done.returncode == 1
         assert done.stderr.startswith(f"error: clips@{old} is no longer in {store.url}: it was")
-    done = small.run("tag", f"clips@{old}", "v2")
+    done = small.call("tag", f"clips@{old}", "v2")
     assert done.returncode == 1
     assert len(store.log("clips")) == 4
 
@@ -295,7 +296,7 @@ def test_commands_collect_and_say_what_was_collected(small: Project) -> None:
 def test_a_time_that_is_not_safe_or_not_a_time_is_refused(
     project: Project, keep: str, message: str
 ) -> None:
-    done = project.run("collect", "--store", str(project.folder), "--keep", keep)
+    done = project.call("collect", "--store", str(project.folder), "--keep", keep)
     assert done.returncode == 1
     assert done.stderr.startswith(f"error: --keep {keep}")
     assert message in done.stderr

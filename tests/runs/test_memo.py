@@ -193,7 +193,7 @@ def test_plan_says_why_without_writing(built: Project) -> None:
         return sorted((built.folder / "store").rglob("*.json"))
 
     before = refs()
-    done = built.run("plan", "recipe.yaml", "--json", "--set", "triplets.stride=2")
+    done = built.call("plan", "recipe.yaml", "--json", "--set", "triplets.stride=2")
     plan = {one["dataset"]: one for one in json.loads(done.stdout)}
     assert plan["shuffled"]["to_make"] == 0
     assert plan["triplets"]["reasons"] == {
@@ -206,15 +206,15 @@ def test_plan_says_why_without_writing(built: Project) -> None:
 def test_plan_says_which_version_would_become_the_latest(built: Project) -> None:
     before = versions(built.build_here())
     built.build_here("triplets.count=2")
-    done = built.run("plan", "recipe.yaml", "--json")
+    done = built.call("plan", "recipe.yaml", "--json")
     plan = {one["dataset"]: one for one in json.loads(done.stdout)}
     assert {one["to_make"] for one in plan.values()} == {0}
     moves = {name: one["moves_to"] for name, one in plan.items() if one["moves_to"]}
     assert moves == {name: before[name] for name in ("triplets", "flow")}
-    told = built.run("plan", "recipe.yaml").stdout
+    told = built.call("plan", "recipe.yaml").stdout
     assert f"triplets@latest would be triplets@{before['triplets'][:12]}" in told
     assert versions(built.build_here()) == before
     assert all(
         one["moves_to"] is None
-        for one in json.loads(built.run("plan", "recipe.yaml", "--json").stdout)
+        for one in json.loads(built.call("plan", "recipe.yaml", "--json").stdout)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -28,11 +29,12 @@ datasets:
 async def _seen(url: str, recipe: str) -> dict[str, Any]:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.filters import ArtifactFilter, FlowRunFilter, LogFilter
+    from prefect.client.schemas.sorting import FlowRunSort
     from prefect.settings import PREFECT_API_URL, temporary_settings
 
     with temporary_settings({PREFECT_API_URL: url}):
         async with get_client() as client:
-            known = await client.read_flow_runs()
+            known = await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC)
             runs = [run for run in known if run.parameters.get("recipe") == recipe]
             (run,) = runs
             only = FlowRunFilter(id={"any_": [run.id]})
@@ -125,10 +127,12 @@ datasets:
 """
 
 
-def test_whatever_listens_during_a_build_listens_on_loopback_alone(project: Project) -> None:
+def test_whatever_listens_during_a_build_listens_on_loopback_alone(
+    project: Project, blank_prefect: Path
+) -> None:
     project.write(SLOW, [f"https://example.org/{n}.mp4" for n in range(4)])
     alone = {k: v for k, v in project.environ.items() if k != "PREFECT_API_URL"}
-    alone["PREFECT_HOME"] = str(project.folder / "prefect")
+    alone["PREFECT_HOME"] = str(shutil.copytree(blank_prefect, project.folder / "prefect"))
     command = [sys.executable, str(COMMAND), "build", str(project.recipe), "--workers", "2"]
     process = subprocess.Popen(command, env=alone, stderr=subprocess.PIPE, text=True)
     try:

@@ -21,7 +21,7 @@ sources:
   urls: {path: urls.csv, rows_per_shard: 1}
 datasets:
   videos: {stage: download, from: urls, allow_private: true}
-  clips: {stage: split, from: videos, max_seconds: 2s, preset: ultrafast}
+  clips: {stage: split, from: videos, method: fixed, seconds: 2s, cut: copy}
   shuffled: {stage: shuffle, from: clips, samples_per_shard: 4}
   slow: {stage: trouble, from: shuffled, kind: slow, seconds: 0.1}
   triplets: {stage: frames, from: slow, max_side: 160, max_samples: 2}
@@ -58,7 +58,7 @@ def workers_of(process: subprocess.Popen[str]) -> list[int]:
 
 
 def wait_for_lines(project: Project, process: subprocess.Popen[str], count: int) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         if project.trace.exists() and len(project.trace.read_text().splitlines()) >= count:
             return

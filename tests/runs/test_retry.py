@@ -252,12 +252,12 @@ def test_a_dataset_that_got_no_version_says_what_its_rejects_are_like(built: Pro
 
 
 def test_the_command_retries_and_says_what(built: Project) -> None:
-    done = built.run("retry", "videos", "--dry-run")
+    done = built.call("retry", "videos", "--dry-run")
     assert done.stdout == "1 would be fetched again: 1 connect\n", done.stderr
-    done = built.run("retry", "videos", "--set", "videos.max_bytes=1GB")
+    done = built.call("retry", "videos", "--set", "videos.max_bytes=1GB")
     assert "max_bytes: 4294967296 is now 1000000000), so that all of it would be" in done.stderr
     assert done.returncode == 1
-    done = built.run("retry", "videos", "--reason", "dns")
+    done = built.call("retry", "videos", "--reason", "dns")
     assert "Nothing of videos is to be fetched again" in done.stdout, done.stderr
     done = built.run("retry", "videos", "--reason", "http_404", "--set", "videos.max_rejects=100%")
     assert done.returncode == 0, done.stderr

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from pydantic import BaseModel
 
-from reelmill.flows.drive import _renamed
+from reelmill.flows.drive import renamed
 from reelmill.recipe import Recipe
 from reelmill.shards.index import BASE
 from reelmill.shards.reader import Sample, ShardReader
@@ -82,7 +83,7 @@ class World:
             for name in recipe.order()
             for one in [recipe.datasets[name]]
         ]
-        return Planner(nodes, self.given, renamed=partial(_renamed, self.store, True))
+        return Planner(nodes, self.given, renamed=partial(renamed, self.store, True))
 
     def build(
         self,
@@ -103,18 +104,8 @@ class World:
         return versions
 
     def execute(self, recipe: Recipe, todo: Todo) -> Result:
-        for data in todo.slot.documents.values():
-            self.store.put_blob(data, "json")
-        order = Order(
-            store=self.store.url,
-            run="test",
-            dataset=todo.dataset,
-            shard=todo.shard,
-            action=todo.action,
-            params=recipe.datasets[todo.dataset].params.model_dump(mode="json"),
-            shards=dict(todo.slot.shards),
-        )
-        return Result.model_validate_json(execute(order.model_dump_json()))
+        order = order_of(self.store, todo, recipe.datasets[todo.dataset].params)
+        return Result.model_validate_json(execute(order))
 
     def one(self, stage: str, source: Any, **params: Any) -> Manifest:
         """The one dataset that a stage makes."""
@@ -136,6 +127,22 @@ class World:
         """Names and types of the columns beyond those of every index."""
         schema = ShardReader(self.store, next(manifest.shards)).table.schema
         return {field.name: str(field.type) for field in schema if field.name not in BASE.names}
+
+
+def order_of(store: Store, todo: Todo, params: BaseModel) -> str:
+    """The order of a shard, what it refers to being in the store."""
+    for data in todo.slot.documents.values():
+        store.put_blob(data, "json")
+    order = Order(
+        store=store.url,
+        run="test",
+        dataset=todo.dataset,
+        shard=todo.shard,
+        action=todo.action,
+        params=params.model_dump(mode="json"),
+        shards=dict(todo.slot.shards),
+    )
+    return order.model_dump_json()
 
 
 def keys(shard: int, count: int) -> Sequence[str]:

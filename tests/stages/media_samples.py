@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from reelmill.media.ffmpeg import ffmpeg_exe
@@ -45,14 +46,21 @@ def picture(number: int, width: int = WIDTH, height: int = HEIGHT) -> NDArray[np
     return grey
 
 
-def number_of(luma: NDArray[np.uint8]) -> int:
-    """The number that :func:`picture` wrote, read from a (height, width) luma plane."""
-    number = 0
-    for bit in range(BITS):
-        top, left = (bit // 6) * BLOCK, (bit % 6) * BLOCK
-        block = luma[top + 4 : top + 12, left + 4 : left + 12]
-        number |= int(block.mean() > 126) << bit
-    return number
+def number_of(luma: NDArray[np.uint8], rows: int = BITS // 6) -> int:
+    """The number that :func:`picture` wrote into ``rows`` of blocks, read from a (height, width)
+    luma plane."""
+    blocks = luma[: rows * BLOCK, : 6 * BLOCK].reshape(rows, BLOCK, 6, BLOCK)
+    ones = blocks[:, 4:12, :, 4:12].mean(axis=(1, 3)) > 126
+    return int(ones.ravel() @ (1 << np.arange(6 * rows)))
+
+
+_reformatter = VideoReformatter()
+
+
+def grey(frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """A frame's luma plane, of the full range; frames that follow each other share the tables that
+    a conversion needs."""
+    return _reformatter.reformat(frame, format="gray", threads=1).to_ndarray()
 
 
 def make_video(
@@ -299,10 +307,7 @@ def numbers(path: Path) -> list[int]:
     """The number burnt into each frame, in presentation order."""
     with av.open(str(path)) as container:
         stream = container.streams.best("video")
-        return [
-            number_of(frame.reformat(format="gray").to_ndarray())
-            for frame in container.decode(stream)
-        ]
+        return [number_of(grey(frame)) for frame in container.decode(stream)]
 
 
 def sha256(path: Path) -> str:

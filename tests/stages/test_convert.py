@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from fractions import Fraction
 from itertools import pairwise
@@ -32,7 +33,7 @@ from reelmill.store.model import Shard
 from reelmill.tasks.contract import key_params
 from reelmill.tasks.convert import ConvertParams
 
-from .media_samples import REAL, make_video, number_of, numbers, sample, x264
+from .media_samples import REAL, grey, make_video, number_of, numbers, sample, x264
 from .test_motion import filmed, panned, texture, window
 from .test_stages import Bench, fixed
 
@@ -55,7 +56,7 @@ def one(bench: Bench, path: Path, **params: Any) -> Sample:
 
 
 def read(video: bytes) -> list[int]:
-    return [number_of(frame.to_ndarray(format="gray")) for frame in frames(video)]
+    return [number_of(grey(frame)) for frame in frames(video)]
 
 
 # Frames spread evenly
@@ -209,11 +210,8 @@ def test_outputs_are_those_that_split_makes(bench: Bench) -> None:
         ({"audio": {"codec": "opus"}}, "encoded"),
     ],
 )
-def test_what_is_as_asked_is_copied(
-    asked: dict[str, Any], how: str, bench: Bench, tmp_path: Path
-) -> None:
-    path = make_video(tmp_path / "a.mp4", 90, options=x264(), audio="aac")
-    found = one(bench, path, **asked)
+def test_what_is_as_asked_is_copied(asked: dict[str, Any], how: str, bench: Bench) -> None:
+    found = one(bench, sample("plain.mp4"), **asked)
     assert found.columns["converted"] == how
     video = {"fps": 30, "frames": 90, **asked.get("video", {})}
     expected = min(video["fps"] * 3, video["frames"])
@@ -308,20 +306,23 @@ def test_parameters_with_one_meaning_have_one_key() -> None:
 SOURCES = ["generated", "real"]
 
 
-@pytest.fixture(params=SOURCES)
-def source(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+@pytest.fixture(scope="module", params=SOURCES)
+def source_once(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A generated and a real video of 4:3 and more, with sound."""
+    short = tmp_path_factory.mktemp("source") / "source.mp4"
     if request.param == "generated":
-        return make_video(
-            tmp_path / "source.mp4", 50, fps=25, size=(320, 180), options=x264(), audio="aac"
-        )
+        return make_video(short, 50, fps=25, size=(320, 180), options=x264(), audio="aac")
     path = REAL / "bigbuckbunny.mp4"
     if not path.is_file():
         pytest.skip("no real clips beside the repository")
-    short = tmp_path / "source.mp4"
     cut = ("-t", "2", "-vf", "scale=320:180", "-r", "25", "-c:a", "aac", "-ac", "2")
     _ffmpeg("-i", path, *cut, short)
     return short
+
+
+@pytest.fixture
+def source(source_once: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copy(source_once, tmp_path))
 
 
 def _ffmpeg(*args: str | Path) -> None:
@@ -448,7 +449,7 @@ def test_cut_detection_subsampler(tmp_path: Path, bench: Bench) -> None:
 def test_optical_flow_subsampler(tmp_path: Path) -> None:
     """Its metric is the mean length of Farneback's flow, in pixels a frame."""
     path = panned(tmp_path / "pan.mp4", 3)
-    grays = [frame.to_ndarray(format="gray") for frame in frames(path)]
+    grays = [grey(frame) for frame in frames(path)]
     fields = [
         cv2.calcOpticalFlowFarneback(a, b, None, 0.5, 3, 15, 3, 5, 1.2, 0)  # type: ignore[call-overload]
         for a, b in pairwise(grays)

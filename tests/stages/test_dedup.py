@@ -35,10 +35,11 @@ from reelmill.store.model import (
 )
 from reelmill.tasks import dedup, get_stage
 from reelmill.tasks.download import DownloadParams
-from reelmill.tasks.frame import Order, execute
+from reelmill.tasks.frame import execute
 from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action
-from reelmill.tasks.planner import Node, Planner, Todo
+from reelmill.tasks.planner import Node, Planner
 
+from .datasets import order_of
 from .media_samples import sample
 
 COLUMNS = pa.schema([("sha256", pa.string()), ("url", pa.string())])
@@ -88,24 +89,11 @@ class World:
             todo = waiting.pop()
             if not self.store.recall([todo.action.key]):
                 self.made.append(todo.label)
-            order = self.order(todo, params[todo.dataset])
+            order = order_of(self.store, todo, params[todo.dataset])
             waiting += planner.done(todo, Result.model_validate_json(execute(order)))
             versions |= {name: manifest for name, manifest, _ in planner.finished()}
         assert planner.problems() == {}
         return versions
-
-    def order(self, todo: Todo, params: Any) -> str:
-        for data in todo.slot.documents.values():
-            self.store.put_blob(data, "json")
-        return Order(
-            store=self.store.url,
-            run="test",
-            dataset=todo.dataset,
-            shard=todo.shard,
-            action=todo.action,
-            params=params.model_dump(mode="json"),
-            shards=dict(todo.slot.shards),
-        ).model_dump_json()
 
     def samples(self, manifest: Manifest) -> dict[str, Sample]:
         readers = [ShardReader(self.store, shard) for shard in manifest.shards]
@@ -252,7 +240,8 @@ def test_who_loses_the_race_for_a_survey_goes_on_with_the_winners(
     local.grow("ab", "ba")
     node = Node("unique", get_stage("dedup"), _params(), {"source": "videos"})
     mine, theirs = (
-        local.order(todo, _params()) for todo in Planner([node], {"videos": local.videos}).start()
+        order_of(local.store, todo, _params())
+        for todo in Planner([node], {"videos": local.videos}).start()
     )
     results = []
 
@@ -271,7 +260,7 @@ def test_progress_is_told_of_every_sample(local: World) -> None:
     local.grow("abc", "xab")
     node = Node("unique", get_stage("dedup"), _params(), {"source": "videos"})
     todos = Planner([node], {"videos": local.videos}).start()
-    orders = [local.order(todo, _params()) for todo in todos]
+    orders = [order_of(local.store, todo, _params()) for todo in todos]
     told: list[tuple[int, int]] = []
     for order in orders:
         execute(order, lambda _, done, total: told.append((done, total)))

@@ -8,26 +8,29 @@ from pathlib import Path
 
 import av
 import pytest
+from rich.console import Console
 from scenedetect import ContentDetector, detect
 
 from reelmill.errors import Rejected
 from reelmill.flows import demo_media
-from reelmill.flows.demo_media import DemoVideo, make_demo_media
+from reelmill.flows.demo import ensure_media
+from reelmill.flows.demo_media import DemoVideo
 from reelmill.media.decode import frames
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo")
+def folder(demo_media: Path) -> Path:
+    return demo_media
 
 
 @pytest.fixture(scope="module")
 def videos(folder: Path) -> dict[str, DemoVideo]:
-    return {video.filename: video for video in make_demo_media(folder)}
+    made = [DemoVideo(**one) for one in ensure_media(folder, Console(quiet=True))]
+    return {video.filename: video for video in made}
 
 
 def test_every_video_is_described(folder: Path, videos: dict[str, DemoVideo]) -> None:
-    assert sorted(videos) == sorted(path.name for path in folder.iterdir())
+    assert sorted([*videos, "videos.json"]) == sorted(path.name for path in folder.iterdir())
     assert len(videos) == 13
     assert len({video.caption for video in videos.values()}) == 13
     assert sum(path.stat().st_size for path in folder.iterdir()) < 6e6

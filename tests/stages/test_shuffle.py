@@ -17,10 +17,11 @@ from reelmill.shards.writer import ShardWriter, put_shard
 from reelmill.store import Store
 from reelmill.store.model import Generation, Manifest, Result, Shard
 from reelmill.tasks import shuffle
-from reelmill.tasks.frame import Order, execute
-from reelmill.tasks.planner import Node, Planner, Todo
+from reelmill.tasks.frame import execute
+from reelmill.tasks.planner import Node, Planner
 from reelmill.tasks.shuffle import Shuffle, ShuffleParams
 from tests.s3_server import Faults
+from tests.stages.datasets import order_of
 
 COLUMNS = pa.schema([pa.field("channel", pa.string())])
 EACH, CLIPS = 12, 3
@@ -63,23 +64,11 @@ class World:
         for todo in planner.start():
             if not self.store.recall([todo.action.key]):
                 self.made.append(f"{todo.dataset}/{todo.shard}")
-            order = self.order(todo, params[todo.dataset])
+            order = order_of(self.store, todo, params[todo.dataset])
             planner.done(todo, Result.model_validate_json(execute(order)))
         found = {name: manifest for name, manifest, _ in planner.finished()}
         assert planner.problems() == {}
         return found
-
-    def order(self, todo: Todo, params: ShuffleParams) -> str:
-        for data in todo.slot.documents.values():
-            self.store.put_blob(data, "json")
-        return Order(
-            store=self.store.url,
-            run="test",
-            dataset=todo.dataset,
-            shard=todo.shard,
-            action=todo.action,
-            params=params.model_dump(mode="json"),
-        ).model_dump_json()
 
     def keys(self, shards: Iterable[Shard], status: str = "ok") -> list[str]:
         rows = [row for shard in shards for row in ShardReader(self.store, shard).rows(status)]
@@ -270,7 +259,9 @@ def test_samples_are_counted_while_they_are_copied(
     planner = Planner([Node("mixed", Shuffle(), params, {"source": "clips"})], {"clips": source})
     (todo,) = planner.start()
     seen: list[tuple[int, int]] = []
-    execute(world.order(todo, params), lambda order, done, total: seen.append((done, total)))
+    execute(
+        order_of(world.store, todo, params), lambda order, done, total: seen.append((done, total))
+    )
     assert [total for _, total in seen] == [2 * EACH * CLIPS] * len(seen)
     assert len({done for done, _ in seen}) > 5
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
@@ -286,7 +277,7 @@ def test_by_default_an_output_costs_one_request_for_each_input(
     params = ShuffleParams(samples_per_shard=40)
     planner = Planner([Node("mixed", Shuffle(), params, {"source": "clips"})], {"clips": source})
     todos = planner.start()
-    orders = [world.order(todo, params) for todo in todos]
+    orders = [order_of(world.store, todo, params) for todo in todos]
     assert len(orders) == 3
     shuffle._deal.cache_clear()
     indexes = []

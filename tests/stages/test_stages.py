@@ -28,7 +28,7 @@ from reelmill.tasks.contract import action_of
 from reelmill.tasks.frame import Order, execute
 from reelmill.tasks.ingest import Source, commit_ingest, ingest, ingest_action
 
-from .media_samples import NUMBERED, UNEVEN, number_of, sample
+from .media_samples import NUMBERED, UNEVEN, grey, number_of, sample
 
 
 class Bench:
@@ -94,7 +94,7 @@ def bench(tmp_path: Path) -> Bench:
 
 
 def numbers(video: bytes) -> list[int]:
-    return [number_of(frame.to_ndarray(format="gray")) for frame in frames(video)]
+    return [number_of(grey(frame)) for frame in frames(video)]
 
 
 def test_a_download_is_hashed_probed_and_kept_with_its_row(bench: Bench) -> None:
@@ -143,10 +143,10 @@ def test_exact_clips_part_a_video_without_loss_or_overlap(bench: Bench, name: st
 def test_copied_clips_hold_the_source_frames_themselves(bench: Bench) -> None:
     path = sample("silent.mp4")
     shard = bench.make("split", bench.videos(path), **fixed("0.7s", cut="copy", min_seconds="0s"))
-    whole = [frame.to_ndarray(format="gray") for frame in frames(path.read_bytes())]
+    whole = [grey(frame) for frame in frames(path.read_bytes())]
     for clip in bench.samples(shard).values():
         about = json.loads(clip.fields["json"])
-        part = [frame.to_ndarray(format="gray") for frame in frames(clip.fields["mp4"])]
+        part = [grey(frame) for frame in frames(clip.fields["mp4"])]
         expected = whole[about["start_frame"] :][: about["frames"]]
         assert all(np.array_equal(a, b) for a, b in zip(part, expected, strict=True))
 

@@ -19,7 +19,7 @@ from reelmill.shards import deal, gather, index
 from reelmill.shards.deal import Deal, Rule, Side
 from reelmill.shards.gather import Extents, Gatherer, laid
 from reelmill.shards.portion import places, portion, split
-from reelmill.shards.writer import SampleOrder, ShardWriter, Written
+from reelmill.shards.writer import SampleOrder, ShardWriter, Written, put_shard
 from reelmill.store import Store
 from reelmill.store.model import Shard
 
@@ -46,19 +46,6 @@ def columns_of(key: str) -> dict[str, object]:
     }
 
 
-def commit(store: Store, written: Written, number: int) -> Shard:
-    if written.path is not None:
-        assert written.tar is not None
-        store.put_blob_file(written.path, written.tar, "tar")
-    return Shard(
-        id=f"{number:05d}",
-        tar=written.tar,
-        index=store.put_blob(written.index, "parquet"),
-        samples=written.samples,
-        rejects=written.rejects,
-    )
-
-
 def clips(store: Store, order: SampleOrder = "hash") -> list[Shard]:
     """Shards of clips, among them one of rejects alone."""
     shards = []
@@ -68,10 +55,10 @@ def clips(store: Store, order: SampleOrder = "hash") -> list[Shard]:
             key = f"{shard:05d}{video:04d}_{clip:03d}"
             writer.add(key, {"txt": key.encode() * (video + 1)}, columns_of(key))
         writer.reject(f"{shard:05d}9999", "gone", "it is gone", {})
-        shards.append(commit(store, writer.close(), shard))
+        shards.append(put_shard(store, writer.close()).shard(f"{shard:05d}"))
     writer = ShardWriter(store.backend.scratch(), COLUMNS)
     writer.reject("000039999", "gone", "it is gone", {})
-    return [*shards, commit(store, writer.close(), SHARDS)]
+    return [*shards, put_shard(store, writer.close()).shard(f"{SHARDS:05d}")]
 
 
 KEYS = sorted(
@@ -255,7 +242,7 @@ def test_a_column_that_is_missing_or_unfit_is_named(store: Store) -> None:
 def test_inputs_with_different_columns_are_refused(store: Store) -> None:
     writer = ShardWriter(store.backend.scratch(), pa.schema([]))
     writer.add("000090000", {"txt": b""}, {})
-    shards = [*clips(store), commit(store, writer.close(), 9)]
+    shards = [*clips(store), put_shard(store, writer.close()).shard("00009")]
     with pytest.raises(StageError, match="different columns"):
         Deal(store, shards, Rule(1, 0, False, None))
 

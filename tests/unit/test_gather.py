@@ -18,7 +18,7 @@ from reelmill.errors import ShardError
 from reelmill.shards import gather, index
 from reelmill.shards.gather import Extents, Gatherer, laid, sample_rows
 from reelmill.shards.reader import MAX_GAP
-from reelmill.shards.writer import ShardWriter, Written
+from reelmill.shards.writer import ShardWriter, Written, put_shard
 from reelmill.store import Store
 from reelmill.store.backend import Range
 from reelmill.store.model import Shard, blob_name
@@ -174,21 +174,8 @@ def filled(url: str) -> tuple[Store, list[Shard]]:
             writer.add(key, named, {})
         writer.reject(f"{source:05d}9999", "gone", "it is gone", {})
         written = writer.close()
-        shards.append(commit(store, written, source))
+        shards.append(put_shard(store, written).shard(f"{source:05d}"))
     return store, shards
-
-
-def commit(store: Store, written: Written, number: int) -> Shard:
-    assert written.path is not None
-    assert written.tar is not None
-    store.put_blob_file(written.path, written.tar, "tar")
-    return Shard(
-        id=f"{number:05d}",
-        tar=written.tar,
-        index=store.put_blob(written.index, "parquet"),
-        samples=written.samples,
-        rejects=written.rejects,
-    )
 
 
 @pytest.fixture
@@ -381,7 +368,10 @@ def test_by_default_an_output_costs_one_request_for_each_input(
     s3_url: str, s3_faults: Faults, scratch: Path
 ) -> None:
     store = Store.open(s3_url, create=True)
-    shards = [commit(store, made_small(scratch, source), source) for source in range(INPUTS)]
+    shards = [
+        put_shard(store, made_small(scratch, source)).shard(f"{source:05d}")
+        for source in range(INPUTS)
+    ]
     outputs = wanted_of(store, shards, 3, 0)
     for wanted in outputs:
         s3_faults.clear()

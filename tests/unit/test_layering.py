@@ -142,6 +142,7 @@ def _is_false(node: ast.expr) -> bool:
         ("reelmill.tasks.download", {"torch", "cv2", *ORCHESTRATION}),
         ("reelmill.tasks.split", {"torch", "cv2", *ORCHESTRATION}),
         ("reelmill.flows.cli", {"torch", *ORCHESTRATION}),
+        ("reelmill.flows.main", {"torch", "typer", "rich", "pydantic", "yaml", *ORCHESTRATION}),
     ],
 )
 def test_an_import_loads_nothing_that_it_does_not_need(module: str, absent: set[str]) -> None:
