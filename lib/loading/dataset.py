@@ -605,7 +605,9 @@ def _source(
     cache: ShardCache | None,
 ) -> Source:
     if isinstance(what, str) and store is not None:
-        what = open_version(store, what)
+        what, store = open_version(store, what), None
+    if store is not None:
+        raise ReelmillError("store= is where a version is looked up by its name: leave it out")
     if isinstance(what, Version):
         if opener is not None:
             raise ReelmillError("the tars of a version are read by its store: leave opener out")
