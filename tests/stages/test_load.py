@@ -376,6 +376,20 @@ def test_a_loader_goes_on_where_another_stood(loaded: Loaded, workers: int) -> N
     assert str(list(last)) == epochs[1]
 
 
+@pytest.mark.parametrize("at", [0, 7, 24, 25, 30, 33])
+def test_a_stream_goes_on_through_passes(loaded: Loaded, at: int) -> None:
+    # 65 samples are 17 batches, so that an epoch of 25 has a second pass.
+    for dataset in (loaded().shuffle(9).batched(4).with_epoch(25), rich(loaded()).repeat(2)):
+        whole = list(dataset)
+        dataset.set_epoch(0)
+        stream = iter(dataset)
+        head = list(itertools.islice(stream, at))
+        resumed = iter(dataset)
+        resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        assert str(head + list(resumed)) == str(whole)
+        assert iter(dataset).epoch == 1
+
+
 def test_torchs_own_loaders_do_with_a_dataset_what_they_do(loaded: Loaded) -> None:
     dataset = loaded().shuffle(7).map(numbered).to_tuple("number")
     whole = [batch[0].tolist() for batch in StatefulDataLoader(dataset, 4, num_workers=2)]
