@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Final, Protocol, overload
 
 import numpy as np
 import xxhash
-from torch.utils.data import Dataset as TorchDataset
 
 from reelmill.errors import LoadError, Rejected, told
 from reelmill.loading.places import Place, Places
@@ -24,6 +23,7 @@ from reelmill.loading.source import (
     VersionSource,
 )
 from reelmill.loading.stages import Each, Stage, named
+from reelmill.loading.torch_data import Dataset
 from reelmill.shards.foreign import read_groups
 from reelmill.shards.removed import shard_of, source_key
 
@@ -53,7 +53,7 @@ class Indexed(Protocol):
         """The shard in which the sample of a key is, where keys tell."""
 
 
-class RandomAccess(TorchDataset[Any]):  # type: ignore[misc]
+class RandomAccess(Dataset[Any]):  # type: ignore[misc]
     """Samples by number, from 0 in the order of the shards; made by `Dataset.random_access`.
 
     ``dataset[3]`` and ``dataset["000010005_003"]`` are samples, ``dataset[10:20]`` is a part of the

@@ -696,3 +696,5 @@ def test_the_examples_of_the_documentation_run(
     names: dict[str, Any] = {}
     exec("\n".join(blocks), names)
     assert names["samples"]["000010003"]["number"] == 10003
+    # Its functions hold on to it, and it to workers.
+    names.clear()
