@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 from reelmill.dataset import Version, open_version
-from reelmill.errors import LoadError, MissingDependencyError, ReelmillError
+from reelmill.errors import LoadError, ReelmillError
 from reelmill.loading.associate import Associate, Associator
 from reelmill.loading.cache import ShardCache
 from reelmill.loading.decoders import Spec, decoder
@@ -40,16 +40,10 @@ from reelmill.loading.stages import (
     Sliced,
     Stage,
 )
+from reelmill.loading.tensors import torch_module
+from reelmill.loading.torch_data import IterableDataset, get_worker_info
 from reelmill.loading.trace import Trace, Tracer
 from reelmill.store import Store
-
-try:
-    import torch
-    from torch.utils.data import IterableDataset, get_worker_info
-except ImportError as error:
-    raise MissingDependencyError(
-        "loading samples for training needs torch: pip install 'reelmill[torch]'"
-    ) from error
 
 _STATE: Final = 1
 _SPEC: Final = re.compile(r"[a-z][a-z0-9_-]*(@[A-Za-z0-9._-]+)?")
@@ -365,7 +359,7 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         or by ``RANK`` and ``WORLD_SIZE``."""
         if self._nodes is not None:
             return self._nodes
-        group = torch.distributed
+        group = torch_module().distributed
         if group.is_available() and group.is_initialized():
             return group.get_rank(), group.get_world_size()
         return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -519,7 +513,7 @@ class _Turns:
     whenever they were started; each process then counts its own iterations."""
 
     def __init__(self, base: int) -> None:
-        self._said = torch.tensor([base, 0]).share_memory_()
+        self._said = torch_module().tensor([base, 0]).share_memory_()
         self._heard = 0
         self._next = base
 
@@ -605,7 +599,9 @@ def _source(
     cache: ShardCache | None,
 ) -> Source:
     if isinstance(what, str) and store is not None:
-        what = open_version(store, what)
+        what, store = open_version(store, what), None
+    if store is not None:
+        raise ReelmillError("store= is where a version is looked up by its name: leave it out")
     if isinstance(what, Version):
         if opener is not None:
             raise ReelmillError("the tars of a version are read by its store: leave opener out")

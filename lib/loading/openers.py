@@ -103,6 +103,32 @@ class ShardOpener:
         file = opened.file if self._cache is None else self._cache.keep(url, opened)
         return checked(file, name)
 
+    def seekable(self, url: str) -> BinaryIO:
+        """Open a shard for reading anywhere in it: no more is read of one on another machine than
+        is asked for, unless there is a cache, which keeps all of it. Nothing is unpacked.
+
+        Raises:
+            NotFoundError: there is none.
+            StoreError: it cannot be reached.
+            LoadError: one cannot seek in what opens there, or nothing opens such an address.
+        """
+        scheme = _scheme(url)
+        if opener := self._openers.get(scheme, self._opener):
+            file = opener(url)
+        elif scheme == "file":
+            file = _open_file(url)
+        elif scheme == "pipe":
+            raise LoadError(f"{shown(url)}: in what a command writes one cannot seek")
+        elif self._cache is None:
+            file = _open_ranges(url)
+        else:
+            opened = open_http(url) if scheme in ("http", "https") else _open_object(url)
+            file = self._cache.keep(url, opened)
+        if not file.seekable():
+            file.close()
+            raise LoadError(f"{shown(url)}: in what its opener gives one cannot seek")
+        return file
+
     def stage(
         self,
         sources: Iterable[str | Mapping[str, Any]],
@@ -183,6 +209,19 @@ class _Output(io.RawIOBase):
             self._process.kill()
             self._process.wait()
         super().close()
+
+
+def _open_ranges(url: str) -> BinaryIO:
+    """What fsspec opens, of which it reads a few MiB around what is asked for."""
+    import fsspec
+
+    try:
+        opened: BinaryIO = fsspec.open(url, "rb").open()
+    except FileNotFoundError:
+        raise NotFoundError(f"there is no {shown(url)}") from None
+    except (OSError, ValueError, ImportError) as error:
+        raise StoreError(f"cannot open {shown(url)}: {error}") from error
+    return opened
 
 
 # Object stores

@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, Final, Protocol, overload
 
 import numpy as np
 import xxhash
-from torch.utils.data import Dataset as TorchDataset
 
 from reelmill.errors import LoadError, Rejected, told
 from reelmill.loading.places import Place, Places
@@ -22,9 +21,9 @@ from reelmill.loading.source import (
     TarSource,
     Troubles,
     VersionSource,
-    open_address,
 )
 from reelmill.loading.stages import Each, Stage, named
+from reelmill.loading.torch_data import Dataset
 from reelmill.shards.foreign import read_groups
 from reelmill.shards.removed import shard_of, source_key
 
@@ -54,7 +53,7 @@ class Indexed(Protocol):
         """The shard in which the sample of a key is, where keys tell."""
 
 
-class RandomAccess(TorchDataset[Any]):  # type: ignore[misc]
+class RandomAccess(Dataset[Any]):  # type: ignore[misc]
     """Samples by number, from 0 in the order of the shards; made by `Dataset.random_access`.
 
     ``dataset[3]`` and ``dataset["000010005_003"]`` are samples, ``dataset[10:20]`` is a part of the
@@ -259,7 +258,7 @@ class _IndexedTars:
     def places(self, shard: int) -> Places:
         if shard not in self._known:
             url = self._source.urls[shard]
-            with self._opened(url) as file:
+            with self._source.opener.seekable(url) as file:
                 size = file.seek(0, os.SEEK_END)
                 fields = self._source.fields
                 try:
@@ -282,13 +281,6 @@ class _IndexedTars:
             self._known[shard] = Places.of_groups(shard, groups)
         return self._known[shard]
 
-    def _opened(self, url: str) -> BinaryIO:
-        file = self._source.opener(url)
-        if file.seekable():
-            return file
-        file.close()
-        return open_address(url)
-
     def read(self, found: Sequence[Place], troubles: Troubles) -> list[Sample | None]:
         return [self._sample(place) for place in found]
 
@@ -307,7 +299,7 @@ class _IndexedTars:
         if os.getpid() != self._process:
             self._files, self._process = OrderedDict(), os.getpid()
         if shard not in self._files:
-            self._files[shard] = self._opened(self._source.urls[shard])
+            self._files[shard] = self._source.opener.seekable(self._source.urls[shard])
             if len(self._files) > _MAX_OPEN:
                 self._files.popitem(last=False)[1].close()
         self._files.move_to_end(shard)

@@ -10,7 +10,7 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, BinaryIO, Final, Literal, Protocol, TypeAlias
+from typing import Any, Final, Literal, Protocol, TypeAlias
 
 import pyarrow as pa
 
@@ -277,7 +277,7 @@ class TarSource:
         self.fields = None if fields is None else frozenset(name.lower() for name in fields)
         self.identity = sha256("\n".join([*urls, "", *sorted(self.fields or ())]).encode())
         self.shards = len(self.urls)
-        self.opener = ShardOpener() if opener is None else opener
+        self.opener = opener if isinstance(opener, ShardOpener) else ShardOpener(opener)
 
     def __str__(self) -> str:
         more = f" and {self.shards - 1:,} more" if self.shards > 1 else ""
@@ -314,14 +314,3 @@ class TarSource:
 
     def read(self, found: Sequence[Sample], troubles: Troubles) -> list[Sample | None]:
         return list(found)
-
-
-def open_address(url: str) -> BinaryIO:
-    """A file by its path, or what fsspec opens."""
-    scheme, separator, rest = url.partition("://")
-    if not separator or scheme == "file":
-        return open(rest if separator else url, "rb")
-    import fsspec
-
-    opened: BinaryIO = fsspec.open(url, "rb").open()
-    return opened

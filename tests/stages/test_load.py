@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
 import pickle
@@ -131,6 +132,8 @@ def test_braces_and_names_of_versions_are_told_apart(clips: Version, tmp_path: P
         reelmill.load("clips@v1")
     with pytest.raises(ReelmillError, match="the list of addresses is empty"):
         reelmill.load([])
+    with pytest.raises(ReelmillError, match="store= is where a version is looked up by its name"):
+        reelmill.load(clips.urls(), clips.store)
 
 
 def test_what_was_removed_or_rejected_is_not_given(tmp_path: Path) -> None:
@@ -373,6 +376,20 @@ def test_a_loader_goes_on_where_another_stood(loaded: Loaded, workers: int) -> N
     assert str(list(last)) == epochs[1]
 
 
+@pytest.mark.parametrize("at", [0, 7, 24, 25, 30, 33])
+def test_a_stream_goes_on_through_passes(loaded: Loaded, at: int) -> None:
+    # 65 samples are 17 batches, so that an epoch of 25 has a second pass.
+    for dataset in (loaded().shuffle(9).batched(4).with_epoch(25), rich(loaded()).repeat(2)):
+        whole = list(dataset)
+        dataset.set_epoch(0)
+        stream = iter(dataset)
+        head = list(itertools.islice(stream, at))
+        resumed = iter(dataset)
+        resumed.load_state_dict(json.loads(json.dumps(stream.state_dict())))
+        assert str(head + list(resumed)) == str(whole)
+        assert iter(dataset).epoch == 1
+
+
 def test_torchs_own_loaders_do_with_a_dataset_what_they_do(loaded: Loaded) -> None:
     dataset = loaded().shuffle(7).map(numbered).to_tuple("number")
     whole = [batch[0].tolist() for batch in StatefulDataLoader(dataset, 4, num_workers=2)]
@@ -521,6 +538,18 @@ def test_samples_are_had_by_number_and_key(loaded: Loaded) -> None:
             part[key]
 
 
+def test_random_access_needs_files_in_which_one_can_seek(clips: Version) -> None:
+    class Stream(io.FileIO):
+        def seekable(self) -> bool:
+            return False
+
+    with pytest.raises(LoadError, match=r"\.tar: in what its opener gives one cannot seek"):
+        reelmill.load(clips.urls(), opener=Stream).random_access()
+    packed = reelmill.load(clips.urls(), opener=lambda url: io.BytesIO(b"no tar at all" * 99))
+    with pytest.raises(LoadError, match="no tar; only in a whole, uncompressed tar can samples"):
+        packed.random_access()
+
+
 def test_random_access_needs_one_thing_of_each_sample(clips: Version) -> None:
     dataset = reelmill.load(clips)
     with pytest.raises(LoadError, match=r"clips_of\) makes [023] things of sample"):
@@ -608,9 +637,14 @@ def made_first(version: Version) -> str:
 def test_workers_read_from_a_remote_store(s3_url: str, tmp_path: Path) -> None:
     world = World(tmp_path, s3_url)
     world.grow("clips", {}, *({key: cells(key) for key in keys(n, 9)} for n in range(2)))
-    dataset = reelmill.load(commit(world, "clips"))
+    version = commit(world, "clips")
+    dataset = reelmill.load(version)
     every = sorted(keys_of(dataset))
     assert len(every) == 18
+    for cache in (None, tmp_path / "cache"):
+        plain = reelmill.load(version.urls(), cache=cache)
+        assert sorted(keys_of(plain)) == every
+        assert list(plain.random_access()) == list(dataset.random_access())
     # Its drivers do not outlive the fork.
     assert sorted(keys_of(dataset.shuffle(4).loader(num_workers=2))) == every
     assert sorted(keys_of(dataset.random_access())) == every
@@ -662,3 +696,5 @@ def test_the_examples_of_the_documentation_run(
     names: dict[str, Any] = {}
     exec("\n".join(blocks), names)
     assert names["samples"]["000010003"]["number"] == 10003
+    # Its functions hold on to it, and it to workers.
+    names.clear()
