@@ -6,12 +6,11 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from reelmill.dataset import Version
 from reelmill.errors import LoadError
 from reelmill.loading.places import Place, Places
-from reelmill.loading.random_access import RandomAccess
 from reelmill.loading.samples import Sample, fields_of, listed, place_of
 from reelmill.loading.select import MISSING, Missing
 from reelmill.loading.source import Troubles, VersionSource
@@ -22,6 +21,9 @@ Extra: TypeAlias = Mapping[str, Any]
 Associator: TypeAlias = Mapping[str, Extra] | Callable[[str], Extra | None] | Version
 
 By: TypeAlias = Literal["key", "shard"]
+
+if TYPE_CHECKING:
+    from reelmill.loading.random_access import RandomAccess
 
 _KEPT_BYTES: Final = 64 << 20
 _NEAR: Final = 16
@@ -175,6 +177,9 @@ class Joined:
         return None, 0
 
     def _searched(self, key: str) -> Place | None:
+        # It brings torch along, which nobody needs for a dict.
+        from reelmill.loading.random_access import RandomAccess
+
         self._everywhere = self._everywhere or RandomAccess(self._source, ())
         try:
             return self._everywhere.place(self._everywhere.find(key))

@@ -64,10 +64,13 @@ class ShardCache:
 
         Args:
             opened: the shard where it comes from, not read yet; it is closed if it is not needed.
+                One of which nothing is known is not kept: it may be another one tomorrow.
 
         Raises:
             ShardError: other bytes came than were announced.
         """
+        if opened.size is None and opened.tag is None:
+            return opened.file
         name = sha256(f"{url}\n{opened.size}\n{opened.tag}".encode())
 
         def fill(file: BinaryIO) -> None:

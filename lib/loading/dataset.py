@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import warnings
@@ -318,6 +319,10 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         return Loader(batches, num_workers=num_workers, **options)
 
     def __iter__(self) -> Stream:
+        if get_worker_info() is not None:
+            # What a worker has from who started it stays shared with it: the collector of garbage
+            # would write to all of it, and have it copied.
+            gc.freeze()
         return Stream(self, self.reader(), self._turns.take())
 
     def random_access(self) -> RandomAccess:

@@ -92,8 +92,9 @@ class Loader:
 
 def collate(samples: list[Any]) -> Any:
     """A batch as webdataset makes it, of tensors: a dict or tuple of what the samples have, where
-    numbers and arrays of one shape become a tensor, frames with their times one `FrameBatch`, and
-    all else a list. The keys of the samples stay with it as the list ``__key__``.
+    numbers and arrays of one shape become a tensor, frames with their times one `FrameBatch`, flow
+    one `FlowField`, and all else a list. The keys of the samples stay with it as the list
+    ``__key__``.
 
     Raises:
         ValueError: the samples have not the same fields, or arrays of different shapes.
@@ -113,10 +114,14 @@ def _together(values: list[Any]) -> Any:
     import numpy as np
     import torch
 
+    from reelmill.loading.pictures import FlowField
+
     first = values[0]
     if isinstance(first, FrameBatch):
         parts = ("data", "pts_seconds", "duration_seconds")
         return FrameBatch(*(_together([getattr(one, part) for one in values]) for part in parts))
+    if isinstance(first, FlowField):
+        return FlowField(*(_together(list(parts)) for parts in zip(*values, strict=True)))
     if isinstance(first, bool | int | float | np.number):
         return torch.tensor(values)
     if isinstance(first, np.ndarray | torch.Tensor):

@@ -85,7 +85,8 @@ class Places:
 
     def __iter__(self) -> Iterator[Place]:
         starts = self._starts.tolist()
-        names = self._names.to_pylist()
+        known = self._names.dictionary.to_pylist()
+        names = [known[code] for code in self._names.indices.to_pylist()]
         offsets, sizes = self._spans.tolist()
         for number, key in enumerate(self.keys.to_pylist()):
             a, b = starts[number], starts[number + 1]

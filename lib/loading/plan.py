@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import xxhash
 
@@ -47,8 +47,7 @@ class Reader:
         return self.world * self.workers
 
 
-@dataclass(frozen=True, slots=True)
-class Part:
+class Part(NamedTuple):
     """What a reader takes of a shard: of the samples ``start`` to ``stop``, those whose number,
     divided by ``modulus``, leaves ``low`` to ``high`` (each end excluded).
 
@@ -88,9 +87,8 @@ def key_of(*what: object) -> int:
 
 def order_of(shards: int, key: int) -> list[int]:
     """The places of so many shards, shuffled."""
-    return sorted(
-        range(shards), key=lambda n: (xxhash.xxh3_64_intdigest(n.to_bytes(8, "little"), key), n)
-    )
+    hashes = [xxhash.xxh3_64_intdigest(n.to_bytes(8, "little"), key) for n in range(shards)]
+    return [n for _, n in sorted(zip(hashes, range(shards), strict=True))]
 
 
 def deal(order: Sequence[int], reader: Reader) -> list[Part]:

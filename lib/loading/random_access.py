@@ -47,6 +47,9 @@ class Indexed(Protocol):
     def read(self, found: Sequence[Place], troubles: Troubles) -> list[Sample | None]:
         """The samples; ``None`` for those that are left out."""
 
+    def length(self, shard: int) -> int:
+        """The samples of a shard, which is looked at."""
+
     def guess(self, key: str) -> int | None:
         """The shard in which the sample of a key is, where keys tell."""
 
@@ -186,12 +189,12 @@ def counts(source: Source) -> list[int]:
 
 
 def _counts(indexed: Indexed) -> list[int]:
-    def count(shard: int) -> int:
-        known = indexed.count(shard)
-        return len(indexed.places(shard)) if known is None else known
-
+    known = [indexed.count(shard) for shard in range(indexed.shards)]
+    unknown = [shard for shard, count in enumerate(known) if count is None]
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(count, range(indexed.shards)))
+        for shard, count in zip(unknown, pool.map(indexed.length, unknown), strict=True):
+            known[shard] = count
+    return [count or 0 for count in known]
 
 
 def _one_by_one(stage: Stage) -> Each:
@@ -223,6 +226,9 @@ class _IndexedVersion:
         self.read = source.read
         self._by_id = {shard.id: number for number, shard in enumerate(source.listed)}
 
+    def length(self, shard: int) -> int:
+        return len(self.places(shard))
+
     def guess(self, key: str) -> int | None:
         # Stages that do not shuffle leave samples in the shard of the row that they derive from.
         return self._by_id.get(shard_of(source_key(key)))
@@ -243,6 +249,9 @@ class _IndexedTars:
 
     def count(self, shard: int) -> int | None:
         return len(self._known[shard]) if shard in self._known else None
+
+    def length(self, shard: int) -> int:
+        return len(self.places(shard))
 
     def guess(self, key: str) -> int | None:
         return None

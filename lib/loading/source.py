@@ -228,8 +228,9 @@ class VersionSource:
             starts, pieces = held.setdefault(shard, ([], []))
             starts.append(start)
             pieces.append(block)
+        urls = {shard: self.url(shard) for shard in {place.shard for place in found}}
         for place in found:
-            sample: Sample = {"__key__": place.key, "__url__": self.url(place.shard)}
+            sample: Sample = {"__key__": place.key, "__url__": urls[place.shard]}
             for name, offset, size in zip(*place[2:], strict=True):
                 starts, pieces = held[place.shard]
                 run = bisect.bisect_right(starts, offset) - 1

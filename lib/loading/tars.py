@@ -24,6 +24,7 @@ _BUFFER: Final = 1 << 20
 _SIZE: Final = slice(124, 136)
 _CHECKSUM: Final = slice(148, 156)
 _KIND: Final = slice(156, 157)
+_ZEROS: Final = bytes(BLOCK)
 _NO_DATA: Final = frozenset([b"1", b"2", b"3", b"4", b"5", b"6"])
 _PAX: Final = frozenset([b"x", b"X"])
 _SPARSE: Final = b"S"
@@ -131,14 +132,14 @@ class _Checked(io.BufferedIOBase):
                 self._header(block)
 
     def _header(self, block: bytes) -> None:
-        if not any(block):
+        if block == _ZEROS:
             self._ended = True
             return
         size, kind = self._number(block[_SIZE]), block[_KIND]
         total = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
+        stated = self._number(block[_CHECKSUM])
         # Some old programs sum bytes up as signed ones.
-        signed = total - 256 * sum(byte > 127 for byte in block)
-        if self._number(block[_CHECKSUM]) not in (total, signed) or size < 0:
+        if size < 0 or (stated != total and stated != total - 256 * sum(b > 127 for b in block)):
             raise self._damaged()
         if kind in _PAX and size <= _MAX_PAX:
             self._in_pax, self._wanted = True, max(BLOCK, size + padding(size))

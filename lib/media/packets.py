@@ -48,6 +48,11 @@ class PacketTable:
         """Where the stream may be cut without decoding: see :func:`cut_points`."""
         return cut_points(self.pts, self.keyframe)
 
+    @property
+    def is_reordered(self) -> bool:
+        """Whether some are shown in another order than they are decoded in."""
+        return bool((np.diff(self.pts) < 0).any())
+
     @cached_property
     def shown(self) -> NDArray[np.int64]:
         """The pts of the shown frames in presentation order, shape ``(frames,)``."""

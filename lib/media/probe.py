@@ -255,10 +255,10 @@ def _is_plain(container: Any) -> bool:
 
 
 @contextmanager
-def open_plain(path: Path) -> Iterator[tuple[Any, BinaryIO] | None]:
+def open_plain(source: Source) -> Iterator[tuple[Any, BinaryIO] | None]:
     """An MP4 file, opened by its header alone, and the file that it is read from; None where that
     header does not tell all that decoding would. Raises as :func:`open_media` does."""
-    with path.open("rb") as file:
+    with _binary(source) as file:
         if head_of(file)[4:8] != b"ftyp":
             yield None
             return

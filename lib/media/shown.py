@@ -205,10 +205,9 @@ def _is_plain(table: PacketTable, reorders: bool) -> bool:
     in decode order are some muxer's mistake where the codec ``reorders`` pictures."""
     with suppress(Rejected):
         begins = bool(table.keyframe[0]) and int(table.pts.min()) == int(table.pts[0])
-        is_mixed = bool((np.diff(table.pts) < 0).any())
         return (
             begins
-            and (is_mixed or not reorders)
+            and (table.is_reordered or not reorders)
             and not table.unstamped
             and timing_of(table).is_ordered
         )

@@ -23,9 +23,10 @@ NAMES = (
     "sequences",
     "motion",
     "ingest",
+    "loading",
     "download",
 )
-LONG = ("samplers", "urls", "gpu", "gpu_flow", "shuffle_memory")
+LONG = ("readers_conformance", "samplers", "urls", "gpu", "gpu_flow", "shuffle_memory")
 """Run if they are named only."""
 ALL = (*NAMES, *LONG)
 

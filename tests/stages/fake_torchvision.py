@@ -8,7 +8,6 @@ from types import ModuleType
 from typing import Any
 
 import av
-import torch
 
 
 class VideoReader:
@@ -24,6 +23,8 @@ class VideoReader:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        import torch
+
         frame = next(self._frames)
         data = torch.as_tensor(frame.to_rgb().to_ndarray()).permute(2, 0, 1)
         return {"data": data, "pts": float(frame.pts * frame.time_base)}

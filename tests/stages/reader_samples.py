@@ -113,7 +113,7 @@ def pictures_of(reader: VideoReader, numbers: list[int]) -> list[NDArray[np.uint
     read = reader.read_frames(numbers)
     if reader.output_format == "TCHW":
         read = read.permute(0, 2, 3, 1)
-    return list(read.numpy())
+    return list(read.cpu().numpy())
 
 
 def burnt(pictures: list[NDArray[np.uint8]], turns: int = 0) -> list[int]:

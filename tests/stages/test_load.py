@@ -647,3 +647,18 @@ def test_a_batch_that_cannot_be_put_together_names_its_samples(clips: Version) -
 
     with pytest.raises(LoadError, match=r"a batch of 4 \(sample 0000.*arrays of shapes"):
         list(reelmill.load(clips).map(shaped).batched(4, collate))
+
+
+def test_the_examples_of_the_documentation_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = World(tmp_path)
+    world.grow("clips", {}, *({key: cells(key) for key in keys(n, 14)} for n in range(3)))
+    commit(world, "clips")
+    monkeypatch.chdir(tmp_path)
+    page = Path(__file__).parents[2] / "docs" / "loading.md"
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    assert len(blocks) == 6
+    names: dict[str, Any] = {}
+    exec("\n".join(blocks), names)
+    assert names["samples"]["000010003"]["number"] == 10003

@@ -249,9 +249,10 @@ def test_frames_of_a_shard_are_assembled(tmp_path: Path) -> None:
     world.grow("flow", {}, dict.fromkeys(keys(0, 4), cells))
     committed(world, "flow")
     whole = Assembler({"images": "{frame}.image.jpg"}, pairs={"flow": "{frame}.flow.png"})
-    loaded = reelmill.load("flow", world.store).decode("torch").map(whole)
-    (batch,) = loaded.loader(4)
-    assert batch["images"].shape == (4, 3, 3, 54, 96)
+    cells = reelmill.load("flow", world.store).decode("rgb8")
+    (batch,) = cells.map(whole).loader(4)
+    assert batch["images"].shape == (4, 3, 54, 96, 3)
+    assert (batch["flow"].flow.shape, batch["flow"].valid.all()) == ((4, 2, 2, 54, 96), True)
 
 
 @pytest.fixture(scope="module")

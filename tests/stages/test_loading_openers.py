@@ -426,10 +426,20 @@ def test_the_least_recently_read_goes_when_room_is_needed(
 
     # Nor does one whose size nobody knows, as it turns out.
     async def unknown(exchange: Exchange) -> None:
-        await exchange.head()
+        await exchange.head(ETag='"1"')
         await exchange.send(large)
 
     assert everything(opener(server.on("/unknown.tar", unknown))) == large
+    # Of what a server tells nothing at all nobody would know whether it is still the same.
+    before = sorted(tmp_path.glob("*/*"))
+
+    async def silent(exchange: Exchange) -> None:
+        await exchange.head()
+        await exchange.send(tar(3, seed=exchange.number))
+
+    url = server.on("/silent.tar", silent)
+    assert [everything(opener(url)) for _ in range(2)] == [tar(3, seed=1), tar(3, seed=2)]
+    assert sorted(tmp_path.glob("*/*")) == before
     assert sum(path.stat().st_size for path in tmp_path.glob("*/*")) <= 2 * len(WHOLE) + 1000
 
 

@@ -12,6 +12,7 @@ import tarfile
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ import pytest
 
 from reelmill.errors import MissingDependencyError, NotFoundError, ReelmillError, Rejected
 from reelmill.loading import backends, open_video
-from reelmill.loading.readers import BACKENDS, UnsupportedError, VideoReader, table
+from reelmill.loading.readers import BACKENDS, UnsupportedError, VideoReader, look, table
 from reelmill.loading.readers.decoder import Decoder, Job
 from reelmill.loading.readers.look import look_at
 from reelmill.loading.readers.reader import Reader
 from reelmill.loading.readers.sources import media_of
 from reelmill.loading.readers.table import Backend
+from reelmill.media.decode import frames
 from reelmill.media.gpu import devices, nvdec
+from reelmill.media.probe import examine
+from reelmill.media.shown import shown
 from tests.stages import fake_nvc, fake_torchvision, fake_vali
+from tests.stages.damaged import DAMAGED
 from tests.stages.datasets import World
 from tests.stages.media_samples import numbers, real_media, sample
 from tests.stages.reader_samples import (
@@ -375,8 +380,8 @@ def test_reading_in_threads(reader: VideoReader) -> None:
             *(reader.read_frames_async([number, 89 - number]) for number in range(0, 40, 8))
         )
 
-    for number, frames in zip(range(0, 40, 8), asyncio.run(both()), strict=True):
-        assert numbers_in(frames) == [number, 89 - number]
+    for number, read in zip(range(0, 40, 8), asyncio.run(both()), strict=True):
+        assert numbers_in(read) == [number, 89 - number]
 
 
 def test_async_reading_lets_the_loop_run() -> None:
@@ -501,6 +506,23 @@ def test_what_is_no_source() -> None:
         open_video("/nowhere.mp4")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_look_at_the_header_sees_what_probing_does(kind: str) -> None:
+    data = KINDS[kind]().read_bytes()
+    probed, found = look._by_probing(data), look.look_at(data)
+    for name in ("width", "height", "turns", "codec", "formats", "stream", "place", "start"):
+        assert getattr(found, name) == getattr(probed, name)
+    for name in ("time_base", "end", "shape"):
+        assert getattr(found.shown, name) == getattr(probed.shown, name)
+    assert np.array_equal(found.shown.pts, probed.shown.pts)
+    assert np.array_equal(found.shown.keyframe, probed.shown.keyframe)
+
+
+def test_headers_are_enough_for_most() -> None:
+    for name in ("plain.mp4", "open.mp4", "rotated.mp4", "trimmed.mp4"):
+        assert look._by_header(sample(name)) is not None
+
+
 # Backends
 
 
@@ -528,7 +550,7 @@ def test_auto_takes_torchcodec_where_it_is(usable: Any) -> None:
 
 def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(table, "_is_there", lambda module: module == "av")
-    with pytest.raises(MissingDependencyError, match="pip install torchcodec"):
+    with pytest.raises(MissingDependencyError, match=r"pip install 'reelmill\[torchcodec\]'"):
         open_video(sample("silent.mp4"), "torchcodec")
     with open_video(sample("silent.mp4")) as reader:
         assert reader.backend == "pyav"
@@ -536,8 +558,17 @@ def test_a_backend_that_is_missing_says_how_to_get_it(monkeypatch: pytest.Monkey
     assert set(known) == set(BACKENDS)
     assert known["pyav"].devices == ("cpu",)
     assert known["vali"].devices == ()
-    assert "pip install python_vali" in known["vali"].why_not["cuda"]
+    assert "pip install 'reelmill[vali]'" in known["vali"].why_not["cuda"]
     assert known["torchcodec"].why_not.keys() == {"cpu", "cuda"}
+
+
+def test_without_torch_that_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(MissingDependencyError, match=r"pip install 'reelmill\[torch\]'"):
+        open_video(sample("silent.mp4"), "pyav")
+    told = [one.why_not for one in backends().values()]
+    assert all(reason for why_not in told for reason in why_not.values())
+    assert "reelmill[torch]" in backends()["pyav"].why_not["cpu"]
 
 
 def test_torchcodec_without_ffmpegs_libraries_says_so(
@@ -746,3 +777,31 @@ def test_what_begins_as_a_playlist_is_pyavs_alone(usable: Any) -> None:
     for backend in ("opencv", "torchvision"):
         with pytest.raises(UnsupportedError, match="begins with something else"):
             open_video(data, usable(backend))
+
+
+def refusal(data: bytes) -> str | None:
+    """The reason for which a file is rejected whose frames are decoded in order."""
+    try:
+        examine(data, check=False)
+        with closing(frames(data)) as some:
+            next(some)
+    except Rejected as rejected:
+        return rejected.reason
+    return None
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_damaged_files_are_read_or_rejected_as_elsewhere(name: str) -> None:
+    data = DAMAGED[name].make()
+    reason = "drm" if name == "encrypted.mp4" else refusal(data)
+    if reason is not None:
+        with pytest.raises(Rejected) as rejected:
+            open_video(data)
+        assert rejected.value.reason == reason
+        return
+    with open_video(data) as reader:
+        assert len(reader) == len(shown(data))
+        one = reader.metadata
+        for number in (0, len(reader) // 2, -1):
+            with suppress(Rejected):
+                assert reader[number].shape == (3, one.height, one.width)

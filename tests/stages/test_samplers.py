@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import tarfile
+import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -26,6 +27,7 @@ from reelmill.loading import (  # noqa: E402
     clips_at_regular_indices,
     clips_at_regular_timestamps,
     collate,
+    load,
     open_video,
     sample_clips,
 )
@@ -355,6 +357,33 @@ def test_clips_are_the_same_whichever_worker_they_are_made_by() -> None:
     first, second = runs[:2]
     assert runs[2:] == [first, second]
     assert len({str(starts) for run in (first, second) for starts in run.values()}) == 10
+
+
+def test_each_epoch_of_a_dataset_has_clips_of_its_own_whoever_reads_it(tmp_path: Path) -> None:
+    pytest.importorskip("torchdata")
+    tar = tmp_path / "00000.tar"
+    with tarfile.open(tar, "w") as out:
+        for number in range(4):
+            out.add(sample("silent.mp4"), f"{number:09d}.mp4")
+    clips_of = sample_clips(
+        "random_indices", num_clips=3, num_frames_per_clip=2, seed=0, opening={"backend": "pyav"}
+    )
+    runs = []
+    for workers in (0, 2):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of more workers than shards, and of torchdata's own
+            loader = load(str(tar)).map(clips_of).loader(2, num_workers=workers)
+            for _ in range(2):
+                starts: dict[str, Any] = {}
+                for batch in loader:
+                    assert batch["clips"].data.shape == (2, 3, 2, 3, 96, 128)
+                    found = batch["clips"].pts_seconds.tolist()
+                    starts |= dict(zip(batch["__key__"], found, strict=True))
+                runs.append(starts)
+    first, second = runs[:2]
+    assert runs[2:] == [first, second]
+    assert len(first) == 4
+    assert all(first[key] != second[key] for key in first)
 
 
 class _Mapped(torch.utils.data.Dataset):  # type: ignore[misc]

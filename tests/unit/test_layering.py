@@ -136,6 +136,7 @@ def _is_false(node: ast.expr) -> bool:
         ("reelmill.shards.writer", {"torch", "cv2", "av", *ORCHESTRATION}),
         ("reelmill.dataset", {"torch", "cv2", "av", *ORCHESTRATION}),
         ("reelmill.loading", {"torch", "cv2", "av", "webdataset", *ORCHESTRATION}),
+        ("reelmill.loading.readers", {"torch", "cv2", "torchcodec", "torchvision", *ORCHESTRATION}),
         ("reelmill.flows.view", {"torch", "cv2", "av", "webdataset", *ORCHESTRATION}),
         ("reelmill.recipe", {"torch", "cv2", "av", *ORCHESTRATION}),
         ("reelmill.tasks.download", {"torch", "cv2", *ORCHESTRATION}),

@@ -71,8 +71,8 @@ class Decoder(ABC, Generic[P]):
 
     @abstractmethod
     def streamed(self, numbers: Sequence[int]) -> Iterator[tuple[int, P]]:
-        """The same in one run over all frames from the first to the last of them. It may give
-        others between, and holds none of those that it gave."""
+        """The same, with nothing decoded twice and nothing sought behind what was decoded: in one
+        run from the first to the last. It may give others between, and holds none that it gave."""
 
     @abstractmethod
     def write(self, frame: P, target: Any) -> None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import cached_property
+from itertools import chain
 from typing import Any, Final
 
 import av
 import numpy as np
+from numpy.typing import NDArray
 
 from reelmill.errors import Rejected
 from reelmill.loading.readers.base import VideoMetadata
 from reelmill.media.decode import frames, pixel_shape
-from reelmill.media.packets import PacketTable
-from reelmill.media.probe import Source, first_frame, open_media, video_stream
+from reelmill.media.packets import PacketTable, demux
+from reelmill.media.probe import Source, first_frame, open_media, open_plain, video_stream
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
 
 _ROUNDED: Final = Fraction(1, 10**9)
@@ -66,14 +69,22 @@ class Look:
             codec=self.codec,
         )
 
+    @cached_property
+    def _bounds(self) -> NDArray[np.int64]:
+        """When frames begin, and the last one ends, in ticks."""
+        return np.append(self.shown.pts, self.shown.end)
+
+    @cached_property
+    def _keys(self) -> NDArray[np.int64]:
+        """The numbers of the keyframes."""
+        return np.flatnonzero(self.shown.keyframe).astype(np.int64)
+
     def times(self, numbers: list[int]) -> tuple[Any, Any]:
         """Two float64 arrays, in seconds: when these frames begin, and how long they are shown."""
-        there = self.shown
-        bounds = np.append(there.pts, there.end)
         at = np.asarray(numbers, dtype=np.int64)
-        base = there.time_base
+        base = self.shown.time_base
         over, under = float(base.numerator), float(base.denominator)
-        begin, end = bounds[at], bounds[at + 1]
+        begin, end = self._bounds[at], self._bounds[at + 1]
         return begin * over / under, (end - begin) * over / under
 
     def number_at(self, seconds: float) -> int:
@@ -103,8 +114,8 @@ class Look:
     def key_before(self, number: int) -> int:
         """The number of the keyframe from which on all must be decoded to have a frame; 0, for the
         beginning of the file, where that is not told."""
-        keys = np.flatnonzero(self.shown.keyframe[: number + 1])
-        return int(keys[-1]) if self.shown.packets is not None and len(keys) else 0
+        at = int(np.searchsorted(self._keys, number, side="right"))
+        return int(self._keys[at - 1]) if self.shown.packets is not None and at else 0
 
     def pts_of(self, seconds: float) -> int:
         """The tick that is nearest to a time."""
@@ -119,29 +130,65 @@ def _seconds(ticks: int, base: Fraction) -> float:
 def look_at(source: Source) -> Look:
     """What a reader needs to know of ``source``. One frame is decoded, or all of them where the
     packets do not tell which are shown. Raises as :func:`~reelmill.media.shown.shown` does."""
+    return _by_header(source) or _by_probing(source)
+
+
+def _by_header(source: Source) -> Look | None:
+    """The same of an MP4 file whose header tells all; None of others. FFmpeg opens a file by
+    decoding the beginning of each stream, which takes longer than all else."""
+    with suppress(Rejected), open_plain(source) as plain:
+        if plain is not None:
+            container, _ = plain
+            stream = video_stream(container)
+            there = shown_by_packets(source, container, stream)
+            # Where no picture was moved, it takes a decoder to know whether some should have been.
+            if there is not None and there.packets is not None and there.packets.is_reordered:
+                frame = _keyframe(container, stream, there.packets)
+                if frame is not None:
+                    # What pixels are shaped like may be known by the decoder alone.
+                    there = replace(there, shape=pixel_shape(stream))
+                    return _look(container, stream, there, frame)
+    return None
+
+
+def _by_probing(source: Source) -> Look:
     with open_media(source) as container:
         stream = video_stream(container)
         there = shown_by_packets(source, container, stream)
-        frame = _first(container, stream, there.packets) if there else next(frames(source), None)
+        if there is None or there.packets is None:
+            frame = next(frames(source), None)
+        else:
+            frame = _keyframe(container, stream, there.packets)
+            frame = frame or first_frame(container, stream)
         if frame is None:
             raise Rejected("undecodable", "no frame of the video can be decoded")
-        videos = [one.index for one in container.streams.video]
-        return Look(
-            shown=there or shown_by_decoding(source, pixel_shape(stream)),
-            width=frame.width,
-            height=frame.height,
-            turns=round(frame.rotation / 90) % 4,
-            codec=stream.codec_context.codec.canonical_name,
-            formats=frozenset(container.format.name.split(",")),
-            stream=stream.index,
-            place=videos.index(stream.index),
-            start=stream.start_time or 0,
-        )
+        there = there or shown_by_decoding(source, pixel_shape(stream))
+        return _look(container, stream, there, frame)
 
 
-def _first(container: Any, stream: Any, table: PacketTable | None) -> Any | None:
-    """The first frame that can be decoded, by which pictures are turned."""
-    if table is not None:
-        with suppress(av.FFmpegError):
-            container.seek(int(table.dts[0]), stream=stream)
-    return first_frame(container, stream)
+def _keyframe(container: Any, stream: Any, table: PacketTable) -> Any | None:
+    """The first frame alone, by which pictures are turned, without those that a decoder waits for
+    to get the order right."""
+    with suppress(av.FFmpegError, StopIteration):
+        container.seek(int(table.dts[0]), stream=stream)
+        packet = next(demux(container, [stream]))
+        frame = next(chain(stream.decode(packet), stream.decode(None)))
+        stream.codec_context.flush_buffers()
+        return frame
+    stream.codec_context.flush_buffers()
+    return None
+
+
+def _look(container: Any, stream: Any, there: Shown, frame: Any) -> Look:
+    videos = [one.index for one in container.streams.video]
+    return Look(
+        shown=there,
+        width=frame.width,
+        height=frame.height,
+        turns=round(frame.rotation / 90) % 4,
+        codec=stream.codec_context.codec.canonical_name,
+        formats=frozenset(container.format.name.split(",")),
+        stream=stream.index,
+        place=videos.index(stream.index),
+        start=stream.start_time or 0,
+    )

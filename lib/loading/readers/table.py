@@ -11,6 +11,7 @@ from typing import Any, Final, Literal, TypeAlias, get_args
 from reelmill.errors import MissingDependencyError, ReelmillError, told
 from reelmill.loading.readers.decoder import Decoder, Job
 from reelmill.loading.readers.media import Form
+from reelmill.loading.tensors import torch_module
 
 BackendName: TypeAlias = Literal[
     "auto", "pyav", "torchcodec", "opencv", "torchvision", "pynvvideocodec", "vali"
@@ -48,8 +49,8 @@ class Backend:
         return made
 
     def need(self, device: str) -> None:
-        """Raise where it cannot be used for ``device``: MissingDependencyError where it is not
-        installed, else ReelmillError, both with what to do."""
+        """Raise where it cannot be used for ``device``: MissingDependencyError where it or torch is
+        not installed, else ReelmillError, both with what to do."""
         kind = device.partition(":")[0]
         if kind not in self.devices:
             raise ReelmillError(
@@ -61,6 +62,7 @@ class Backend:
                 f"backend {self.name} needs a package that is not installed (no module "
                 f"{self.module}): pip install {self.install}"
             )
+        torch_module()
         importlib.import_module(self.decoder.partition(":")[0]).check(device)
 
 
@@ -87,7 +89,7 @@ BACKENDS: Final = {
         Backend(
             name="torchcodec",
             module="torchcodec",
-            install="torchcodec",
+            install="'reelmill[torchcodec]'",
             devices=("cpu", "cuda"),
             takes=("path", "bytes", "file"),
             decoder=f"{_HERE}.torchcodec:TorchcodecDecoder",
@@ -119,7 +121,7 @@ BACKENDS: Final = {
         Backend(
             name="vali",
             module="python_vali",
-            install="python_vali",
+            install="'reelmill[vali]'",
             devices=("cuda",),
             takes=("path",),
             decoder=f"{_HERE}.vali:ValiDecoder",

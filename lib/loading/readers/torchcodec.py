@@ -33,8 +33,10 @@ class TorchcodecDecoder(Decoder[Any]):
     def __init__(self, job: Job, takes: Collection[Form]) -> None:
         super().__init__(job, takes)
         look = job.look
-        if not look.formats & FORMATS or look.shown.packets is None:
-            raise self._unsupported("does not tell frames of this container apart")
+        if not look.formats & FORMATS:
+            raise self._unsupported("does not tell the frames of this container apart")
+        if look.shown.packets is None:
+            raise self._unsupported("is not given video whose packets do not tell its frames")
         if not job.media.begins_as(look.formats):
             raise self._unsupported("is not given a file that begins with something else")
         self._open = ExitStack()
@@ -73,7 +75,8 @@ class TorchcodecDecoder(Decoder[Any]):
             yield number, frame.data
 
     def streamed(self, numbers: Sequence[int]) -> Iterator[tuple[int, Any]]:
-        return self.sought(range(numbers[0], numbers[-1] + 1))
+        # Asked in this order it decodes nothing twice, and seeks where that leaves out whole GOPs.
+        return self.sought(numbers)
 
     def batch(self, numbers: Sequence[int]) -> Any | None:
         with self._decoding(numbers[0], numbers[-1]):
@@ -119,8 +122,6 @@ def check(device: str) -> None:
     """Raise StageError where TorchCodec is there and cannot be used."""
     try:
         import_module("torchcodec.decoders")
-    except ModuleNotFoundError:
-        raise
     except (ImportError, OSError, RuntimeError) as error:
         raise StageError(
             f"TorchCodec cannot be loaded ({first_lines(error)}); it needs FFmpeg's shared "
