@@ -230,7 +230,9 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
     def flat_map(self, function: Callable[[Any], Iterator[Any]]) -> Self:
         """All that ``function`` gives of each sample, which may be anything from nothing to many:
         the clips of a video."""
-        return self._with(Each(f"flat_map({described(function)})", bound(_flattened, function)))
+        made = bound(_flattened, function)
+        # It may give one thing several times, and change it in between.
+        return self._with(Each(f"flat_map({described(function)})", made, looks_ahead=False))
 
     def unbatched(self) -> Self:
         """The samples of batches."""

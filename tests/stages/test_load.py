@@ -390,6 +390,44 @@ def test_a_stream_goes_on_through_passes(loaded: Loaded, at: int) -> None:
         assert iter(dataset).epoch == 1
 
 
+def changing(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Things of a sample that is changed in between, and would be seen to be given twice."""
+    sample["taken"] = sample.get("taken", 0) + 1
+    for number in range(3):
+        sample["number"] = number
+        yield sample
+
+
+def test_functions_may_change_what_they_are_given(loaded: Loaded) -> None:
+    def dataset() -> Dataset:
+        parts = loaded().shuffle(5).flat_map(changing).map(dict).flat_map(changing).map(dict)
+        return parts.shuffle(7).to_tuple("__key__", "number", "taken")
+
+    plain = wds.filters.map(dict)(one for sample in loaded() for one in changing(sample))
+    parts = loaded().flat_map(changing).map(dict)
+    assert [one["number"] for one in parts] == [one["number"] for one in plain] == [0, 1, 2] * 65
+    whole = list(dataset())
+    for at in (1, 40, 80):
+        stream, resumed = iter(dataset()), iter(dataset())
+        assert list(itertools.islice(stream, at)) == whole[:at]
+        resumed.load_state_dict(stream.state_dict())
+        assert list(resumed) == whole[at:]
+
+
+def endless(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return ({"__key__": sample["__key__"], "number": number} for number in itertools.count())
+
+
+def test_a_function_may_give_things_without_end(loaded: Loaded) -> None:
+    dataset = loaded().flat_map(endless).shuffle(4).with_epoch(20)
+    whole = list(dataset)
+    dataset.set_epoch(0)
+    stream, resumed = iter(dataset), iter(dataset)
+    head = list(itertools.islice(stream, 9))
+    resumed.load_state_dict(stream.state_dict())
+    assert head + list(resumed) == whole
+
+
 def test_torchs_own_loaders_do_with_a_dataset_what_they_do(loaded: Loaded) -> None:
     dataset = loaded().shuffle(7).map(numbered).to_tuple("number")
     whole = [batch[0].tolist() for batch in StatefulDataLoader(dataset, 4, num_workers=2)]
