@@ -26,6 +26,7 @@ from reelmill.loading.plan import key_of
 from reelmill.loading.reading import Item, Origin, Position, Reading
 from reelmill.loading.shuffle import Buffer, Shuffle
 from reelmill.loading.source import Troubles
+from reelmill.loading.told import described
 
 Filter = Callable[[Iterator[Any]], Iterator[Any]]
 """What webdataset calls a pipeline stage: a generator of things from things."""
@@ -217,7 +218,8 @@ class Batched(Stage):
 
     @property
     def label(self) -> str:  # type: ignore[override]
-        return f"batched({self.size}, partial={self.partial})"
+        together = "" if self.collate is None else f", {described(self.collate)}"
+        return f"batched({self.size}, partial={self.partial}{together})"
 
     def start(self, upstream: Upstream, key: int, troubles: Troubles) -> Running:
         return _Batched(upstream, self)
