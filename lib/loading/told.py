@@ -91,7 +91,7 @@ def _object(thing: Any, depth: int) -> str:
     if dataclasses.is_dataclass(thing):
         fields = {one.name: getattr(thing, one.name) for one in dataclasses.fields(thing)}
         return f"{_name(kind)}({', '.join(_named(fields, depth))})"
-    if kind.__repr__ is not object.__repr__:
+    if any("__repr__" in vars(one) for one in kind.__mro__[:-1]):
         try:
             text = _ADDRESS.sub("", repr(thing))
         except Exception:
