@@ -20,6 +20,7 @@ from reelmill.errors import LoadError, NotFoundError, ReelmillError, one_line, t
 from reelmill.loading.cache import CachedBlobs, ShardCache
 from reelmill.loading.openers import Opener, ShardOpener
 from reelmill.loading.places import Place, Places, sample_rows
+from reelmill.loading.samples import Sample
 from reelmill.loading.shuffle import Shuffle
 from reelmill.shards.reader import MAX_GAP, coalesce
 from reelmill.shards.removed import source_key
@@ -30,9 +31,6 @@ from reelmill.store.model import blob_name
 OnError: TypeAlias = Literal["raise", "skip"]
 """What a sample or shard that cannot be had does: it ends the iteration, or is left out, counted
 and warned of."""
-
-Sample: TypeAlias = dict[str, Any]
-"""As webdataset gives it: ``__key__``, ``__url__``, and each field's bytes."""
 
 _WINDOW: Final = 16 << 20
 _WINDOW_LOCAL: Final = 1 << 20
@@ -63,7 +61,7 @@ class Troubles:
             warnings.warn(
                 f"{line}; it is left out, as will be others, which the log names", stacklevel=2
             )
-        _log.warning("%s; left out", line)
+        _log.info("%s; left out", line)
 
 
 class Source(Protocol):

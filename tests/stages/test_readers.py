@@ -500,6 +500,8 @@ def test_a_sample_of_a_shard_is_read_by_its_index(
 def test_what_is_no_source() -> None:
     with pytest.raises(ReelmillError, match="is an address: read it first"):
         open_video("https://example.com/a.mp4")
+    with pytest.raises(ReelmillError, match="tuple is no source of video"):
+        open_video(("clips.tar",))
     with pytest.raises(ReelmillError, match="int is no source of video"):
         open_video(5)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):

@@ -56,7 +56,7 @@ def media_of(source: VideoSource) -> Media:
         Rejected: a tar that cannot be read; see :func:`~reelmill.shards.foreign.read_groups`.
         OSError: a tar cannot be opened.
     """
-    if isinstance(source, tuple):
+    if isinstance(source, tuple) and len(source) == 2:
         return _of_sample(*source)
     if isinstance(source, bytes | bytearray | memoryview):
         return Media(bytes(source), "the bytes given")
