@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Self, get_args
 
 from reelmill.dataset import Version, open_version
-from reelmill.errors import LoadError, ReelmillError, one_line
+from reelmill.errors import LoadError, ReelmillError
 from reelmill.loading.associate import Associate, Associator
 from reelmill.loading.cache import ShardCache
 from reelmill.loading.decoders import Spec, decoder
@@ -21,6 +21,7 @@ from reelmill.loading.openers import Opener, ShardOpener
 from reelmill.loading.plan import Even, Part, Reader, deal, deal_evenly, key_of, order_of
 from reelmill.loading.random_access import RandomAccess, counts
 from reelmill.loading.reading import Reading
+from reelmill.loading.samples import shown
 from reelmill.loading.select import Missing, Selection
 from reelmill.loading.shuffle import Shuffle
 from reelmill.loading.source import (
@@ -630,8 +631,8 @@ def _addresses(what: str | Path | Sequence[str]) -> list[str]:
 
         try:
             return [url for url in expand_urls(what) if url]
-        except ValueError as error:
-            raise LoadError(f"{one_line(what)!r} is no pattern of addresses: {error}") from None
+        except ValueError:
+            raise LoadError(f"{shown(what)}: its braces do not fit each other") from None
     if isinstance(what, Path):
         return [str(what)]
     if isinstance(what, Sequence) and all(isinstance(one, str | Path) for one in what):

@@ -15,7 +15,7 @@ import xxhash
 
 from reelmill.errors import LoadError, Rejected, told
 from reelmill.loading.places import Place, Places
-from reelmill.loading.samples import Sample
+from reelmill.loading.samples import Sample, shown
 from reelmill.loading.source import Source, TarSource, Troubles, VersionSource
 from reelmill.loading.stages import Each, Stage, at_work
 from reelmill.loading.torch_data import Dataset
@@ -278,7 +278,7 @@ class _IndexedTars:
                     ]
                 except Rejected as rejected:
                     raise LoadError(
-                        f"{url}: {rejected.message}; only in a whole, uncompressed tar can "
+                        f"{shown(url)}: {rejected.message}; only in a whole, uncompressed tar can "
                         "samples be looked up"
                     ) from None
             self._known[shard] = Places.of_groups(shard, groups)
@@ -294,7 +294,7 @@ class _IndexedTars:
             file.seek(offset)
             sample[name] = file.read(size)
             if len(sample[name]) < size:
-                raise LoadError(f"{self._source.urls[place.shard]} is shorter than it was")
+                raise LoadError(f"{self._source.name(place.shard)} is shorter than it was")
         return sample
 
     def _file(self, shard: int) -> BinaryIO:

@@ -459,7 +459,7 @@ def test_a_sample_of_anybodys_tar(tar: Path) -> None:
     ):
         with pytest.raises(error, match=text):
             open_video(source, "pyav")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFoundError, match="there is no"):
         open_video((tar.with_name("none.tar"), "a"), "pyav")
 
 
