@@ -15,6 +15,7 @@ import xxhash
 
 from reelmill.errors import LoadError, Rejected, told
 from reelmill.loading.places import Place, Places
+from reelmill.loading.samples import shown
 from reelmill.loading.source import (
     Sample,
     Source,
@@ -275,7 +276,7 @@ class _IndexedTars:
                     ]
                 except Rejected as rejected:
                     raise LoadError(
-                        f"{url}: {rejected.message}; only in a whole, uncompressed tar can "
+                        f"{shown(url)}: {rejected.message}; only in a whole, uncompressed tar can "
                         "samples be looked up"
                     ) from None
             self._known[shard] = Places.of_groups(shard, groups)
@@ -291,7 +292,8 @@ class _IndexedTars:
             file.seek(offset)
             sample[name] = file.read(size)
             if len(sample[name]) < size:
-                raise LoadError(f"{self._source.urls[place.shard]} is shorter than it was")
+                url = shown(self._source.urls[place.shard])
+                raise LoadError(f"{url} is shorter than it was")
         return sample
 
     def _file(self, shard: int) -> BinaryIO:

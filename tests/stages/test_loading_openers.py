@@ -271,7 +271,8 @@ async def _refused(exchange: Exchange) -> None:
         ({"status": 404}, NotFoundError, "there is no http://.*/a.tar: 404", 1),
         ({"status": 403}, StoreError, "the server answered 403", 1),
         ({"status": 302, "Location": "ftp://127.0.0.1/x"}, StoreError, "cannot read", None),
-        ({"status": 302, "Location": "file:///etc/passwd"}, StoreError, "cannot read", 1),
+        ({"status": 302, "Location": "file:///secret"}, StoreError, "cannot read", 1),
+        ({"status": 302, "Location": "http://[::1/?secret"}, LoadError, "redirects to none", 1),
         ({"status": 503}, StoreError, "503.*7 attempts in a row", 7),
         ({"body": gzip.compress(WHOLE), "Content_Encoding": "gzip"}, StoreError, "packed", 1),
         ({"body": WHOLE[:300_000]}, ShardError, "breaks off after 300,000", 1),
@@ -290,6 +291,42 @@ def test_what_a_server_cannot_give_is_told(
         everything(ShardOpener()(f"{url}?signature=secret"))
     assert "secret" not in str(told.value)
     assert len(server.seen("/a.tar")) == (times or len(server.seen("/a.tar")))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/a.tar?secret",
+        "http://127.0.0.1:port/a.tar?secret",
+        "http:///a.tar?secret",
+        "foo://user:secret@host/a.tar",
+        "ftp://user:secret@127.0.0.1:1/a.tar",
+    ],
+)
+@pytest.mark.parametrize("way", [ShardOpener.__call__, ShardOpener.seekable])
+def test_what_is_no_address_is_told_without_its_secrets(url: str, way: Any) -> None:
+    with pytest.raises(ReelmillError) as told:
+        way(ShardOpener(), url)
+    assert "secret" not in str(told.value)
+
+
+def test_odd_characters_of_an_address_are_quoted(server: BadServer) -> None:
+    url = server.on("/%C3%A9%20%01%25.tar", body=WHOLE)
+    odd = url.replace("%C3%A9%20%01", "\u00e9 \x01")
+    assert everything(ShardOpener()(f"{odd}?\u00e9=secret")) == WHOLE
+
+
+def test_a_body_without_a_length_is_not_kept(server: BadServer, tmp_path: Path) -> None:
+    async def part(exchange: Exchange) -> None:
+        await exchange.head(ETag='"1"')
+        await exchange.send(WHOLE[: 10 * 10_752])
+
+    # It ends with the connection, and may be any part of the file.
+    url = server.on("/a.tar", part)
+    with pytest.raises(ShardError, match="breaks off"):
+        ShardOpener(cache=tmp_path)(url).read()
+    server.on("/a.tar", body=WHOLE, ETag='"1"')
+    assert everything(ShardOpener(cache=tmp_path)(url)) == WHOLE
 
 
 def test_a_short_answer_is_no_end_of_a_shard(server: BadServer) -> None:
