@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import fcntl
 import gzip
 import io
 import lzma
@@ -552,6 +553,28 @@ def test_what_a_dead_process_left_is_taken_over(server: BadServer, tmp_path: Pat
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_what_dead_processes_left_takes_no_room(server: BadServer, tmp_path: Path) -> None:
+    (url, _) = two_sets(server)
+    cache = ShardCache(tmp_path, max_bytes=len(WHOLE) + 1000)
+    dead, alive = tmp_path / "tmp" / "dead", tmp_path / "tmp" / "alive"
+    dead.write_bytes(bytes(len(WHOLE)))
+    alive.write_bytes(bytes(500))
+    with alive.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert everything(ShardOpener(cache=cache)(url)) == WHOLE
+    assert list((tmp_path / "tmp").iterdir()) == [alive]
+    assert len(list(tmp_path.glob("*/*.tar"))) == 1
+
+
+def test_a_kept_shard_that_was_cut_short_is_read_anew(server: BadServer, tmp_path: Path) -> None:
+    (url, _) = two_sets(server)
+    for _ in range(2):
+        assert everything(ShardOpener(cache=tmp_path)(url)) == WHOLE
+        [kept] = tmp_path.glob("*/*.tar")
+        kept.chmod(0o600)
+        os.truncate(kept, 100)
+
+
 def test_shards_of_a_store_are_kept_by_their_digests(
     s3_url: str, s3_faults: Faults, tmp_path: Path
 ) -> None:
@@ -565,7 +588,11 @@ def test_shards_of_a_store_are_kept_by_their_digests(
     s3_faults.clear()
     assert cached.read_ranges(ranges) == wanted
     assert s3_faults.log == []
-    assert (tmp_path / blob.digest[:2] / f"{blob.digest}.tar").read_bytes() == WHOLE
+    kept = tmp_path / blob.digest[:2] / f"{blob.digest}.tar"
+    assert kept.read_bytes() == WHOLE
+    kept.chmod(0o600)
+    os.truncate(kept, 100)
+    assert cached.read_ranges(ranges) == wanted
     # What the store holds is looked at before it is kept.
     other = store.put_blob(tar(20), "tar")
     store.backend.delete(blob_name(other.digest, "tar"))

@@ -20,8 +20,8 @@ class Reader(VideoReader):
     """A video that one backend decodes; :func:`~reelmill.loading.readers.open_video` makes it.
 
     Where it fails at a frame, and there are ``others`` to try, these read on. Threads may share it,
-    and take turns; closing it waits for the one that
-    reads. A copy in another process, forked or pickled, opens the file anew there.
+    and take turns; closing it waits for the one that reads. A copy in another process, forked or
+    pickled, opens the file anew there.
     """
 
     def __init__(
