@@ -358,6 +358,14 @@ def test_a_claim_of_much_memory_is_not_believed() -> None:
     lying = file.getvalue().replace(struct.pack("<I", 1 << 20), struct.pack("<I", MAX_UNPACKED + 1))
     with pytest.raises(ValueError, match="more than"):
         decode_npz(lying)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", npy(np.zeros(3)))
+    with pytest.raises(ValueError, match="as NumPy packs none"):
+        decode_npz(file.getvalue())
+    endless = npy(np.zeros(3, "V8"))[:128].replace(b"V8", b"V0").replace(b"(3,)", b"(9,)")
+    with pytest.raises(ValueError, match="no size"):
+        decode_npy(endless)
 
 
 def test_gzip_is_unpacked_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
