@@ -71,17 +71,27 @@ class Loader:
         if self._is_new and not self._has_begun:
             self._begin()
             self._has_begun = True
-        return {"format": _STATE, "epoch": self.epoch, "loader": self._loader.state_dict()}
+        return {
+            "format": _STATE,
+            "workers": self._loader.num_workers,
+            "epoch": self.epoch,
+            "loader": self._loader.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next iteration go on where another loader of the same dataset stood.
 
         Raises:
-            LoadError: it is no state of a loader. That it is one of something else is found out
-                when the iteration begins.
+            LoadError: it is no state of a loader, or of one with another number of workers. That
+                it is one of something else is found out when the iteration begins.
         """
         if state.get("format") != _STATE or "loader" not in state:
             raise LoadError("this is no state of a loader of this version of Reelmill")
+        if state["workers"] != self._loader.num_workers:
+            raise LoadError(
+                f"the state is of a loader with {state['workers']} workers, and cannot go on with "
+                f"{self._loader.num_workers}: say num_workers={state['workers']}"
+            )
         self.epoch = state["epoch"]
         self._is_new = False
         # Workers that find their epoch at its end begin the next one.

@@ -30,15 +30,17 @@ class Look:
     """What one look at a video finds.
 
     ``width`` and ``height`` are of frames as they are stored, which are upright after so many
-    ``turns`` of 90° counterclockwise. ``formats`` are FFmpeg's names of the container; ``stream``
-    is the number of the video stream in the file, ``place`` that among its video streams, and
-    ``start`` the time at which it says that it begins, in ticks.
+    ``turns`` of 90° counterclockwise; ``interlaced`` tells whether the first one is. ``formats``
+    are FFmpeg's names of the container; ``stream`` is the number of the video stream in the file,
+    ``place`` that among its video streams, and ``start`` the time at which it says that it begins,
+    in ticks.
     """
 
     shown: Shown
     width: int
     height: int
     turns: int
+    interlaced: bool
     codec: str
     formats: frozenset[str]
     stream: int
@@ -159,7 +161,10 @@ def _by_probing(source: Source) -> Look:
             frame = next(frames(source), None)
         else:
             frame = _keyframe(container, stream, there.packets)
-            frame = frame or first_frame(container, stream)
+            if frame is None:
+                # An edit list hides it: then one that is shown, which may need it all the same.
+                container.seek(int(there.packets.dts[0]), stream=stream)
+                frame = first_frame(container, stream)
         if frame is None:
             raise Rejected("undecodable", "no frame of the video can be decoded")
         there = there or shown_by_decoding(source, pixel_shape(stream))
@@ -186,6 +191,7 @@ def _look(container: Any, stream: Any, there: Shown, frame: Any) -> Look:
         width=frame.width,
         height=frame.height,
         turns=round(frame.rotation / 90) % 4,
+        interlaced=bool(frame.interlaced_frame),
         codec=stream.codec_context.codec.canonical_name,
         formats=frozenset(container.format.name.split(",")),
         stream=stream.index,
