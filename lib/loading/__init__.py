@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         clips_at_regular_timestamps,
         sample_clips,
     )
-    from reelmill.loading.select import Selection, select_fields, to_tuples
+    from reelmill.loading.select import Selection
     from reelmill.loading.trace import Trace
     from reelmill.loading.videos import VideoAndAudio, torch_video, video
 
@@ -68,8 +68,6 @@ _PUBLIC = {
     "load": "reelmill.loading.dataset",
     "open_video": "reelmill.loading.readers",
     "sample_clips": "reelmill.loading.samplers",
-    "select_fields": "reelmill.loading.select",
-    "to_tuples": "reelmill.loading.select",
     "torch_video": "reelmill.loading.videos",
     "video": "reelmill.loading.videos",
 }
@@ -105,8 +103,6 @@ __all__ = [
     "load",
     "open_video",
     "sample_clips",
-    "select_fields",
-    "to_tuples",
     "torch_video",
     "video",
 ]

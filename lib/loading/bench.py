@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal, TypeAlias, get_args
 
-from reelmill.errors import ReelmillError, Rejected, told
+from reelmill.errors import MissingDependencyError, ReelmillError, Rejected, told
 from reelmill.loading.readers import VideoMetadata
 from reelmill.loading.readers.base import Mode
 from reelmill.media.ffmpeg import FfmpegError, ffmpeg_exe
@@ -212,7 +212,7 @@ def measure(
 
     Raises:
         ReelmillError: a file cannot be read, or there is no such backend.
-        MissingDependencyError: there is no torch.
+        MissingDependencyError: there is no torch, or none of those named.
     """
     subjects, missing = _subjects(backends)
     tasks = [
@@ -274,6 +274,8 @@ def _subjects(names: Sequence[str]) -> tuple[list[Subject], dict[str, str]]:
                 missing[f"{name} on {device}"] = reason
             else:
                 subjects += [Subject(name, device, mode) for mode in get_args(Mode)]
+    if missing and not subjects:
+        raise MissingDependencyError("; ".join(missing.values()))
     return subjects, missing
 
 

@@ -113,13 +113,22 @@ class ShardCache:
 
         return self._kept(digest, size, fill)
 
+    def drop(self, digest: str) -> None:
+        """Forget the tar of a shard of a store."""
+        self._path(digest).unlink(missing_ok=True)
+
     def _kept(
         self, name: str, size: int | None, fill: Callable[[BinaryIO], None]
     ) -> BinaryIO | None:
         path = self._path(name)
         while True:
             with contextlib.suppress(FileNotFoundError):
-                return _opened(path)
+                kept = _opened(path)
+                if size is None or os.fstat(kept.fileno()).st_size == size:
+                    return kept
+                # Somebody, or the disk, has cut it short.
+                kept.close()
+                path.unlink(missing_ok=True)
             with self._failing(), self._claimed(name) as (file, temporary):
                 # Who waited for another finds what that one made.
                 if path.exists():
@@ -162,13 +171,17 @@ class ShardCache:
                     return
 
     def _make_room(self) -> bool:
-        """Remove what was not read for longest until all fits; whether it does."""
+        """Remove what was not read for longest until all fits, and before that what processes that
+        died have left; whether it does."""
         if self.max_bytes is None:
             return True
         with open(self.folder / ".lock", "a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             held = list(_files(self.folder))
             over = sum(status.st_size for _, status in held) - self.max_bytes
+            for path, status in held:
+                if over > 0 and path.parent.name == _TMP and _is_left(path):
+                    over -= status.st_size
             kept = [(path, status) for path, status in held if path.parent.name != _TMP]
             for path, status in sorted(kept, key=lambda one: one[1].st_mtime_ns):
                 if over <= 0:
@@ -214,7 +227,12 @@ class CachedBlobs:
         if file is None:
             return self._backend.read_ranges(ranges)
         with file:
-            return [os.pread(file.fileno(), r.stop - r.start, r.start) for r in ranges]
+            read = [os.pread(file.fileno(), r.stop - r.start, r.start) for r in ranges]
+        if any(len(data) < r.stop - r.start for data, r in zip(read, ranges, strict=True)):
+            # Somebody, or the disk, has cut it short; else the store says what is wrong.
+            self._cache.drop(digest)
+            return self._backend.read_ranges(ranges)
+        return read
 
 
 def _gone(backend: Backend, name: str) -> NotFoundError:
@@ -239,6 +257,16 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
         return False
+
+
+def _is_left(temporary: Path) -> bool:
+    """Remove a temporary file, if whoever made it is dead; whether that is so."""
+    with contextlib.suppress(OSError), open(temporary, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # Who waits for it sees that it is there no more, and makes another.
+        temporary.unlink(missing_ok=True)
+        return True
+    return False
 
 
 def _copied(

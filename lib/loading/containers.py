@@ -26,6 +26,7 @@ MAX_UNPACKED: Final = 1 << 30
 """Bytes that a packed field may hold: a few packed bytes can claim any number."""
 
 _MAX_MEMBERS: Final = 10_000
+_PACKED: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 _MAGIC: Final = b"~TenBin~"
 _HEAD: Final = struct.Struct("<8sq")
 _ALIGN: Final = 64
@@ -176,6 +177,9 @@ def decode_npy(data: bytes) -> Array:
     shape, fortran, kind = _npy_header(file)
     if kind.hasobject:
         raise ValueError("it holds Python objects, which would have to be unpickled")
+    # Of elements without size, no bytes at all would hold any number.
+    if not kind.itemsize:
+        raise ValueError("its elements have no size")
     # NumPy would take memory for whatever the header says, before it looks for the data.
     if min(shape, default=0) < 0 or math.prod(shape) * kind.itemsize != len(data) - file.tell():
         raise ValueError(f"{len(data) - file.tell()} bytes do not hold {shape} of {kind}")
@@ -207,6 +211,9 @@ def decode_npz(data: bytes) -> dict[str, Array]:
             members = archive.infolist()
             if len(members) > _MAX_MEMBERS or sum(m.file_size for m in members) > MAX_UNPACKED:
                 raise ValueError(f"more than {MAX_UNPACKED} bytes when unpacked")
+            # Of other ways to pack, zipfile unpacks all before it looks at the size.
+            if any(m.compress_type not in _PACKED for m in members):
+                raise ValueError("it is packed as NumPy packs none")
             return {m.filename.removesuffix(".npy"): decode_npy(archive.read(m)) for m in members}
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"damaged .npz: {error}") from error

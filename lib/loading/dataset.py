@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial as bound
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Self, get_args
 
 from reelmill.dataset import Version, open_version
 from reelmill.errors import LoadError, ReelmillError
@@ -21,6 +21,7 @@ from reelmill.loading.openers import Opener, ShardOpener
 from reelmill.loading.plan import Even, Part, Reader, deal, deal_evenly, key_of, order_of
 from reelmill.loading.random_access import RandomAccess, counts
 from reelmill.loading.reading import Reading
+from reelmill.loading.samples import shown
 from reelmill.loading.select import Missing, Selection
 from reelmill.loading.shuffle import Shuffle
 from reelmill.loading.source import (
@@ -73,6 +74,10 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         on_error: OnError = "raise",
     ) -> None:
         super().__init__()
+        if even not in (None, *get_args(Even)):
+            raise ValueError(f"even={even!r} is neither drop nor repeat")
+        if on_error not in get_args(OnError):
+            raise ValueError(f"on_error={on_error!r} is neither raise nor skip")
         self.source = source
         self.seed = seed
         self.on_error = on_error
@@ -561,10 +566,10 @@ def _shard_id(source: VersionSource, sample: Mapping[str, Any]) -> str:
 
 
 def load(
-    what: str | Version | Sequence[str],
+    what: str | Path | Version | Sequence[str],
     store: Store | str | None = None,
     *,
-    fields: Collection[str] | None = None,
+    fields: str | Collection[str] | None = None,
     seed: int = 0,
     nodes: tuple[int, int] | None = None,
     even: Even | None = None,
@@ -577,7 +582,7 @@ def load(
     Args:
         what: a version, as such or by its name (``clips@latest``) in ``store``; or addresses of
             tars: one with braces (``https://host/clips/{000000..000009}.tar``), or a list.
-        fields: those to read; all by default.
+        fields: those to read, in a list or as ``"mp4 json"``; all by default.
         seed: decides all that is random.
         nodes: the number of this node and how many there are, if neither torch's process group nor
             ``RANK`` and ``WORLD_SIZE`` tell.
@@ -592,14 +597,17 @@ def load(
 
     Raises:
         NotFoundError: there is no such version.
-        ReelmillError: it has no samples, or no such field.
+        ReelmillError: it has no samples, or no such field; an address cannot be understood.
+        TypeError: ``what`` is nothing of this.
+        ValueError: ``even`` or ``on_error`` is none of these.
     """
-    source = _source(what, store, fields, opener, ShardCache.at(cache))
+    wanted = fields.split() if isinstance(fields, str) else fields
+    source = _source(what, store, wanted, opener, ShardCache.at(cache))
     return Dataset(source, seed=seed, nodes=nodes, even=even, on_error=on_error)
 
 
 def _source(
-    what: str | Version | Sequence[str],
+    what: str | Path | Version | Sequence[str],
     store: Store | str | None,
     fields: Collection[str] | None,
     opener: Opener | Mapping[str, Opener] | None,
@@ -618,10 +626,24 @@ def _source(
             raise ReelmillError("a ShardOpener has its own cache: give it the cache")
     else:
         opener = ShardOpener(opener, cache=cache)
+    if isinstance(what, str) and _SPEC.fullmatch(what) and not what.endswith(".tar"):
+        raise ReelmillError(f"{what!r} is a version's name: say in which store=… it is")
+    return TarSource(_addresses(what), fields, opener)
+
+
+def _addresses(what: str | Path | Sequence[str]) -> list[str]:
     if isinstance(what, str):
-        if _SPEC.fullmatch(what) and not what.endswith(".tar"):
-            raise ReelmillError(f"{what!r} is a version's name: say in which store=… it is")
         from webdataset.shardlists import expand_urls
 
-        return TarSource(expand_urls(what), fields, opener)
-    return TarSource(what, fields, opener)
+        try:
+            return [url for url in expand_urls(what) if url]
+        except ValueError:
+            raise LoadError(f"{shown(what)}: its braces do not fit each other") from None
+    if isinstance(what, Path):
+        return [str(what)]
+    if isinstance(what, Sequence) and all(isinstance(one, str | Path) for one in what):
+        return [str(one) for one in what]
+    raise TypeError(
+        f"{type(what).__name__} is nothing to load: give a version, its name with store=…, or the "
+        "addresses of tars as a pattern or a list of texts"
+    )

@@ -14,15 +14,17 @@ import random
 import re
 import shlex
 import ssl
+import string
 import subprocess
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Final, TypeAlias, cast
-from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.parse import quote, unquote, urlsplit, urlunsplit
 
 import xxhash
 
@@ -219,9 +221,46 @@ def _open_ranges(url: str) -> BinaryIO:
         opened: BinaryIO = fsspec.open(url, "rb").open()
     except FileNotFoundError:
         raise NotFoundError(f"there is no {shown(url)}") from None
-    except (OSError, ValueError, ImportError) as error:
+    except ImportError as error:
         raise StoreError(f"cannot open {shown(url)}: {error}") from error
-    return opened
+    except Exception as error:
+        raise _unreachable(url, error) from None
+    return cast(BinaryIO, _Ranges(opened, url))
+
+
+def _unreachable(url: str, error: Exception) -> StoreError:
+    """Without what a driver says, which may hold the address with all that is secret in it."""
+    return StoreError(f"cannot read {shown(url)}: {type(error).__name__}")
+
+
+class _Ranges(io.RawIOBase):
+    """A file of fsspec's; whatever its driver raises becomes ``StoreError``."""
+
+    def __init__(self, file: BinaryIO, url: str) -> None:
+        self._file, self._url = file, url
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def read(self, size: int = -1, /) -> bytes:
+        try:
+            return self._file.read(size)
+        except Exception as error:
+            raise _unreachable(self._url, error) from None
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+        super().close()
 
 
 # Object stores
@@ -231,8 +270,13 @@ def _open_object(url: str) -> Opened:
     from reelmill.store.remote import RemoteBackend
 
     folder, _, name = url.rpartition("/")
-    backend = RemoteBackend(folder)
-    entry = backend.entry(name)
+    try:
+        backend = RemoteBackend(folder)
+        entry = backend.entry(name)
+    except StoreError as error:
+        raise StoreError(str(error).replace(folder, shown(folder))) from None
+    except OSError as error:
+        raise _unreachable(url, error) from None
     if entry is None:
         raise NotFoundError(f"there is no {shown(url)}")
 
@@ -288,13 +332,13 @@ class _Ahead(io.RawIOBase):
 
 def open_http(url: str) -> Opened:
     """A file of a web server. Its size is known where the server tells it, its tag where that has
-    an ETag or a date.
+    an ETag or a date, and tells where the file ends.
 
     Raises:
         NotFoundError, StoreError, LoadError: as :class:`ShardOpener`.
     """
     file = _Resuming(url)
-    return Opened(cast(BinaryIO, file), file.total, file.validator)
+    return Opened(cast(BinaryIO, file), file.total, file.validator if file.is_told else None)
 
 
 class _Broken(Exception):  # noqa: N818 - an attempt, not the end
@@ -320,6 +364,7 @@ class _Resuming(io.RawIOBase):
         self._body: http.client.HTTPResponse | None = None
         self.total: int | None = None
         self.validator: str | None = None
+        self.is_told = False
         self._body = self._persist(self._connect)
 
     def readable(self) -> bool:
@@ -385,13 +430,17 @@ class _Resuming(io.RawIOBase):
             error.close()
             if error.code in _GONE:
                 raise NotFoundError(f"there is no {self._name}: {error.code}") from None
-            why = f"the server answered {error.code} {error.reason}"
+            why = _status(error.code)
             if error.code in _TRANSIENT:
                 wish = error.headers.get("Retry-After", "")
                 raise _Broken(why, float(wish) if _LENGTH.fullmatch(wish) else 0.0) from None
             if error.code == 416:
                 raise self._changed() from None
             raise StoreError(f"cannot read {self._name}: {why}") from None
+        except (http.client.InvalidURL, ValueError):
+            raise LoadError(
+                f"{self._name} is no address of the web, or the server redirects to none"
+            ) from None
         return reply
 
     def _begin(self, reply: http.client.HTTPResponse) -> tuple[int, int | None]:
@@ -409,6 +458,8 @@ class _Resuming(io.RawIOBase):
     def _begun(self, reply: http.client.HTTPResponse, total: int | None) -> None:
         etag = reply.headers.get("ETag", "")
         validator = etag if etag.startswith('"') else reply.headers.get("Last-Modified")
+        # A body that ends when the connection does may be any part of the file.
+        self.is_told = total is not None or reply.chunked
         if self._place and (total != self.total or validator != self.validator):
             raise self._changed()
         self.total, self.validator = total, validator
@@ -437,8 +488,6 @@ class _breaking:  # noqa: N801 - used as a function
         pass
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, http.client.InvalidURL):
-            raise LoadError(f"no address of a shard: {error}") from error
         # URLError is an OSError; so are time-outs, resets and what TLS says.
         if isinstance(error, OSError | http.client.HTTPException):
             why = getattr(error, "reason", None) or error
@@ -447,14 +496,26 @@ class _breaking:  # noqa: N801 - used as a function
             raise _Broken(str(why) or type(why).__name__) from error
 
 
+def _status(code: int) -> str:
+    """What a server answered; in our words, for its own may hold anything."""
+    if 300 <= code < 400:
+        return f"the server redirects ({code}) in a circle, or to no address of the web"
+    known = {status.value: status.phrase for status in HTTPStatus}
+    return f"the server answered {code} {known.get(code, '')}".rstrip()
+
+
 def _request(url: str) -> urllib.request.Request:
     """A request; user and password of the address are for its own server, wherever that redirects
     to."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        raise LoadError(f"{shown(url)} is no address of the web") from None
     if not parts.hostname:
         raise LoadError(f"{shown(url)} has no host")
     userinfo, _, host = parts.netloc.rpartition("@")
-    bare = urlunsplit((parts.scheme, host, parts.path, parts.query, ""))
+    path, query = (quote(part, string.punctuation) for part in (parts.path, parts.query))
+    bare = urlunsplit((parts.scheme, host, path, query, ""))
     request = urllib.request.Request(bare)  # noqa: S310 - http or https
     request.add_header("Accept-Encoding", "identity")
     if userinfo:

@@ -13,6 +13,7 @@ from PIL import Image
 from reelmill.errors import Rejected
 from reelmill.loading.containers import decode_npy
 from reelmill.loading.fields import PASS, FieldDecoder, ending
+from reelmill.loading.tensors import torch_module
 from reelmill.media.flow import decode_flo, decode_kitti
 from reelmill.media.images import MAX_PIXELS, decode_depth, decode_gray, decode_image
 
@@ -136,9 +137,7 @@ def planes(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def as_tensor(array: NDArray[Any]) -> Any:
     """A tensor that shares the array's memory."""
-    import torch
-
-    return torch.from_numpy(array)
+    return torch_module().from_numpy(array)
 
 
 class Measured(FieldDecoder):

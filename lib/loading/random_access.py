@@ -15,14 +15,9 @@ import xxhash
 
 from reelmill.errors import LoadError, Rejected, told
 from reelmill.loading.places import Place, Places
-from reelmill.loading.source import (
-    Sample,
-    Source,
-    TarSource,
-    Troubles,
-    VersionSource,
-)
-from reelmill.loading.stages import Each, Stage, named
+from reelmill.loading.samples import Sample, shown
+from reelmill.loading.source import Source, TarSource, Troubles, VersionSource
+from reelmill.loading.stages import Each, Stage, at_work
 from reelmill.loading.torch_data import Dataset
 from reelmill.shards.foreign import read_groups
 from reelmill.shards.removed import shard_of, source_key
@@ -97,7 +92,7 @@ class RandomAccess(Dataset[Any]):  # type: ignore[misc]
         Raises:
             IndexError: there are not so many.
         """
-        return self._read([self._place(self._range[number]) for number in which])
+        return self._read([self.place(number) for number in which])
 
     def __iter__(self) -> Iterator[Any]:
         return (self[number] for number in range(len(self)))
@@ -119,8 +114,16 @@ class RandomAccess(Dataset[Any]):  # type: ignore[misc]
         return self._range.index(number)
 
     def place(self, number: int) -> Place:
-        """Where a sample lies."""
-        return self._place(self._range[number])
+        """Where a sample lies.
+
+        Raises:
+            IndexError: there are not so many.
+        """
+        try:
+            at = self._range[number]
+        except IndexError:
+            raise IndexError(f"{self._name} has {len(self)} samples, and none {number}") from None
+        return self._place(at)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_kept": OrderedDict(), "_kept_bytes": 0}
@@ -167,7 +170,7 @@ class RandomAccess(Dataset[Any]):  # type: ignore[misc]
             try:
                 made = list(stage.filter(iter((sample,))))
             except Exception as error:
-                raise LoadError(f"{stage.label} of {named(sample)}: {told(error)}") from error
+                raise LoadError(f"{at_work(stage.label, sample, error)}: {told(error)}") from error
             if len(made) != 1:
                 raise LoadError(
                     f"{stage.label} makes {len(made)} things of sample {place.key}: a dataset with "
@@ -275,7 +278,7 @@ class _IndexedTars:
                     ]
                 except Rejected as rejected:
                     raise LoadError(
-                        f"{url}: {rejected.message}; only in a whole, uncompressed tar can "
+                        f"{shown(url)}: {rejected.message}; only in a whole, uncompressed tar can "
                         "samples be looked up"
                     ) from None
             self._known[shard] = Places.of_groups(shard, groups)
@@ -291,7 +294,7 @@ class _IndexedTars:
             file.seek(offset)
             sample[name] = file.read(size)
             if len(sample[name]) < size:
-                raise LoadError(f"{self._source.urls[place.shard]} is shorter than it was")
+                raise LoadError(f"{self._source.name(place.shard)} is shorter than it was")
         return sample
 
     def _file(self, shard: int) -> BinaryIO:

@@ -19,8 +19,9 @@ from typing import Any, Final, NamedTuple, TypeAlias
 
 from reelmill.errors import LoadError
 from reelmill.loading.plan import Part, key_of
+from reelmill.loading.samples import Sample
 from reelmill.loading.shuffle import Buffer, Shuffle
-from reelmill.loading.source import Sample, Source, Troubles
+from reelmill.loading.source import Source, Troubles
 
 Position: TypeAlias = tuple[int, int]
 """The place of a reader's part, and the number of a sample in the part's shard."""

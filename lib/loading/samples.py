@@ -37,7 +37,10 @@ def shown(url: str) -> str:
     """A URL without what may be secret: user, password, and the query that may sign it."""
     if "://" not in url:
         return one_line(url)
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return f"{one_line(url.partition('://')[0])}://…"
     host = parts.netloc.rpartition("@")[2]
     return one_line(urlunsplit((parts.scheme, host, parts.path, "", "")))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeAlias
 
 from reelmill.errors import LoadError
@@ -70,19 +70,3 @@ class Selection:
                 )
             found.append(name or names[0])
         return found
-
-
-def select_fields(
-    samples: Iterable[Sample], *spec: str, missing: Missing = "error"
-) -> Iterator[Sample]:
-    """`Selection.sample` of each sample."""
-    selection = Selection(*spec, missing=missing)
-    return (found for found in map(selection.sample, samples) if found is not None)
-
-
-def to_tuples(
-    samples: Iterable[Sample], *spec: str, missing: Missing = "error"
-) -> Iterator[tuple[Any, ...]]:
-    """`Selection.values` of each sample."""
-    selection = Selection(*spec, missing=missing)
-    return (found for found in map(selection.values, samples) if found is not None)

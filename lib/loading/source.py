@@ -20,6 +20,7 @@ from reelmill.errors import LoadError, NotFoundError, ReelmillError, one_line, t
 from reelmill.loading.cache import CachedBlobs, ShardCache
 from reelmill.loading.openers import Opener, ShardOpener
 from reelmill.loading.places import Place, Places, sample_rows
+from reelmill.loading.samples import Sample, shown
 from reelmill.loading.shuffle import Shuffle
 from reelmill.shards.reader import MAX_GAP, coalesce
 from reelmill.shards.removed import source_key
@@ -30,9 +31,6 @@ from reelmill.store.model import blob_name
 OnError: TypeAlias = Literal["raise", "skip"]
 """What a sample or shard that cannot be had does: it ends the iteration, or is left out, counted
 and warned of."""
-
-Sample: TypeAlias = dict[str, Any]
-"""As webdataset gives it: ``__key__``, ``__url__``, and each field's bytes."""
 
 _WINDOW: Final = 16 << 20
 _WINDOW_LOCAL: Final = 1 << 20
@@ -63,7 +61,7 @@ class Troubles:
             warnings.warn(
                 f"{line}; it is left out, as will be others, which the log names", stacklevel=2
             )
-        _log.warning("%s; left out", line)
+        _log.info("%s; left out", line)
 
 
 class Source(Protocol):
@@ -257,7 +255,7 @@ class VersionSource:
         if self._by_url is None:
             self._by_url = {self.url(shard): shard for shard in range(self.shards)}
         if url not in self._by_url:
-            raise LoadError(f"{one_line(url)} is no tar of {self.version}")
+            raise LoadError(f"{shown(url)} is no tar of {self.version}")
         return self._by_url[url]
 
 
@@ -281,10 +279,10 @@ class TarSource:
 
     def __str__(self) -> str:
         more = f" and {self.shards - 1:,} more" if self.shards > 1 else ""
-        return self.urls[0] + more
+        return self.name(0) + more
 
     def name(self, shard: int) -> str:
-        return self.urls[shard]
+        return shown(self.urls[shard])
 
     def count(self, shard: int) -> int | None:
         return None
@@ -307,7 +305,7 @@ class TarSource:
         except LoadError:
             raise
         except Exception as error:
-            troubles.meet(f"{url}: {last}", error)
+            troubles.meet(f"{self.name(shard)}: {last}", error)
 
     def size(self, found: Sample) -> int:
         return 0

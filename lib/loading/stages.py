@@ -24,6 +24,7 @@ from typing import Any, Final, Protocol
 from reelmill.errors import LoadError, told
 from reelmill.loading.plan import key_of
 from reelmill.loading.reading import Item, Origin, Position, Reading
+from reelmill.loading.samples import place_of
 from reelmill.loading.shuffle import Buffer, Shuffle
 from reelmill.loading.source import Troubles
 from reelmill.loading.told import described
@@ -139,7 +140,7 @@ class _Each(Running):
         try:
             yield from self._stage.filter(iter((value,)))
         except Exception as error:
-            self._troubles.meet(f"{self._stage.label} of {named(value)}", error)
+            self._troubles.meet(at_work(self._stage.label, value, error), error)
 
     def state(self) -> list[Any]:
         return [] if self._origin is None else [self._origin, self._given]
@@ -430,9 +431,12 @@ class Pass:
             one.settle()
 
 
+def at_work(label: str, value: Any, error: Exception) -> str:
+    """What messages call a stage that an item fails in; the item, unless the error names it."""
+    place = named(value)
+    return label if str(error).startswith(place) else f"{label} of {place}"
+
+
 def named(value: Any) -> str:
     """What messages call an item."""
-    if not isinstance(value, Mapping) or "__key__" not in value:
-        return "an item"
-    url = f" of {value['__url__']}" if "__url__" in value else ""
-    return f"sample {value['__key__']}{url}"
+    return place_of(value) if isinstance(value, Mapping) else "an item"

@@ -99,7 +99,8 @@ class _Checked(io.BufferedIOBase):
             raise ShardError(f"{self._name} cannot be unpacked: {error}") from error
         if not self._ended:
             self._follow(data)
-            if not data and size != 0 and not self._ended:
+            is_all = not data or size is None or size < 0
+            if is_all and size != 0 and not self._ended:
                 raise ShardError(
                     f"{self._name} breaks off after {self._place:,} bytes, before the end mark of "
                     "a tar"

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from reelmill.errors import MissingDependencyError
+from reelmill.loading.tensors import torch_module
 
-try:
-    from torch.utils.data import Dataset, IterableDataset, get_worker_info
-except ImportError as error:
-    raise MissingDependencyError(
-        "loading samples for training needs torch: pip install 'reelmill[torch]'"
-    ) from error
+torch_module()  # or the line that installs it
+
+from torch.utils.data import Dataset, IterableDataset, get_worker_info  # noqa: E402
 
 __all__ = ["Dataset", "IterableDataset", "get_worker_info"]

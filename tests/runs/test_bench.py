@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 pytest.importorskip("torch")
 
 import reelmill.flows.cli  # noqa: F401  (it registers all commands)
+from reelmill.errors import MissingDependencyError
 from reelmill.flows.cli_shared import app
 from reelmill.loading import readers
 from reelmill.loading.readers import Availability
@@ -58,3 +59,6 @@ def test_what_is_not_here_is_named_with_what_installs_it(monkeypatch: pytest.Mon
     shown = CliRunner().invoke(app, [*command, "--clips", "1", "-t", "1", "-r", "1"])
     assert shown.exit_code == 0, shown.output
     assert shown.output.splitlines()[-1] == f"not here: vali on cuda: {needed}"
+    alone = CliRunner().invoke(app, [*command, "--backend", "vali"])
+    assert isinstance(alone.exception, MissingDependencyError)
+    assert str(alone.exception) == needed

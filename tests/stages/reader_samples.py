@@ -59,13 +59,15 @@ KINDS: dict[str, Callable[[], Path]] = {
     "MPEG-TS": _known("plain.ts"),
     "FLV": _known("plain.flv"),
     "AVI, MPEG-4 with B-frames": _known("plain.avi"),
+    "AVI, H.264": _made("h264.avi", options=x264(bframes=0)),
+    "interlaced": _made("fields.mp4", options=x264(more="tff=1")),
 }
 """Videos by what is awkward in them; their frames carry their numbers, but for those of the one
 "several videos"."""
 
 UNSUPPORTED = {
-    "torchcodec": {"MPEG-TS", "FLV", "VP8", "AVI, MPEG-4 with B-frames"},
-    "opencv": {"AV1", "several videos", "AVI, MPEG-4 with B-frames"},
+    "torchcodec": {"MPEG-TS", "FLV", "VP8", "AVI, MPEG-4 with B-frames", "AVI, H.264"},
+    "opencv": {"AV1", "several videos", "AVI, MPEG-4 with B-frames", "AVI, H.264", "interlaced"},
 }
 """What a backend refuses, or frames of which it cannot give: it must say so, and no more."""
 

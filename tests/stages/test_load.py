@@ -38,6 +38,7 @@ from reelmill.loading import (  # noqa: E402
     sample_clips,
     video,
 )
+from reelmill.loading.stages import named  # noqa: E402
 from reelmill.shards import removed  # noqa: E402
 from reelmill.shards.removed import GONE, Removed  # noqa: E402
 from reelmill.store import Store  # noqa: E402
@@ -128,8 +129,8 @@ def test_samples_are_those_that_webdataset_gives(clips: Version) -> None:
 
 
 def test_only_some_fields_are_given_if_some_are_asked_for(clips: Version) -> None:
-    for what in (clips, clips.urls()):
-        sample = next(iter(reelmill.load(what, fields=["left.bin"])))
+    for what, fields in ((clips, "left.bin"), (clips.urls(), ["left.bin"])):
+        sample = next(iter(reelmill.load(what, fields=fields)))
         assert list(sample) == ["__key__", "__url__", "left.bin", "__epoch__"]
         assert sample["left.bin"] == cells(sample["__key__"])["left.bin"]
 
@@ -496,6 +497,8 @@ def test_a_state_of_another_pipeline_is_refused(clips: Version) -> None:
         stream.load_state_dict({})
     with pytest.raises(LoadError, match="no state of a loader"):
         dataset.loader().load_state_dict(stream.state_dict())
+    with pytest.raises(LoadError, match="of a loader with 0 workers, and cannot go on with 2"):
+        dataset.loader(num_workers=2).load_state_dict(dataset.loader().state_dict())
 
 
 def scaled(by: int) -> Callable[[Any], Any]:
@@ -552,8 +555,7 @@ def test_a_state_of_other_parameters_is_refused(clips: Version, one: Any, other:
 @pytest.mark.parametrize(
     ("other", "line"),
     [
-        (lambda d: d.loader(4, 0), "the state is of workers 2, and cannot go on with workers 0"),
-        (lambda d: d.loader(4, 1), "the state is of workers 2, and cannot go on with workers 1"),
+        (lambda d: d.loader(4, 0), "a loader with 2 workers, and cannot go on with 0: say num_"),
         (
             lambda d: d.loader(5, 2),
             r"is of stages \['batched\(4, .* stages \['batched\(5",
@@ -624,6 +626,29 @@ def test_trouble_with_a_sample_names_it(loaded: Loaded) -> None:
     line = r"map\(.*boom\) of sample 0000\d000\d of .*\.tar: ValueError: no good; on_error='skip'"
     with pytest.raises(LoadError, match=line):
         list(dataset)
+    with pytest.raises(LoadError) as caught:
+        list(loaded().select("png"))
+    assert str(caught.value).count("of /") == 1
+
+
+def test_no_message_holds_what_an_address_keeps_secret() -> None:
+    sample = {"__key__": "a", "__url__": "https://me:word@host.example/0.tar?token=t"}
+    assert named(sample) == "sample a of https://host.example/0.tar"
+
+
+def test_what_cannot_be_loaded_is_said_at_once(clips: Version) -> None:
+    for what in (5, [5], clips.manifest):
+        with pytest.raises(TypeError, match="is nothing to load: give a version, its name with"):
+            reelmill.load(what)
+    for what in ("", []):
+        with pytest.raises(ReelmillError, match="there is no tar to load"):
+            reelmill.load(what)
+    with pytest.raises(LoadError, match=r"0\.\.3\.tar: its braces do not fit each other"):
+        reelmill.load("https://host.example/{0..3.tar")
+    with pytest.raises(ValueError, match="even='both' is neither drop nor repeat"):
+        reelmill.load(clips, even="both")
+    with pytest.raises(ValueError, match="on_error='stop' is neither raise nor skip"):
+        reelmill.load(clips, on_error="stop")
 
 
 def test_trouble_is_counted_and_warned_of_once_if_it_is_to_be_skipped(clips: Version) -> None:
@@ -690,7 +715,7 @@ def test_samples_are_had_by_number_and_key(loaded: Loaded) -> None:
     assert list(part) == every[10:60:5]
     assert part[every[25]["__key__"]] == every[25]
     assert samples.__getitems__([64, 0, 3, 3]) == [every[64], every[0], every[3], every[3]]
-    with pytest.raises(IndexError):
+    with pytest.raises(IndexError, match="has 65 samples, and none 65"):
         samples[65]
     for key in ("000990000", every[11]["__key__"]):
         with pytest.raises(KeyError, match=key):
@@ -852,7 +877,8 @@ def test_the_examples_of_the_documentation_run(
     commit(world, "clips")
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[2] / "docs" / "loading.md"
-    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    text, *_ = page.read_text().partition("## Where shards are")  # from there on, elsewhere
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     assert len(blocks) == 6
     names: dict[str, Any] = {}
     exec("\n".join(blocks), names)

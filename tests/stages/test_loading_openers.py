@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import bz2
+import fcntl
 import gzip
 import io
 import lzma
@@ -271,7 +272,8 @@ async def _refused(exchange: Exchange) -> None:
         ({"status": 404}, NotFoundError, "there is no http://.*/a.tar: 404", 1),
         ({"status": 403}, StoreError, "the server answered 403", 1),
         ({"status": 302, "Location": "ftp://127.0.0.1/x"}, StoreError, "cannot read", None),
-        ({"status": 302, "Location": "file:///etc/passwd"}, StoreError, "cannot read", 1),
+        ({"status": 302, "Location": "file:///secret"}, StoreError, "cannot read", 1),
+        ({"status": 302, "Location": "http://[::1/?secret"}, LoadError, "redirects to none", 1),
         ({"status": 503}, StoreError, "503.*7 attempts in a row", 7),
         ({"body": gzip.compress(WHOLE), "Content_Encoding": "gzip"}, StoreError, "packed", 1),
         ({"body": WHOLE[:300_000]}, ShardError, "breaks off after 300,000", 1),
@@ -290,6 +292,42 @@ def test_what_a_server_cannot_give_is_told(
         everything(ShardOpener()(f"{url}?signature=secret"))
     assert "secret" not in str(told.value)
     assert len(server.seen("/a.tar")) == (times or len(server.seen("/a.tar")))
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://[::1/a.tar?secret",
+        "http://127.0.0.1:port/a.tar?secret",
+        "http:///a.tar?secret",
+        "foo://user:secret@host/a.tar",
+        "ftp://user:secret@127.0.0.1:1/a.tar",
+    ],
+)
+@pytest.mark.parametrize("way", [ShardOpener.__call__, ShardOpener.seekable])
+def test_what_is_no_address_is_told_without_its_secrets(url: str, way: Any) -> None:
+    with pytest.raises(ReelmillError) as told:
+        way(ShardOpener(), url)
+    assert "secret" not in str(told.value)
+
+
+def test_odd_characters_of_an_address_are_quoted(server: BadServer) -> None:
+    url = server.on("/%C3%A9%20%01%25.tar", body=WHOLE)
+    odd = url.replace("%C3%A9%20%01", "\u00e9 \x01")
+    assert everything(ShardOpener()(f"{odd}?\u00e9=secret")) == WHOLE
+
+
+def test_a_body_without_a_length_is_not_kept(server: BadServer, tmp_path: Path) -> None:
+    async def part(exchange: Exchange) -> None:
+        await exchange.head(ETag='"1"')
+        await exchange.send(WHOLE[: 10 * 10_752])
+
+    # It ends with the connection, and may be any part of the file.
+    url = server.on("/a.tar", part)
+    with pytest.raises(ShardError, match="breaks off"):
+        ShardOpener(cache=tmp_path)(url).read()
+    server.on("/a.tar", body=WHOLE, ETag='"1"')
+    assert everything(ShardOpener(cache=tmp_path)(url)) == WHOLE
 
 
 def test_a_short_answer_is_no_end_of_a_shard(server: BadServer) -> None:
@@ -515,6 +553,28 @@ def test_what_a_dead_process_left_is_taken_over(server: BadServer, tmp_path: Pat
     assert list((tmp_path / "tmp").iterdir()) == []
 
 
+def test_what_dead_processes_left_takes_no_room(server: BadServer, tmp_path: Path) -> None:
+    (url, _) = two_sets(server)
+    cache = ShardCache(tmp_path, max_bytes=len(WHOLE) + 1000)
+    dead, alive = tmp_path / "tmp" / "dead", tmp_path / "tmp" / "alive"
+    dead.write_bytes(bytes(len(WHOLE)))
+    alive.write_bytes(bytes(500))
+    with alive.open() as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert everything(ShardOpener(cache=cache)(url)) == WHOLE
+    assert list((tmp_path / "tmp").iterdir()) == [alive]
+    assert len(list(tmp_path.glob("*/*.tar"))) == 1
+
+
+def test_a_kept_shard_that_was_cut_short_is_read_anew(server: BadServer, tmp_path: Path) -> None:
+    (url, _) = two_sets(server)
+    for _ in range(2):
+        assert everything(ShardOpener(cache=tmp_path)(url)) == WHOLE
+        [kept] = tmp_path.glob("*/*.tar")
+        kept.chmod(0o600)
+        os.truncate(kept, 100)
+
+
 def test_shards_of_a_store_are_kept_by_their_digests(
     s3_url: str, s3_faults: Faults, tmp_path: Path
 ) -> None:
@@ -528,7 +588,11 @@ def test_shards_of_a_store_are_kept_by_their_digests(
     s3_faults.clear()
     assert cached.read_ranges(ranges) == wanted
     assert s3_faults.log == []
-    assert (tmp_path / blob.digest[:2] / f"{blob.digest}.tar").read_bytes() == WHOLE
+    kept = tmp_path / blob.digest[:2] / f"{blob.digest}.tar"
+    assert kept.read_bytes() == WHOLE
+    kept.chmod(0o600)
+    os.truncate(kept, 100)
+    assert cached.read_ranges(ranges) == wanted
     # What the store holds is looked at before it is kept.
     other = store.put_blob(tar(20), "tar")
     store.backend.delete(blob_name(other.digest, "tar"))

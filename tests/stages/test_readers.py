@@ -27,6 +27,7 @@ from reelmill.loading.readers.look import look_at
 from reelmill.loading.readers.reader import Reader
 from reelmill.loading.readers.sources import media_of
 from reelmill.loading.readers.table import Backend
+from reelmill.media import shown as shown_module
 from reelmill.media.decode import frames
 from reelmill.media.gpu import devices, nvdec
 from reelmill.media.probe import examine
@@ -34,7 +35,7 @@ from reelmill.media.shown import shown
 from tests.stages import fake_nvc, fake_torchvision, fake_vali
 from tests.stages.damaged import DAMAGED
 from tests.stages.datasets import World
-from tests.stages.media_samples import numbers, real_media, sample
+from tests.stages.media_samples import make_video, numbers, real_media, sample, x264
 from tests.stages.reader_samples import (
     KINDS,
     REFUSALS,
@@ -62,7 +63,7 @@ PyAV's: quicker conversions take one chroma sample for two or four pixels, which
 
 REFUSED = {
     "torchcodec": {"box.mp4", "tree.avi", "vtest.avi"},
-    "opencv": {"av1_video.mkv", "box.mp4", "nasa_13013.mp4"},
+    "opencv": {"av1_video.mkv", "box.mp4", "nasa_13013.mp4", "tree.avi", "vtest.avi"},
     "torchvision": {"box.mp4"},
 }
 """Real clips that a backend refuses, or frames of which it cannot give."""
@@ -146,6 +147,18 @@ def test_real_clips(backend: str, path: Path, usable: Any) -> None:
     most, mean = REAL[backend]
     assert found.most <= most
     assert found.mean <= mean
+
+
+def test_a_cut_whose_only_keyframe_is_hidden(tmp_path: Path) -> None:
+    path = make_video(tmp_path / "one.mp4", 30, options=x264(keyint=250))
+    data = bytearray(path.read_bytes())
+    at = data.index(b"elst") + 16
+    # The edit list begins with the third frame.
+    data[at : at + 4] = (int.from_bytes(data[at : at + 4]) + 2 * 512).to_bytes(4)
+    path.write_bytes(data)
+    for backend in ("pyav", "auto"):
+        with open_video(path, backend) as reader:  # type: ignore[arg-type]
+            assert numbers_in(reader.read_frames([0, -1])) == [2, 29]
 
 
 @pytest.fixture
@@ -251,6 +264,35 @@ def test_all_frames_are_decoded_once_in_turn(
                 assert numbers_in(reader[[70, 2]]) == [70, 2]
         assert found == numbers(sample("open.mp4"))
         assert len(opened) == 1
+
+
+@pytest.mark.parametrize("mode", ["seek", "stream"])
+@pytest.mark.parametrize(("step", "at_once"), [(1, 1), (1, 8), (3, 2), (7, 4)])
+def test_what_follows_is_decoded_on(
+    mode: Any, step: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = sample("open.mp4"), 0
+    plain = shown_module._packets_of
+
+    def counted(*args: Any) -> Iterator[Any]:
+        nonlocal read
+        for one in plain(*args):
+            read += 1
+            yield one
+
+    monkeypatch.setattr(shown_module, "_packets_of", counted)
+    asked = list(range(0, 84, step))
+    with open_video(path, "pyav", mode=mode) as reader:
+        found = []
+        for at in range(0, len(asked), at_once):
+            found += numbers_in(reader.read_frames(asked[at : at + at_once]))
+        assert found == [numbers(path)[number] for number in asked]
+        # All once; those of the first request twice; and a few that the decoder waits for.
+        assert read <= len(reader) + step * at_once + 4
+        # Anywhere else, and on from there.
+        assert numbers_in(reader[[3, 50, 51]]) == [3, 50, 51]
+        assert numbers_in(reader[[52, 53]]) == [52, 53]
+        assert numbers_in(reader[[20]]) == [20]
 
 
 class _Picture:
@@ -384,6 +426,27 @@ def test_reading_in_threads(reader: VideoReader) -> None:
         assert numbers_in(read) == [number, 89 - number]
 
 
+def test_closing_waits_for_who_reads() -> None:
+    reader, stub = stubbed("seek")
+    reading, closed = threading.Event(), threading.Event()
+    seen: list[bool] = []
+
+    def write(frame: _Picture, target: Any) -> None:
+        reading.set()
+        # Long enough for a close that does not wait.
+        seen.append(closed.wait(0.2))
+
+    stub.write = write  # type: ignore[method-assign]
+    stub.close = closed.set  # type: ignore[method-assign]
+    thread = threading.Thread(target=reader.read_frames, args=([1],))
+    thread.start()
+    assert reading.wait(30)
+    reader.close()
+    thread.join()
+    assert seen == [False]
+    assert closed.is_set()
+
+
 def test_async_reading_lets_the_loop_run() -> None:
     reader, stub = stubbed("seek")
     met = threading.Event()
@@ -459,7 +522,7 @@ def test_a_sample_of_anybodys_tar(tar: Path) -> None:
     ):
         with pytest.raises(error, match=text):
             open_video(source, "pyav")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(NotFoundError, match="there is no"):
         open_video((tar.with_name("none.tar"), "a"), "pyav")
 
 
@@ -500,6 +563,8 @@ def test_a_sample_of_a_shard_is_read_by_its_index(
 def test_what_is_no_source() -> None:
     with pytest.raises(ReelmillError, match="is an address: read it first"):
         open_video("https://example.com/a.mp4")
+    with pytest.raises(ReelmillError, match="tuple is no source of video"):
+        open_video(("clips.tar",))
     with pytest.raises(ReelmillError, match="int is no source of video"):
         open_video(5)  # type: ignore[arg-type]
     with pytest.raises(FileNotFoundError):
@@ -652,6 +717,8 @@ ON_CARD = {
         "FLV",
         "VP8",
         "AVI, MPEG-4 with B-frames",
+        "AVI, H.264",
+        "interlaced",
     },
     "vali": {
         "H.264 of 10 bits",

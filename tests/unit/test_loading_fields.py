@@ -38,7 +38,7 @@ from reelmill.loading.containers import (
 )
 from reelmill.loading.decoders import decoder
 from reelmill.loading.pictures import SPECS, FlowField
-from reelmill.loading.select import Selection, select_fields, to_tuples
+from reelmill.loading.select import Selection
 from reelmill.media.flow import encode_flo, encode_kitti, encode_npy
 from reelmill.media.images import encode_jpeg, encode_png
 
@@ -358,6 +358,14 @@ def test_a_claim_of_much_memory_is_not_believed() -> None:
     lying = file.getvalue().replace(struct.pack("<I", 1 << 20), struct.pack("<I", MAX_UNPACKED + 1))
     with pytest.raises(ValueError, match="more than"):
         decode_npz(lying)
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_LZMA) as archive:
+        archive.writestr("a.npy", npy(np.zeros(3)))
+    with pytest.raises(ValueError, match="as NumPy packs none"):
+        decode_npz(file.getvalue())
+    endless = npy(np.zeros(3, "V8"))[:128].replace(b"V8", b"V0").replace(b"(3,)", b"(9,)")
+    with pytest.raises(ValueError, match="no size"):
+        decode_npy(endless)
 
 
 def test_gzip_is_unpacked_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -380,24 +388,25 @@ SAMPLE = {**META, "png": b"p", "cls": b"1", "0.left.jpg": b"l"}
 
 
 def test_fields_are_selected_by_name_with_alternatives() -> None:
-    assert list(to_tuples([SAMPLE], "jpg;png cls")) == [(b"p", b"1")]
-    assert list(to_tuples([SAMPLE], "jpg;png", "0.left.jpg", "__key__")) == [
-        (b"p", b"l", "000010005")
-    ]
-    assert list(select_fields([SAMPLE], "png;cls")) == [{**META, "png": b"p"}]
+    assert Selection("jpg;png cls").values(SAMPLE) == (b"p", b"1")
+    wanted = Selection("jpg;png", "0.left.jpg", "__key__")
+    assert wanted.values(SAMPLE) == (b"p", b"l", "000010005")
+    assert Selection("png;cls").sample(SAMPLE) == {**META, "png": b"p"}
     assert str(Selection("jpg;png", "cls", missing="skip")) == "jpg;png cls, missing=skip"
 
 
 def test_a_field_that_is_missing_is_named_with_those_that_are_there() -> None:
     with pytest.raises(LoadError) as error:
-        list(select_fields([SAMPLE], "jpg;left.jpg cls"))
+        Selection("jpg;left.jpg cls").sample(SAMPLE)
     assert str(error.value) == (
         "sample 000010005 of https://h/d/00001.tar has no field jpg or left.jpg; "
         "its fields: png, cls, 0.left.jpg"
     )
-    assert list(to_tuples([SAMPLE, {"jpg": b"j"}], "jpg", missing="skip")) == [(b"j",)]
-    assert list(to_tuples([SAMPLE], "jpg", "cls", missing="none")) == [(None, b"1")]
-    assert list(select_fields([SAMPLE], "jpg", missing="none")) == [{**META, "jpg": None}]
+    skipping = Selection("jpg", missing="skip")
+    assert skipping.values(SAMPLE) is skipping.sample(SAMPLE) is None
+    assert skipping.values({"jpg": b"j"}) == (b"j",)
+    assert Selection("jpg", "cls", missing="none").values(SAMPLE) == (None, b"1")
+    assert Selection("jpg", missing="none").sample(SAMPLE) == {**META, "jpg": None}
 
 
 @pytest.mark.parametrize("spec", ["", "jpg;", ";", "a;;b"])

@@ -92,7 +92,8 @@ class VideoReader(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of the file and of what decodes it. Harmless when called again."""
+        """Let go of the file and of what decodes it, once a thread that reads has its frames.
+        Harmless when called again."""
 
     async def read_frames_async(self, indices: Indices) -> Any:
         """As :meth:`read_frames`, in a thread: decoders let other threads run."""

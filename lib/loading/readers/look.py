@@ -18,7 +18,14 @@ from reelmill.errors import Rejected
 from reelmill.loading.readers.base import VideoMetadata
 from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable, demux
-from reelmill.media.probe import Source, first_frame, open_media, open_plain, video_stream
+from reelmill.media.probe import (
+    Source,
+    check_clear,
+    first_frame,
+    open_media,
+    open_plain,
+    video_stream,
+)
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
 
 _ROUNDED: Final = Fraction(1, 10**9)
@@ -30,15 +37,17 @@ class Look:
     """What one look at a video finds.
 
     ``width`` and ``height`` are of frames as they are stored, which are upright after so many
-    ``turns`` of 90° counterclockwise. ``formats`` are FFmpeg's names of the container; ``stream``
-    is the number of the video stream in the file, ``place`` that among its video streams, and
-    ``start`` the time at which it says that it begins, in ticks.
+    ``turns`` of 90° counterclockwise; ``interlaced`` tells whether the first one is. ``formats``
+    are FFmpeg's names of the container; ``stream`` is the number of the video stream in the file,
+    ``place`` that among its video streams, and ``start`` the time at which it says that it begins,
+    in ticks.
     """
 
     shown: Shown
     width: int
     height: int
     turns: int
+    interlaced: bool
     codec: str
     formats: frozenset[str]
     stream: int
@@ -159,7 +168,10 @@ def _by_probing(source: Source) -> Look:
             frame = next(frames(source), None)
         else:
             frame = _keyframe(container, stream, there.packets)
-            frame = frame or first_frame(container, stream)
+            if frame is None:
+                # An edit list hides it: then one that is shown, which may need it all the same.
+                container.seek(int(there.packets.dts[0]), stream=stream)
+                frame = first_frame(container, stream)
         if frame is None:
             raise Rejected("undecodable", "no frame of the video can be decoded")
         there = there or shown_by_decoding(source, pixel_shape(stream))
@@ -172,6 +184,7 @@ def _keyframe(container: Any, stream: Any, table: PacketTable) -> Any | None:
     with suppress(av.FFmpegError, StopIteration):
         container.seek(int(table.dts[0]), stream=stream)
         packet = next(demux(container, [stream]))
+        check_clear(packet)
         frame = next(chain(stream.decode(packet), stream.decode(None)))
         stream.codec_context.flush_buffers()
         return frame
@@ -186,6 +199,7 @@ def _look(container: Any, stream: Any, there: Shown, frame: Any) -> Look:
         width=frame.width,
         height=frame.height,
         turns=round(frame.rotation / 90) % 4,
+        interlaced=bool(frame.interlaced_frame),
         codec=stream.codec_context.codec.canonical_name,
         formats=frozenset(container.format.name.split(",")),
         stream=stream.index,

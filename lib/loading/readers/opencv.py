@@ -22,6 +22,12 @@ class OpencvDecoder(WalkingDecoder):
         self._capture: Any = None
         if job.look.place:
             raise job.unsupported("OpenCV", "takes a file's first video, which is not the best one")
+        if "avi" in job.look.formats:
+            # Packets there have no times of frames, and it takes those of others that were decoded.
+            raise job.unsupported("OpenCV", "does not tell the frames of this container apart")
+        if job.look.interlaced:
+            # It fails, says nothing, and hands out what its memory holds.
+            raise job.unsupported("OpenCV", "does not convert interlaced pictures to RGB")
         super().__init__(job, takes)
 
     def begin(self, video: Any) -> None:

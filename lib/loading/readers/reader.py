@@ -20,8 +20,8 @@ class Reader(VideoReader):
     """A video that one backend decodes; :func:`~reelmill.loading.readers.open_video` makes it.
 
     Where it fails at a frame, and there are ``others`` to try, these read on. Threads may share it,
-    and take turns. A copy in another process, forked or pickled, opens the
-    file anew there.
+    and take turns; closing it waits for the one that reads. A copy in another process, forked or
+    pickled, opens the file anew there.
     """
 
     def __init__(
@@ -110,10 +110,15 @@ class Reader(VideoReader):
 
     def close(self) -> None:
         self._is_closed = True
-        decoder, self._decoder = self._decoder, None
-        # What a process was forked with belongs to its parent.
-        if decoder is not None and self._process == os.getpid():
-            decoder.close()
+        # What a process was forked with, whoever may be reading by it, belongs to its parent.
+        if self._process != os.getpid():
+            self._decoder = None
+            return
+        # A thread that is at it reads to its end: a decoder that is freed meanwhile would crash.
+        with self._turn:
+            decoder, self._decoder = self._decoder, None
+            if decoder is not None:
+                decoder.close()
 
     def __repr__(self) -> str:
         one = self.metadata

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import BinaryIO, Final, TypeAlias
 
 from reelmill.dataset import Version
 from reelmill.errors import NotFoundError, ReelmillError, Rejected
+from reelmill.loading.fields import ending
+from reelmill.loading.openers import ShardOpener
 from reelmill.loading.readers.media import Media
 from reelmill.shards import index
 from reelmill.shards.foreign import Part, read_groups
@@ -27,24 +28,16 @@ VideoSource: TypeAlias = str | os.PathLike[str] | bytes | BinaryIO | tuple[Shard
 
 VIDEO_ENDINGS: Final = frozenset(
     [
-        "mp4",
-        "m4v",
-        "mov",
-        "webm",
-        "mkv",
-        "avi",
-        "ts",
-        "m2ts",
-        "flv",
-        "mpg",
-        "mpeg",
-        "ogv",
-        "wmv",
-        "mxf",
-        "video",
+        *("mp4", "m4v", "mov", "webm", "mkv", "avi", "ts", "m2ts"),
+        *("flv", "mpg", "mpeg", "ogv", "wmv", "mxf", "video"),
     ]
 )
 """Endings of fields that hold a video."""
+
+
+def video_fields(names: Iterable[str]) -> list[str]:
+    """Those of some fields that by the ends of their names hold a video."""
+    return [name for name in names if ending(name) in VIDEO_ENDINGS]
 
 
 def media_of(source: VideoSource) -> Media:
@@ -52,11 +45,11 @@ def media_of(source: VideoSource) -> Media:
 
     Raises:
         NotFoundError: there is no such shard, sample or field.
+        StoreError: a tar cannot be reached.
         ReelmillError: it is no source of video, or a sample has no or several videos.
         Rejected: a tar that cannot be read; see :func:`~reelmill.shards.foreign.read_groups`.
-        OSError: a tar cannot be opened.
     """
-    if isinstance(source, tuple):
+    if isinstance(source, tuple) and len(source) == 2:
         return _of_sample(*source)
     if isinstance(source, bytes | bytearray | memoryview):
         return Media(bytes(source), "the bytes given")
@@ -110,7 +103,7 @@ def _in_shard(shard: ShardReader, key: str, field: str | None) -> Media:
 
 def _in_tar(tar: str, key: str, field: str | None) -> Media:
     """By the headers of the members before it."""
-    with _opened(tar) as file:
+    with ShardOpener().seekable(tar) as file:
         size = file.seek(0, os.SEEK_END)
         group = next((one for one in read_groups(file, size) if one.key == key), None)
         if group is None:
@@ -123,25 +116,12 @@ def _in_tar(tar: str, key: str, field: str | None) -> Media:
         return Media(file.read(parts[field].size), f"{tar}: {key}.{field}")
 
 
-@contextmanager
-def _opened(tar: str) -> Iterator[BinaryIO]:
-    if "://" not in tar:
-        with Path(tar).open("rb") as file:
-            yield file
-        return
-    import fsspec
-
-    opened: Any = fsspec.open(tar, "rb")
-    with opened as file:
-        yield cast(BinaryIO, file)
-
-
 def _video_field(names: list[str], field: str | None, where: str) -> str:
     if field is not None:
         if field not in names:
             raise NotFoundError(f"{where} has no field {field}; it has {', '.join(names)}")
         return field
-    videos = [name for name in names if name.rpartition(".")[2] in VIDEO_ENDINGS]
+    videos = video_fields(names)
     if len(videos) != 1:
         what = "no video" if not videos else f"several videos ({', '.join(videos)})"
         raise ReelmillError(f"{where} has {what}: name a field of {', '.join(names)}")

@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from reelmill.errors import MissingDependencyError
+from reelmill.loading.tensors import torch_module
 
-try:
-    import torch as _torch  # noqa: F401
-except ModuleNotFoundError as error:
-    raise MissingDependencyError(
-        f"samplers give tensors of torch, which is not installed (no module {error.name}): "
-        "pip install 'reelmill[torch]'"
-    ) from error
+torch_module()  # or the line that installs it
 
-from reelmill.loading.samplers.pipeline import SampleClips, sample_clips
-from reelmill.loading.samplers.plan import Policy
-from reelmill.loading.samplers.sampling import (
+from reelmill.loading.samplers.pipeline import SampleClips, sample_clips  # noqa: E402
+from reelmill.loading.samplers.plan import Policy  # noqa: E402
+from reelmill.loading.samplers.sampling import (  # noqa: E402
     clips_at_random_indices,
     clips_at_random_timestamps,
     clips_at_regular_indices,

@@ -9,7 +9,7 @@ from typing import Any
 
 from reelmill.errors import ReelmillError, Rejected
 from reelmill.loading.readers import VideoReader, open_video
-from reelmill.loading.readers.sources import VIDEO_ENDINGS
+from reelmill.loading.readers.sources import video_fields
 from reelmill.shards.reader import Sample
 
 
@@ -54,11 +54,7 @@ def fields_of(source: Any) -> Mapping[str, Any]:
 
 def video_field(fields: Mapping[str, Any]) -> str:
     """The one field of a sample that holds a video. Raises as :func:`opened` does."""
-    found = [
-        name
-        for name in fields
-        if not name.startswith("__") and name.rpartition(".")[2].lower() in VIDEO_ENDINGS
-    ]
+    found = video_fields(name for name in fields if not name.startswith("__"))
     key = fields.get("__key__", "without a key")
     if not found:
         there = ", ".join(sorted(name for name in fields if not name.startswith("__")))
