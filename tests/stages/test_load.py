@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import itertools
 import json
@@ -352,6 +353,18 @@ def test_workers_that_stay_learn_of_epochs(clips: Version) -> None:
     assert [keys_of(stay), keys_of(stay)] == epochs
     stay.set_epoch(1)
     assert keys_of(stay) == epochs[1]
+
+
+def frozen(sample: dict[str, Any]) -> dict[str, Any]:
+    return {"frozen": gc.get_freeze_count()}
+
+
+def test_workers_that_stay_collect_the_garbage_of_epochs_that_went_before(clips: Version) -> None:
+    stay = reelmill.load(clips).map(frozen).loader(num_workers=1, persistent_workers=True)
+    counts = [max(item["frozen"] for item in stay) for _ in range(3)]
+    assert counts[0] > 0
+    # Fewer are left where something of them is no longer needed.
+    assert counts == sorted(counts, reverse=True)
 
 
 def test_an_epoch_may_be_of_so_many_items_or_passes(loaded: Loaded) -> None:
