@@ -42,6 +42,7 @@ from reelmill.loading.stages import (
     Stage,
 )
 from reelmill.loading.tensors import torch_module
+from reelmill.loading.told import described
 from reelmill.loading.torch_data import IterableDataset, get_worker_info
 from reelmill.loading.trace import Trace, Tracer
 from reelmill.store import Store
@@ -163,7 +164,7 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
     def decode(self, *specs: Spec, only: str | Collection[str] | None = None) -> Self:
         """Fields decoded by their names: see :func:`~reelmill.loading.decoders.decoder`."""
         label = ", ".join(one if isinstance(one, str) else described(one) for one in specs)
-        chosen = f", only={only}" if only is not None else ""
+        chosen = f", only={described(only)}" if only is not None else ""
         return self._each("map", f"decode: {label}{chosen}", decoder(*specs, only=only).sample)
 
     def associate(
@@ -195,7 +196,8 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         if mine is not None:
             options.setdefault("shard", bound(_shard_id, mine))
         named = str(source) if isinstance(source, Version) else described(source)
-        label = ", ".join(f"{name}={one}" for name, one in options.items() if name != "shard")
+        told = [f"{name}={described(one)}" for name, one in options.items() if name != "shard"]
+        label = ", ".join(told)
         return self._each("map", f"associate: {named}, {label}", Associate(source, **options))
 
     def map_dict(
@@ -235,7 +237,9 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
     def flat_map(self, function: Callable[[Any], Iterator[Any]]) -> Self:
         """All that ``function`` gives of each sample, which may be anything from nothing to many:
         the clips of a video."""
-        return self._with(Each(f"flat_map({described(function)})", bound(_flattened, function)))
+        made = bound(_flattened, function)
+        # It may give one thing several times, and change it in between.
+        return self._with(Each(f"flat_map({described(function)})", made, looks_ahead=False))
 
     def unbatched(self) -> Self:
         """The samples of batches."""
@@ -286,6 +290,8 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
 
         if options.get("handler", ...) is None:
             del options["handler"]
+        if "handler" in options:
+            label = f"{label}, handler={described(options['handler'])}"
         made: Filter = getattr(filters, name)(*args, **options)
         return self._with(Each(f"{name}({label})", made))
 
@@ -318,9 +324,10 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
         return Loader(batches, num_workers=num_workers, **options)
 
     def __iter__(self) -> Stream:
-        if get_worker_info() is not None:
+        if get_worker_info() is not None and not gc.get_freeze_count():
             # What a worker has from who started it stays shared with it: the collector of garbage
-            # would write to all of it, and have it copied.
+            # would write to all of it, and have it copied. Not what it made since, in epochs that
+            # went before.
             gc.freeze()
         return Stream(self, self.reader(), self._turns.take())
 
@@ -361,13 +368,25 @@ class Dataset(IterableDataset[Any]):  # type: ignore[misc]
     @property
     def nodes(self) -> tuple[int, int]:
         """The number of this node and how many there are: as given; those of torch's process group;
-        or by ``RANK`` and ``WORLD_SIZE``."""
+        or by ``RANK`` and ``WORLD_SIZE``.
+
+        Raises:
+            LoadError: these tell of no node.
+        """
         if self._nodes is not None:
             return self._nodes
         group = torch_module().distributed
         if group.is_available() and group.is_initialized():
             return group.get_rank(), group.get_world_size()
-        return int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        rank, world = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+        try:
+            reader = Reader(int(rank), int(world))
+        except ValueError:
+            raise LoadError(
+                f"RANK={rank} and WORLD_SIZE={world} tell of no node, the first of which is 0: set "
+                "both as they are, or say nodes=(number, count)"
+            ) from None
+        return reader.rank, reader.world
 
     def reader(self) -> Reader:
         """Which of the readers this process is."""
@@ -539,14 +558,6 @@ class _Turns:
             self._heard, self._next = said, base
         self._next += 1
         return self._next - 1
-
-
-def described(function: Any) -> str:
-    """What a state calls a function: the same in each run of a program."""
-    named = function.func if isinstance(function, bound) else function
-    if not hasattr(named, "__qualname__"):
-        named = type(named)
-    return "None" if function is None else f"{named.__module__}.{named.__qualname__}"
 
 
 def _flattened(function: Callable[[Any], Iterator[Any]], things: Iterator[Any]) -> Iterator[Any]:

@@ -98,11 +98,11 @@ class Reading:
         yield tuple(origin)
 
     def make(self, origin: Origin) -> Sample:
-        """One of the ``wanted`` samples."""
+        """One of the ``wanted`` samples, each time as it was read: who gets it may change it."""
         sample = self._again[tuple(origin)]
         if sample is None:
             raise LoadError("a sample that was in work can no longer be had")
-        return sample
+        return dict(sample)
 
     def run(self) -> Iterator[Item]:
         for window, samples in self._windows_read():

@@ -27,6 +27,7 @@ from reelmill.loading.reading import Item, Origin, Position, Reading
 from reelmill.loading.samples import place_of
 from reelmill.loading.shuffle import Buffer, Shuffle
 from reelmill.loading.source import Troubles
+from reelmill.loading.told import described
 
 Filter = Callable[[Iterator[Any]], Iterator[Any]]
 """What webdataset calls a pipeline stage: a generator of things from things."""
@@ -94,10 +95,15 @@ class Stage(ABC):
 
 @dataclass(frozen=True)
 class Each(Stage):
-    """Filters that look at one thing at a time, and make any number of things of it."""
+    """Filters that look at one thing at a time, and make any number of things of it.
+
+    ``looks_ahead`` is for those that leave alone what they gave: they are asked for the next thing
+    before one is passed on, so that who has given the last is known to hold nothing.
+    """
 
     label: str
     filter: Filter
+    looks_ahead: bool = True
 
     def start(self, upstream: Upstream, key: int, troubles: Troubles) -> Running:
         return _Each(upstream, self, troubles)
@@ -111,8 +117,7 @@ class _Each(Running):
         self._origin: Origin = None
         self._given = 0
         self._rest: Iterator[Any] = iter(())
-        self._made_of: Origin = None
-        self._made: list[Any] = []
+        self._remade: _Remade | None = None
 
     def run(self) -> Iterator[Item]:
         yield from self._items()
@@ -123,7 +128,8 @@ class _Each(Running):
 
     def _items(self) -> Iterator[Item]:
         origin = self._origin
-        for value, is_last in _with_last(self._rest):
+        told = _with_last if self._stage.looks_ahead else _with_no_last
+        for value, is_last in told(self._rest):
             self._given += 1
             if is_last:
                 self._origin = None
@@ -153,15 +159,36 @@ class _Each(Running):
 
     def make(self, origin: Origin) -> Any:
         before, number = origin
-        if before != self._made_of:
-            self._made_of = before
-            self._made = list(self._applied(self.upstream.make(before)))
-        if number >= len(self._made):
+        if self._remade is None or not self._remade.may_give(before, number):
+            self._remade = _Remade(before, self._applied(self.upstream.make(before)))
+        value = self._remade.take(number)
+        if value is _NOTHING:
             raise LoadError(f"{self._stage.label} does not give again what it gave")
-        return self._made[number]
+        return value
 
     def settle(self) -> None:
-        self._made_of, self._made = None, []
+        self._remade = None
+
+
+class _Remade:
+    """What comes of one thing, made again as far as it is asked for. Each is given once, since who
+    gets it may change it."""
+
+    def __init__(self, origin: Origin, values: Iterator[Any]) -> None:
+        self._origin = origin
+        self._values = values
+        self._made = 0
+        self._passed: dict[int, Any] = {}
+
+    def may_give(self, origin: Origin, number: int) -> bool:
+        return origin == self._origin and (number >= self._made or number in self._passed)
+
+    def take(self, number: int) -> Any:
+        """The thing of this number; ``_NOTHING`` if there are fewer."""
+        while self._made <= number:
+            self._passed[self._made] = next(self._values, _NOTHING)
+            self._made += 1
+        return self._passed.pop(number)
 
 
 def _with_last(values: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
@@ -172,6 +199,10 @@ def _with_last(values: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
         after = next(values, _NOTHING)
         yield value, after is _NOTHING
         value = after
+
+
+def _with_no_last(values: Iterator[Any]) -> Iterator[tuple[Any, bool]]:
+    return ((value, False) for value in values)
 
 
 @dataclass(frozen=True)
@@ -188,7 +219,8 @@ class Batched(Stage):
 
     @property
     def label(self) -> str:  # type: ignore[override]
-        return f"batched({self.size}, partial={self.partial})"
+        together = "" if self.collate is None else f", {described(self.collate)}"
+        return f"batched({self.size}, partial={self.partial}{together})"
 
     def start(self, upstream: Upstream, key: int, troubles: Troubles) -> Running:
         return _Batched(upstream, self)
@@ -344,7 +376,12 @@ class _Opaque(Running):
         return iter(())
 
     def make(self, origin: Origin) -> Any:
-        return self._wanted[origin]
+        value = self._wanted[origin]
+        # Who gets it may change it, and it may be asked for again.
+        return dict(value) if isinstance(value, dict) else value
+
+    def settle(self) -> None:
+        self._wanted = {}
 
 
 class Pass:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import os
 import pickle
 import re
+import subprocess
+import sys
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,14 @@ from torchdata.stateful_dataloader import StatefulDataLoader  # noqa: E402
 import reelmill  # noqa: E402
 from reelmill.dataset import Version  # noqa: E402
 from reelmill.errors import LoadError, ReelmillError  # noqa: E402
-from reelmill.loading import Dataset, FrameBatch, Trace, collate  # noqa: E402
+from reelmill.loading import (  # noqa: E402
+    Dataset,
+    FrameBatch,
+    Trace,
+    collate,
+    sample_clips,
+    video,
+)
 from reelmill.loading.stages import named  # noqa: E402
 from reelmill.shards import removed  # noqa: E402
 from reelmill.shards.removed import GONE, Removed  # noqa: E402
@@ -270,6 +281,10 @@ def test_nodes_are_told_by_the_environment(clips: Version, monkeypatch: pytest.M
     monkeypatch.setenv("RANK", "0")
     assert sorted(keys_of(second) + keys_of(pickle.loads(sent))) == ALL
     assert reelmill.load(clips, nodes=(0, 1)).nodes == (0, 1)
+    for rank in ("2", "-1", ""):
+        monkeypatch.setenv("RANK", rank)
+        with pytest.raises(LoadError, match=f"RANK={rank} and WORLD_SIZE=2 tell of no node"):
+            iter(second)
 
 
 def in_group(rank: int, folder: str, store: str, answers: Any) -> None:
@@ -391,6 +406,44 @@ def test_a_stream_goes_on_through_passes(loaded: Loaded, at: int) -> None:
         assert iter(dataset).epoch == 1
 
 
+def changing(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Things of a sample that is changed in between, and would be seen to be given twice."""
+    sample["taken"] = sample.get("taken", 0) + 1
+    for number in range(3):
+        sample["number"] = number
+        yield sample
+
+
+def test_functions_may_change_what_they_are_given(loaded: Loaded) -> None:
+    def dataset() -> Dataset:
+        parts = loaded().shuffle(5).flat_map(changing).map(dict).flat_map(changing).map(dict)
+        return parts.shuffle(7).to_tuple("__key__", "number", "taken")
+
+    plain = wds.filters.map(dict)(one for sample in loaded() for one in changing(sample))
+    parts = loaded().flat_map(changing).map(dict)
+    assert [one["number"] for one in parts] == [one["number"] for one in plain] == [0, 1, 2] * 65
+    whole = list(dataset())
+    for at in (1, 40, 80):
+        stream, resumed = iter(dataset()), iter(dataset())
+        assert list(itertools.islice(stream, at)) == whole[:at]
+        resumed.load_state_dict(stream.state_dict())
+        assert list(resumed) == whole[at:]
+
+
+def endless(sample: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return ({"__key__": sample["__key__"], "number": number} for number in itertools.count())
+
+
+def test_a_function_may_give_things_without_end(loaded: Loaded) -> None:
+    dataset = loaded().flat_map(endless).shuffle(4).with_epoch(20)
+    whole = list(dataset)
+    dataset.set_epoch(0)
+    stream, resumed = iter(dataset), iter(dataset)
+    head = list(itertools.islice(stream, 9))
+    resumed.load_state_dict(stream.state_dict())
+    assert head + list(resumed) == whole
+
+
 def test_torchs_own_loaders_do_with_a_dataset_what_they_do(loaded: Loaded) -> None:
     dataset = loaded().shuffle(7).map(numbered).to_tuple("number")
     whole = [batch[0].tolist() for batch in StatefulDataLoader(dataset, 4, num_workers=2)]
@@ -446,6 +499,90 @@ def test_a_state_of_another_pipeline_is_refused(clips: Version) -> None:
         dataset.loader().load_state_dict(stream.state_dict())
     with pytest.raises(LoadError, match="of a loader with 0 workers, and cannot go on with 2"):
         dataset.loader(num_workers=2).load_state_dict(dataset.loader().state_dict())
+
+
+def scaled(by: int) -> Callable[[Any], Any]:
+    def scale(sample: Any) -> Any:
+        return {**sample, "scale": by}
+
+    return scale
+
+
+class Crop:
+    """A function that is an object and says nothing of itself."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+
+    def __call__(self, sample: Any) -> Any:
+        return sample
+
+
+class Trainer:
+    """Has functions, and changes as it works."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+
+    def changed(self, sample: Any) -> Any:
+        return sample
+
+
+def clips_at(**params: Any) -> Callable[[Any], Any]:
+    return sample_clips("random_indices", num_frames_per_clip=8, **params)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda d: d.map(clips_at(num_clips=2)), lambda d: d.map(clips_at(num_clips=3))),
+        (lambda d: d.map(lambda s: s), lambda d: d.map(lambda s: dict(s))),
+        (lambda d: d.map(lambda s: s in (1, 2)), lambda d: d.map(lambda s: s in (1, 3))),
+        (lambda d: d.map(scaled(2)), lambda d: d.map(scaled(3))),
+        (lambda d: d.map(partial(max, 2)), lambda d: d.map(partial(max, 3))),
+        (lambda d: d.flat_map(Crop(2)), lambda d: d.flat_map(Crop(3))),
+        (lambda d: d.decode(video(frames=4)), lambda d: d.decode(video(frames=5))),
+        (lambda d: d.batched(4), lambda d: d.batched(4, collate)),
+    ],
+)
+def test_a_state_of_other_parameters_is_refused(clips: Version, one: Any, other: Any) -> None:
+    state = iter(one(reelmill.load(clips))).state_dict()
+    iter(one(reelmill.load(clips))).load_state_dict(state)
+    with pytest.raises(LoadError, match="the state is of stages"):
+        iter(other(reelmill.load(clips))).load_state_dict(state)
+
+
+def test_what_changes_as_a_program_works_tells_nothing_of_its_functions(clips: Version) -> None:
+    trainer = Trainer()
+    state = iter(reelmill.load(clips).map(trainer.changed)).state_dict()
+    trainer.steps = 7
+    iter(reelmill.load(clips).map(trainer.changed)).load_state_dict(state)
+
+
+LABELS = """
+from reelmill.loading.told import described
+names = frozenset(["jpg", "json", "mp4", "txt"])
+class Known:
+    names = names
+    def __init__(self): self.names = names
+    def __call__(self, sample): return sample
+print(described(lambda sample: sample in {"a", "b", "c"} or names), described(names))
+print(described(Known()), described(lambda sample, names=names: (lambda: names)))
+"""
+
+
+def test_functions_are_called_the_same_in_each_run_of_a_program() -> None:
+    runs = [
+        subprocess.run(
+            [sys.executable, "-c", LABELS],
+            env={**os.environ, "PYTHONHASHSEED": str(seed)},
+            stdout=subprocess.PIPE,
+            check=True,
+        ).stdout
+        for seed in (1, 2)
+    ]
+    assert runs[0] == runs[1]
+    assert b"0x" not in runs[0]
 
 
 def test_a_state_is_small(clips: Version) -> None:
@@ -580,7 +717,7 @@ def test_random_access_needs_one_thing_of_each_sample(clips: Version) -> None:
     dataset = reelmill.load(clips)
     with pytest.raises(LoadError, match=r"clips_of\) makes [023] things of sample"):
         list(dataset.flat_map(clips_of).random_access())
-    with pytest.raises(LoadError, match=r"cannot have batched\(2, partial=True\)"):
+    with pytest.raises(LoadError, match=r"cannot have batched\(2, partial=True, "):
         dataset.batched(2).random_access()
     with pytest.raises(LoadError, match=r"leave shuffle\(\) out"):
         dataset.shuffle(3).random_access()
