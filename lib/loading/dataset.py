@@ -42,7 +42,7 @@ from reelmill.loading.stages import (
     Stage,
 )
 from reelmill.loading.tensors import torch_module
-from reelmill.loading.told import described
+from reelmill.loading.told import agree, described
 from reelmill.loading.torch_data import IterableDataset, get_worker_info
 from reelmill.loading.trace import Trace, Tracer
 from reelmill.store import Store
@@ -516,12 +516,7 @@ class Stream(Iterator[Any]):
         """
         if state.get("format") != _STATE:
             raise LoadError("this is no state of a stream of this version of Reelmill")
-        for name, mine in self._terms.items():
-            if state.get(name) != mine:
-                raise LoadError(
-                    f"the state is of {name} {state.get(name)}, and cannot go on with "
-                    f"{name} {mine}: load it into what it was taken from"
-                )
+        agree(state, self._terms)
         self.epoch, self._number = state["epoch"], state["pass"]
         self._ended = state["ended"]
         if not self._ended:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reelmill.errors import LoadError, MissingDependencyError
 from reelmill.loading.batch import FrameBatch
+from reelmill.loading.plan import Reader
+from reelmill.loading.told import agree
 
 if TYPE_CHECKING:
     from reelmill.loading.dataset import Dataset
@@ -38,6 +40,7 @@ class Loader:
             ) from error
         self.dataset = dataset.for_workers(num_workers)
         self.epoch = 0
+        self._workers = num_workers
         with warnings.catch_warnings():
             # Of a call of torchdata's own.
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")
@@ -71,27 +74,25 @@ class Loader:
         if self._is_new and not self._has_begun:
             self._begin()
             self._has_begun = True
-        return {
-            "format": _STATE,
-            "workers": self._loader.num_workers,
-            "epoch": self.epoch,
-            "loader": self._loader.state_dict(),
-        }
+        loader = self._loader.state_dict()
+        return {"format": _STATE, **self._terms(), "epoch": self.epoch, "loader": loader}
+
+    def _terms(self) -> dict[str, Any]:
+        """What a state must agree in, here as well as in each worker: there it is found out late,
+        and of another number of workers only torchdata would tell."""
+        rank, world = self.dataset.nodes
+        terms = self.dataset.terms(Reader(rank, world))
+        return {**terms, "reader": [rank, world], "workers": self._workers}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next iteration go on where another loader of the same dataset stood.
 
         Raises:
-            LoadError: it is no state of a loader, or of one with another number of workers. That
-                it is one of something else is found out when the iteration begins.
+            LoadError: it is no state of a loader, or of a loader of something else.
         """
         if state.get("format") != _STATE or "loader" not in state:
             raise LoadError("this is no state of a loader of this version of Reelmill")
-        if state["workers"] != self._loader.num_workers:
-            raise LoadError(
-                f"the state is of a loader with {state['workers']} workers, and cannot go on with "
-                f"{self._loader.num_workers}: say num_workers={state['workers']}"
-            )
+        agree(state, self._terms())
         self.epoch = state["epoch"]
         self._is_new = False
         # Workers that find their epoch at its end begin the next one.

@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Final
 
 from reelmill.digest import SHORT, sha256
+from reelmill.errors import LoadError
 
 _LONGEST: Final = 160
 """Characters; what is longer is told by its beginning and a digest."""
@@ -30,6 +31,16 @@ def described(thing: Any) -> str:
     if len(text) <= _LONGEST:
         return text
     return f"{text[:_LONGEST]}… {sha256(text.encode())[:SHORT]}"
+
+
+def agree(state: Mapping[str, Any], terms: Mapping[str, Any]) -> None:
+    """Raise LoadError where a state is of other terms than these."""
+    for name, mine in terms.items():
+        if state.get(name) != mine:
+            raise LoadError(
+                f"the state is of {name} {state.get(name)}, and cannot go on with "
+                f"{name} {mine}: load it into what it was taken from"
+            )
 
 
 def _told(thing: Any, depth: int) -> str:

@@ -140,7 +140,10 @@ def _keys(what: Any) -> Iterator[tuple[str, str | None]]:
         if isinstance(keys, str):
             yield keys, urls
         else:
-            yield from zip(keys, urls or [None] * len(keys), strict=True)
+            urls = [None] * len(keys) if urls is None else urls
+            if len(urls) != len(keys):
+                raise LoadError(f"a batch of {len(keys)} keys and {len(urls)} addresses of tars")
+            yield from zip(keys, urls, strict=True)
     elif isinstance(what, Iterable) and not isinstance(what, Mapping | bytes):
         for one in what:
             yield from _keys(one)

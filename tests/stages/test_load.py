@@ -497,8 +497,6 @@ def test_a_state_of_another_pipeline_is_refused(clips: Version) -> None:
         stream.load_state_dict({})
     with pytest.raises(LoadError, match="no state of a loader"):
         dataset.loader().load_state_dict(stream.state_dict())
-    with pytest.raises(LoadError, match="of a loader with 0 workers, and cannot go on with 2"):
-        dataset.loader(num_workers=2).load_state_dict(dataset.loader().state_dict())
 
 
 def scaled(by: int) -> Callable[[Any], Any]:
@@ -550,6 +548,28 @@ def test_a_state_of_other_parameters_is_refused(clips: Version, one: Any, other:
     iter(one(reelmill.load(clips))).load_state_dict(state)
     with pytest.raises(LoadError, match="the state is of stages"):
         iter(other(reelmill.load(clips))).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("other", "line"),
+    [
+        (lambda d: d.loader(4, 0), "the state is of workers 2, and cannot go on with workers 0"),
+        (lambda d: d.loader(4, 1), "the state is of workers 2, and cannot go on with workers 1"),
+        (
+            lambda d: d.loader(5, 2),
+            r"is of stages \['batched\(4, .* stages \['batched\(5",
+        ),
+        (lambda d: d.shuffle(3).loader(4, 2), "the state is of order"),
+    ],
+)
+def test_a_loader_refuses_a_state_of_something_else_at_once(
+    clips: Version, other: Any, line: str
+) -> None:
+    dataset = reelmill.load(clips)
+    state = dataset.loader(4, 2).state_dict()
+    dataset.loader(4, 2).load_state_dict(state)
+    with pytest.raises(LoadError, match=line):
+        other(dataset).load_state_dict(state)
 
 
 def test_what_changes_as_a_program_works_tells_nothing_of_its_functions(clips: Version) -> None:
@@ -786,6 +806,8 @@ def test_a_batch_is_traced_to_its_sources(tmp_path: Path) -> None:
         dataset.trace(3)
     with pytest.raises(KeyError, match="no sample 000090000"):
         dataset.trace("000090000")
+    with pytest.raises(LoadError, match="a batch of 2 keys and 1 addresses"):
+        dataset.trace({"__key__": ["a", "b"], "__url__": ["c"]})
     plain = reelmill.load(clips.urls())
     assert plain.trace(next(iter(plain))) == [Trace(made_first(clips), clips.urls()[0])]
 
