@@ -505,11 +505,16 @@ def first_frame(container: Any, stream: Any) -> Any | None:
 
 def _frame_of(packet: Any) -> Any | None:
     """The first frame that comes out of the decoder after ``packet``, if it can read that."""
-    if packet.size and packet.has_sidedata("encryption_info"):
-        raise Rejected("drm", "the stream is encrypted and can only be read with its key")
+    check_clear(packet)
     with suppress(av.FFmpegError):
         return next(iter(packet.decode()), None)
     return None
+
+
+def check_clear(packet: Any) -> None:
+    """Raise Rejected ``drm`` where a packet is encrypted: what a decoder makes of it is noise."""
+    if packet.size and packet.has_sidedata("encryption_info"):
+        raise Rejected("drm", "the stream is encrypted and can only be read with its key")
 
 
 def _stated_duration(container: Any, stream: Any) -> Fraction:

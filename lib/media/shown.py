@@ -8,7 +8,7 @@ packets cannot promise it, all is decoded.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -171,6 +171,71 @@ def frames_at(
     raise Rejected("undecodable", f"frame {missing[0]} cannot be decoded")
 
 
+def is_dense(there: Shown, numbers: Sequence[int]) -> bool:
+    """Whether decoding on from the first of these frames (ascending) to the last is as good as
+    seeking between them."""
+    found = _groups(there, numbers)
+    cost = sum(one.last - one.first + 1 for one in found)
+    return bool(found) and cost >= SPARSE * (found[-1].last - found[0].first + 1)
+
+
+class FrameRun:
+    """Frames of what :func:`shown` found, one after the other, for one who asks again for those
+    that follow: what was decoded on the way to some is not decoded again for the next.
+
+    Args:
+        opened: a container on the video, and its stream; nobody else uses them meanwhile.
+        first: the number of the first frame that will be asked for.
+    """
+
+    def __init__(self, there: Shown, opened: tuple[Any, Any], first: int) -> None:
+        self._there = there
+        self._wanted: frozenset[int] = frozenset()
+        self._last = first
+        self._frames = self._decoded(*opened, first)
+
+    def take(self, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
+        """The frames with these numbers: ascending, each once, all behind those that were taken
+        before. It ends at what is not to be had."""
+        self._wanted, self._last = frozenset(numbers), numbers[-1]
+        for number in numbers:
+            pair = next((pair for pair in self._frames if pair[0] >= number), None)
+            if pair is None or pair[0] != number:
+                return
+            yield pair
+
+    def _decoded(
+        self, container: Any, stream: Any, first: int
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        there, groups = self._there, _groups(self._there, [first])
+        if not groups:
+            return
+        assert there.packets is not None
+        segment = _Segment(groups[0].first, len(there.packets) - 1, {})
+        start = int(there.packets.pts[segment.first])
+        decoded = _decoded(container, stream, there, segment, self._skips())
+        with suppress(av.FFmpegError):
+            for place, frame in enumerate(decoded):
+                if _is_broken(frame, place):
+                    return
+                number = int(np.searchsorted(there.pts, frame.pts))
+                if number < len(there) and there.pts[number] == frame.pts >= start:
+                    frame.time_base = stream.time_base
+                    yield number, frame
+
+    def _skips(self) -> Callable[[int], bool]:
+        """Whether a packet, by its place, is of a frame that nobody asks for any more."""
+        assert self._there.packets is not None
+        numbers = np.full(len(self._there.packets), -1, dtype=np.int64)
+        numbers[_order(self._there.packets)] = np.arange(len(self._there))
+
+        def skips(place: int) -> bool:
+            number = int(numbers[place])
+            return number <= self._last and number not in self._wanted
+
+        return skips
+
+
 def packets_at(
     container: Any, stream: Any, there: Shown, numbers: Sequence[int], *, in_one_run: bool = False
 ) -> Iterator[Iterator[Any]]:
@@ -317,9 +382,9 @@ def _sought(
     with open_one as (container, stream), suppress(av.FFmpegError):
         for segment in segments:
             numbers_at = {int(there.pts[number]): number for number in segment.wanted.values()}
-            for place, frame in enumerate(_decoded(container, stream, there, segment)):
-                # Pictures that are refreshed bit by bit begin with no whole one.
-                if frame.is_corrupt or (place == 0 and frame.pict_type != PictureType.I):
+            skips = _not_in(segment.wanted)
+            for place, frame in enumerate(_decoded(container, stream, there, segment, skips)):
+                if _is_broken(frame, place):
                     return
                 assert frame.pts is not None
                 number = numbers_at.get(frame.pts)
@@ -328,15 +393,24 @@ def _sought(
                     yield number, frame
 
 
+def _not_in(wanted: Mapping[int, int]) -> Callable[[int], bool]:
+    return lambda place: place not in wanted
+
+
+def _is_broken(frame: av.VideoFrame, place: int) -> bool:
+    # Pictures that are refreshed bit by bit begin with no whole one.
+    return bool(frame.is_corrupt) or (place == 0 and frame.pict_type != PictureType.I)
+
+
 def _decoded(
-    container: Any, stream: Any, there: Shown, segment: _Segment
+    container: Any, stream: Any, there: Shown, segment: _Segment, skips: Callable[[int], bool]
 ) -> Iterator[av.VideoFrame]:
-    """The frames of a segment, but for leading ones of its keyframe; and of those that are not
-    wanted, only what others refer to."""
+    """The frames of a segment, but for leading ones of its keyframe; and of the packets, by their
+    places, that ``skips`` is true of, only what others refer to."""
     assert there.packets is not None
     context, start = stream.codec_context, int(there.packets.pts[segment.first])
     for place, packet in _packets_of(container, stream, there, segment):
-        context.skip_frame = "DEFAULT" if place in segment.wanted else "NONREF"
+        context.skip_frame = "NONREF" if skips(place) else "DEFAULT"
         yield from (frame for frame in context.decode(packet) if _is_behind(frame, start))
     yield from (frame for frame in context.decode(None) if _is_behind(frame, start))
     context.flush_buffers()

@@ -27,6 +27,7 @@ from reelmill.loading.readers.look import look_at
 from reelmill.loading.readers.reader import Reader
 from reelmill.loading.readers.sources import media_of
 from reelmill.loading.readers.table import Backend
+from reelmill.media import shown as shown_module
 from reelmill.media.decode import frames
 from reelmill.media.gpu import devices, nvdec
 from reelmill.media.probe import examine
@@ -263,6 +264,35 @@ def test_all_frames_are_decoded_once_in_turn(
                 assert numbers_in(reader[[70, 2]]) == [70, 2]
         assert found == numbers(sample("open.mp4"))
         assert len(opened) == 1
+
+
+@pytest.mark.parametrize("mode", ["seek", "stream"])
+@pytest.mark.parametrize(("step", "at_once"), [(1, 1), (1, 8), (3, 2), (7, 4)])
+def test_what_follows_is_decoded_on(
+    mode: Any, step: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, read = sample("open.mp4"), 0
+    plain = shown_module._packets_of
+
+    def counted(*args: Any) -> Iterator[Any]:
+        nonlocal read
+        for one in plain(*args):
+            read += 1
+            yield one
+
+    monkeypatch.setattr(shown_module, "_packets_of", counted)
+    asked = list(range(0, 84, step))
+    with open_video(path, "pyav", mode=mode) as reader:
+        found = []
+        for at in range(0, len(asked), at_once):
+            found += numbers_in(reader.read_frames(asked[at : at + at_once]))
+        assert found == [numbers(path)[number] for number in asked]
+        # All once; those of the first request twice; and a few that the decoder waits for.
+        assert read <= len(reader) + step * at_once + 4
+        # Anywhere else, and on from there.
+        assert numbers_in(reader[[3, 50, 51]]) == [3, 50, 51]
+        assert numbers_in(reader[[52, 53]]) == [52, 53]
+        assert numbers_in(reader[[20]]) == [20]
 
 
 class _Picture:

@@ -18,7 +18,14 @@ from reelmill.errors import Rejected
 from reelmill.loading.readers.base import VideoMetadata
 from reelmill.media.decode import frames, pixel_shape
 from reelmill.media.packets import PacketTable, demux
-from reelmill.media.probe import Source, first_frame, open_media, open_plain, video_stream
+from reelmill.media.probe import (
+    Source,
+    check_clear,
+    first_frame,
+    open_media,
+    open_plain,
+    video_stream,
+)
 from reelmill.media.shown import Shown, shown_by_decoding, shown_by_packets
 
 _ROUNDED: Final = Fraction(1, 10**9)
@@ -177,6 +184,7 @@ def _keyframe(container: Any, stream: Any, table: PacketTable) -> Any | None:
     with suppress(av.FFmpegError, StopIteration):
         container.seek(int(table.dts[0]), stream=stream)
         packet = next(demux(container, [stream]))
+        check_clear(packet)
         frame = next(chain(stream.decode(packet), stream.decode(None)))
         stream.codec_context.flush_buffers()
         return frame

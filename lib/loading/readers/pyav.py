@@ -13,7 +13,7 @@ from reelmill.loading.readers.decoder import Decoder, Job
 from reelmill.loading.readers.media import Form
 from reelmill.media.decode import planes_of
 from reelmill.media.probe import open_media, video_stream
-from reelmill.media.shown import frames_at
+from reelmill.media.shown import FrameRun, frames_at, is_dense
 
 
 class PyavDecoder(Decoder[av.VideoFrame]):
@@ -25,13 +25,42 @@ class PyavDecoder(Decoder[av.VideoFrame]):
         self._source = job.media.source()
         container = self._open.enter_context(open_media(self._source))
         self._opened = container, video_stream(container)
+        self._last: int | None = None
+        self._run: FrameRun | None = None
 
     def sought(self, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        return frames_at(self._source, self.job.look.shown, numbers, self._opened)
+        return self._frames(numbers, in_one_run=False)
 
     def streamed(self, numbers: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
-        there = self.job.look.shown
-        return frames_at(self._source, there, numbers, self._opened, in_one_run=True)
+        return self._frames(numbers, in_one_run=True)
+
+    def _frames(
+        self, numbers: Sequence[int], in_one_run: bool
+    ) -> Iterator[tuple[int, av.VideoFrame]]:
+        there, taken = self.job.look.shown, 0
+        follows = self._follows(numbers) and (in_one_run or is_dense(there, numbers))
+        self._last = numbers[-1]
+        if not follows:
+            self._run = None
+        else:
+            self._run = self._run or FrameRun(there, self._opened, numbers[0])
+            for pair in self._run.take(numbers):
+                yield pair
+                taken += 1
+            if taken == len(numbers):
+                return
+            self._run = None
+        rest = numbers[taken:]
+        yield from frames_at(self._source, there, rest, self._opened, in_one_run=in_one_run)
+
+    def _follows(self, numbers: Sequence[int]) -> bool:
+        """Whether these go on where the last ones ended. Only then it is decoded on and on, for
+        which a decoder must be given a few packets more than the last frame needs."""
+        if self._last is None or numbers[0] <= self._last:
+            return False
+        step = numbers[1] - numbers[0] if len(numbers) > 1 else 1
+        is_near = numbers[0] - self._last <= step
+        return is_near or self.job.look.key_before(numbers[0]) <= self._last
 
     def write(self, frame: av.VideoFrame, target: Any) -> None:
         look = self.job.look
