@@ -40,7 +40,6 @@ class Loader:
             ) from error
         self.dataset = dataset.for_workers(num_workers)
         self.epoch = 0
-        self._workers = num_workers
         with warnings.catch_warnings():
             # Of a call of torchdata's own.
             warnings.filterwarnings("ignore", "'set_vital' is deprecated")
@@ -74,24 +73,33 @@ class Loader:
         if self._is_new and not self._has_begun:
             self._begin()
             self._has_begun = True
-        loader = self._loader.state_dict()
-        return {"format": _STATE, **self._terms(), "epoch": self.epoch, "loader": loader}
+        return {
+            "format": _STATE,
+            "workers": self._loader.num_workers,
+            **self._terms(),
+            "epoch": self.epoch,
+            "loader": self._loader.state_dict(),
+        }
 
     def _terms(self) -> dict[str, Any]:
-        """What a state must agree in, here as well as in each worker: there it is found out late,
-        and of another number of workers only torchdata would tell."""
+        """What a state must agree in, here as in each worker, where it is found out late."""
         rank, world = self.dataset.nodes
-        terms = self.dataset.terms(Reader(rank, world))
-        return {**terms, "reader": [rank, world], "workers": self._workers}
+        return {**self.dataset.terms(Reader(rank, world)), "reader": [rank, world]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Have the next iteration go on where another loader of the same dataset stood.
 
         Raises:
-            LoadError: it is no state of a loader, or of a loader of something else.
+            LoadError: it is no state of a loader, or of one with another number of workers or of
+                something else.
         """
         if state.get("format") != _STATE or "loader" not in state:
             raise LoadError("this is no state of a loader of this version of Reelmill")
+        if state["workers"] != self._loader.num_workers:
+            raise LoadError(
+                f"the state is of a loader with {state['workers']} workers, and cannot go on with "
+                f"{self._loader.num_workers}: say num_workers={state['workers']}"
+            )
         agree(state, self._terms())
         self.epoch = state["epoch"]
         self._is_new = False

@@ -212,6 +212,17 @@ def test_a_version_of_another_machine_is_read_through_a_cache(
         assert s3_faults.count("GET", r"\.tar$") == wanted
 
 
+def test_workers_that_are_forked_read_other_machines_too(s3_url: str, tmp_path: Path) -> None:
+    world = World(tmp_path, s3_url)
+    for name, field in (("clips", "txt"), ("flow", "flow.txt")):
+        grown(world, name, field, [keys(shard, 3) for shard in range(2)])
+    urls = opened(world, "clips").urls()
+    assert len(both(reelmill.load(urls))) == 6
+    kept = reelmill.load("clips", world.store, cache=tmp_path / "cache").associate("flow")
+    for dataset in (reelmill.load(urls), kept):
+        assert len(both(dataset.loader(num_workers=2))) == 6
+
+
 def test_addresses_are_opened_by_whoever_is_given(world: World) -> None:
     urls = opened(world, "clips").urls()
     mine = [f"mine://{url}" for url in urls]
