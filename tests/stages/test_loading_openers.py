@@ -311,6 +311,30 @@ def test_what_is_no_address_is_told_without_its_secrets(url: str, way: Any) -> N
     assert "secret" not in str(told.value)
 
 
+@pytest.mark.parametrize(("status", "error"), [(404, NotFoundError), (403, StoreError)])
+def test_what_a_server_refuses_is_told_without_its_secrets(
+    server: BadServer, status: int, error: type[ReelmillError]
+) -> None:
+    url = server.on("/a.tar", status=status)
+    with pytest.raises(error, match=r"/a\.tar") as told:
+        ShardOpener().seekable(f"{url}?signature=secret")
+    assert "secret" not in str(told.value)
+
+
+def test_a_range_that_fails_is_told_without_its_secrets(server: BadServer) -> None:
+    async def handler(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.head(Content_Length=len(WHOLE), Accept_Ranges="bytes")
+        else:
+            await exchange.reply(500)
+
+    url = server.on("/a.tar", handler)
+    file = ShardOpener().seekable(f"{url}?signature=secret")
+    with pytest.raises(StoreError, match=r"/a\.tar: ") as told:
+        file.read(100)
+    assert "secret" not in str(told.value)
+
+
 def test_odd_characters_of_an_address_are_quoted(server: BadServer) -> None:
     url = server.on("/%C3%A9%20%01%25.tar", body=WHOLE)
     odd = url.replace("%C3%A9%20%01", "\u00e9 \x01")

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Final, TypeAlias, cast
+from typing import BinaryIO, Final, TypeAlias
 
 from reelmill.dataset import Version
 from reelmill.errors import NotFoundError, ReelmillError, Rejected
+from reelmill.loading.openers import ShardOpener
 from reelmill.loading.readers.media import Media
+from reelmill.loading.samples import shown
 from reelmill.shards import index
 from reelmill.shards.foreign import Part, read_groups
 from reelmill.shards.reader import ShardReader
@@ -54,7 +55,7 @@ def media_of(source: VideoSource) -> Media:
         NotFoundError: there is no such shard, sample or field.
         ReelmillError: it is no source of video, or a sample has no or several videos.
         Rejected: a tar that cannot be read; see :func:`~reelmill.shards.foreign.read_groups`.
-        OSError: a tar cannot be opened.
+        OSError, StoreError: a tar cannot be opened.
     """
     if isinstance(source, tuple):
         return _of_sample(*source)
@@ -66,7 +67,7 @@ def media_of(source: VideoSource) -> Media:
         name = os.fspath(source)
         if "://" in name:
             raise ReelmillError(
-                f"{name} is an address: read it first, and give its bytes or an open file"
+                f"{shown(name)} is an address: read it first, and give its bytes or an open file"
             )
         return Media(Path(name).absolute(), name)
     if hasattr(source, "read") and hasattr(source, "seek"):
@@ -110,30 +111,22 @@ def _in_shard(shard: ShardReader, key: str, field: str | None) -> Media:
 
 def _in_tar(tar: str, key: str, field: str | None) -> Media:
     """By the headers of the members before it."""
+    where = shown(tar)
     with _opened(tar) as file:
         size = file.seek(0, os.SEEK_END)
         group = next((one for one in read_groups(file, size) if one.key == key), None)
         if group is None:
-            raise NotFoundError(f"{tar} has no sample {key}")
+            raise NotFoundError(f"{where} has no sample {key}")
         if group.problem is not None:
-            raise Rejected("damaged", f"sample {key} of {tar}: {group.problem}")
+            raise Rejected("damaged", f"sample {key} of {where}: {group.problem}")
         parts: Mapping[str, Part] = group.parts
-        field = _video_field(list(parts), field, f"sample {key} of {tar}")
+        field = _video_field(list(parts), field, f"sample {key} of {where}")
         file.seek(parts[field].offset)
-        return Media(file.read(parts[field].size), f"{tar}: {key}.{field}")
+        return Media(file.read(parts[field].size), f"{where}: {key}.{field}")
 
 
-@contextmanager
-def _opened(tar: str) -> Iterator[BinaryIO]:
-    if "://" not in tar:
-        with Path(tar).open("rb") as file:
-            yield file
-        return
-    import fsspec
-
-    opened: Any = fsspec.open(tar, "rb")
-    with opened as file:
-        yield cast(BinaryIO, file)
+def _opened(tar: str) -> BinaryIO:
+    return ShardOpener().seekable(tar) if "://" in tar else Path(tar).open("rb")
 
 
 def _video_field(names: list[str], field: str | None, where: str) -> str:
