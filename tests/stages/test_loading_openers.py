@@ -148,6 +148,11 @@ def test_what_webdataset_takes_for_an_end_is_an_error(tmp_path: Path) -> None:
             10,
             "damaged header at byte 107,520",
         ),
+        "a header that was wiped out": (
+            WHOLE[: 10 * 10_752] + bytes(512) + WHOLE[10 * 10_752 + 512 :],
+            10,
+            "damaged header at byte 107,520",
+        ),
     }
     for data, seen, message in cuts.values():
         place.write_bytes(data)
