@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from operator import ne
 from typing import Any, Final
 
 import numpy as np
@@ -15,6 +17,8 @@ from reelmill.loading.samples import Sample, fields_of, listed, place_of
 from reelmill.sequences.frames import FRAME
 
 _MOST_DIGITS: Final = 9
+_MOST_LOST: Final = 30
+"""Names of frames that are missing, in a message."""
 
 
 class Assembler:
@@ -107,13 +111,16 @@ class Assembler:
         alone = len(self._pairs) == len(numbers)
         if self._frames is not None:
             last = first + (self._frames - 1 - alone) * self._step
-        every = list(range(first, last + 1, self._step))
+        # Two frames can be a thousand million apart: what lies between is not written out.
+        every = range(first, last + 1, self._step)
         for name, of in numbers.items():
             wanted = every
             if name in self._pairs and not alone:
                 wanted = every[:-1] if of[0] == first else every[1:]
-            if of != wanted:
-                lost = [self._text(name, n) for n in wanted if n not in of]
+            if len(of) != len(wanted) or any(map(ne, of, wanted)):
+                there = set(of)
+                absent = (self._text(name, n) for n in wanted if n not in there)
+                lost = list(islice(absent, _MOST_LOST))
                 extra = [self._text(name, n) for n in of if n not in wanted]
                 what = f"lacks {listed(lost)}" if lost else f"has {listed(extra)} besides"
                 raise LoadError(f"{place_of(sample)} {what}; there should be {len(wanted)}")

@@ -104,6 +104,9 @@ class Associate:
             return self._joined.find(key, self._shard(sample))
         assert self._lookup is not None
         found = self._lookup(key)
+        if found is not None and not isinstance(found, Mapping):
+            kind = type(found).__name__
+            raise LoadError(f"{place_of(sample)}: {self._named} has a {kind} for it, not fields")
         if found is None or self._fields is None:
             return found
         if lost := [name for name in self._fields if name not in found]:

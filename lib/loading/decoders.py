@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias
 
-from reelmill.errors import LoadError, MissingDependencyError
+from reelmill.errors import LoadError, MissingDependencyError, one_line
 from reelmill.loading.containers import (
     decode_cbor,
     decode_msgpack,
@@ -132,7 +132,8 @@ class Decoder(FieldDecoder):
                 raise
             except Exception as error:
                 why = reason(error)
-                raise LoadError(f"{place_of(sample)}: field {name}: {why}") from error
+                where = f"{place_of(sample)}: field {one_line(name)}"
+                raise LoadError(f"{where}: {why}") from error
             if decoded is not PASS:
                 out[name] = decoded
         return out

@@ -219,7 +219,12 @@ def _open_ranges(url: str) -> BinaryIO:
 
     try:
         opened: BinaryIO = fsspec.open(url, "rb").open()
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # Of a web server fsspec says so whatever went wrong.
+        cause = error.__cause__ if _scheme(url) in ("http", "https") else None
+        is_gone = isinstance(cause, FileNotFoundError) or getattr(cause, "status", None) in _GONE
+        if isinstance(cause, Exception) and not is_gone:
+            raise _unreachable(url, cause) from None
         raise NotFoundError(f"there is no {shown(url)}") from None
     except ImportError as error:
         raise StoreError(f"cannot open {shown(url)}: {error}") from error
@@ -230,7 +235,9 @@ def _open_ranges(url: str) -> BinaryIO:
 
 def _unreachable(url: str, error: Exception) -> StoreError:
     """Without what a driver says, which may hold the address with all that is secret in it."""
-    return StoreError(f"cannot read {shown(url)}: {type(error).__name__}")
+    status = getattr(error, "status", None)
+    why = _status(status) if isinstance(status, int) else type(error).__name__
+    return StoreError(f"cannot read {shown(url)}: {why}")
 
 
 class _Ranges(io.RawIOBase):

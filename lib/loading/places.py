@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -96,7 +97,13 @@ class Places:
         a, b = self._starts[number : number + 2].tolist()
         offsets, sizes = self._spans[:, a:b].tolist()
         key: str = self.keys[number].as_py()
-        return Place(self.shard, key, self._names[a:b].to_pylist(), offsets, sizes)
+        known, codes = self._coded
+        return Place(self.shard, key, [known[n] for n in codes[a:b].tolist()], offsets, sizes)
+
+    @cached_property
+    def _coded(self) -> tuple[list[str], Any]:
+        """The names of fields, and an array of which one each field has."""
+        return self._names.dictionary.to_pylist(), self._names.indices.to_numpy()
 
     def find(self, key: str) -> int | None:
         """The number of the sample of a key."""

@@ -79,6 +79,13 @@ class Part(NamedTuple):
             return numbers
         return (n for n in numbers if self.low <= n % self.modulus < self.high)
 
+    def size(self, count: int) -> int:
+        """How many it takes of ``count`` samples."""
+        stop = count if self.stop is None else min(count, self.stop)
+        if self.high - self.low == self.modulus:
+            return max(0, stop - self.start)
+        return sum(1 for _ in self.numbers(count))
+
 
 def key_of(*what: object) -> int:
     """A number that stands for some integers and words, the same on every machine."""

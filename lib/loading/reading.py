@@ -66,7 +66,8 @@ class Reading:
         self._counts: list[int] = []
         self._found: dict[Position, Any] = {}
         self._planning = False
-        self._waiting: set[Position] = set()
+        self._start: Position = (0, 0)
+        self._buffers: list[Buffer[Position]] = []
         self._again: Mapping[Position, Sample | None] = {}
         self._order = self._shuffled()
 
@@ -79,12 +80,15 @@ class Reading:
         """Stand where another stood. ``wanted`` are positions that will be asked for by `make`."""
         self._taken = state["taken"]
         self._counts = list(state["counts"])
-        self._planning = True
-        for position in itertools.islice(self._order, self._taken):
-            self._waiting.discard(position)
-        self._planning = False
-        self._found = self._looked_up(self._waiting)
-        self._waiting = set()
+        if self._shuffles:
+            self._planning = True
+            # To its end, with nothing kept: this is the quickest way.
+            deque(itertools.islice(self._order, self._taken), maxlen=0)
+            self._planning = False
+        else:
+            self._start = self._after(self._taken)
+        waiting = [position for buffer in self._buffers for position in buffer.held]
+        self._found = self._looked_up(waiting)
         again = self._looked_up(wanted)
         samples = self._read(list(again.values()))
         self._again = dict(zip(again, samples, strict=True))
@@ -156,15 +160,15 @@ class Reading:
         for number, shuffle in enumerate(self._shuffles):
             initial = self._source.first_pick(shuffle)
             buffer = Buffer[Position](shuffle.size, initial, key_of(self._key, number))
+            self._buffers.append(buffer)
             order = buffer.run(order)
         return order
 
     def _planned(self) -> Iterator[Position]:
-        for place, part in enumerate(self._parts):
-            first = 0
+        begin, first = self._start
+        for place, part in itertools.islice(enumerate(self._parts), begin, None):
             if self._planning:
                 for number in part.numbers(self._count(place)):
-                    self._waiting.add((place, number))
                     yield place, number
                     # Planning may have ended while it waited.
                     if not self._planning:
@@ -173,6 +177,17 @@ class Reading:
                 else:
                     continue
             yield from self._scanned(place, part, first)
+            first = 0
+
+    def _after(self, taken: int) -> Position:
+        """Where it goes on behind the first ``taken`` samples of an order without shuffles."""
+        for place, part in enumerate(self._parts):
+            count = self._count(place)
+            size = None if count is None else part.size(count)
+            if size is None or taken < size:
+                return place, next(itertools.islice(part.numbers(count), taken, None))
+            taken -= size
+        return len(self._parts), 0
 
     def _count(self, place: int) -> int | None:
         if place < len(self._counts):

@@ -87,6 +87,7 @@ class _Checked(io.BufferedIOBase):
         self._wanted = BLOCK
         self._in_pax = False
         self._pax_size: int | None = None
+        self._is_after_zeros = False
         self._ended = False
 
     def readable(self) -> bool:
@@ -100,7 +101,7 @@ class _Checked(io.BufferedIOBase):
         if not self._ended:
             self._follow(data)
             is_all = not data or size is None or size < 0
-            if is_all and size != 0 and not self._ended:
+            if is_all and size != 0 and not (self._ended or self._is_after_zeros):
                 raise ShardError(
                     f"{self._name} breaks off after {self._place:,} bytes, before the end mark of "
                     "a tar"
@@ -134,8 +135,11 @@ class _Checked(io.BufferedIOBase):
 
     def _header(self, block: bytes) -> None:
         if block == _ZEROS:
-            self._ended = True
+            # Two make the end mark; some programs write one, but nothing behind it.
+            self._ended, self._is_after_zeros = self._is_after_zeros, True
             return
+        if self._is_after_zeros:
+            raise self._damaged()
         size, kind = self._number(block[_SIZE]), block[_KIND]
         total = sum(block) - sum(block[_CHECKSUM]) + 8 * ord(" ")
         stated = self._number(block[_CHECKSUM])
@@ -163,4 +167,5 @@ class _Checked(io.BufferedIOBase):
     def _damaged(self) -> ShardError:
         if self._next == BLOCK:
             return ShardError(f"{self._name} is no tar")
-        return ShardError(f"{self._name} has a damaged header at byte {self._next - BLOCK:,}")
+        begin = self._next - (2 if self._is_after_zeros else 1) * BLOCK
+        return ShardError(f"{self._name} has a damaged header at byte {begin:,}")

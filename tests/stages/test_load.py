@@ -457,6 +457,23 @@ def test_a_function_may_give_things_without_end(loaded: Loaded) -> None:
     assert head + list(resumed) == whole
 
 
+@pytest.mark.parametrize("what", ["version", "tars"])
+@pytest.mark.parametrize("readers", [1, 16])
+def test_an_order_without_shuffles_goes_on_anywhere(
+    clips: Version, what: str, readers: int
+) -> None:
+    source = clips if what == "version" else clips.urls()
+    with warnings.catch_warnings(action="ignore"):
+        loaded = reelmill.load(source, nodes=(readers // 2, readers))
+        whole = [one["__key__"] for one in iter(loaded)]
+        for at in range(len(whole) + 1):
+            stream, again = iter(loaded), iter(loaded)
+            for _ in range(at):
+                next(stream)
+            again.load_state_dict(stream.state_dict())
+            assert [one["__key__"] for one in again] == whole[at:]
+
+
 def test_torchs_own_loaders_do_with_a_dataset_what_they_do(loaded: Loaded) -> None:
     dataset = loaded().shuffle(7).map(numbered).to_tuple("number")
     whole = [batch[0].tolist() for batch in StatefulDataLoader(dataset, 4, num_workers=2)]

@@ -148,6 +148,11 @@ def test_what_webdataset_takes_for_an_end_is_an_error(tmp_path: Path) -> None:
             10,
             "damaged header at byte 107,520",
         ),
+        "a header that was wiped out": (
+            WHOLE[: 10 * 10_752] + bytes(512) + WHOLE[10 * 10_752 + 512 :],
+            10,
+            "damaged header at byte 107,520",
+        ),
     }
     for data, seen, message in cuts.values():
         place.write_bytes(data)
@@ -308,6 +313,30 @@ def test_what_a_server_cannot_give_is_told(
 def test_what_is_no_address_is_told_without_its_secrets(url: str, way: Any) -> None:
     with pytest.raises(ReelmillError) as told:
         way(ShardOpener(), url)
+    assert "secret" not in str(told.value)
+
+
+@pytest.mark.parametrize(("status", "error"), [(404, NotFoundError), (403, StoreError)])
+def test_what_a_server_refuses_is_told_without_its_secrets(
+    server: BadServer, status: int, error: type[ReelmillError]
+) -> None:
+    url = server.on("/a.tar", status=status)
+    with pytest.raises(error, match=r"/a\.tar") as told:
+        ShardOpener().seekable(f"{url}?signature=secret")
+    assert "secret" not in str(told.value)
+
+
+def test_a_range_that_fails_is_told_without_its_secrets(server: BadServer) -> None:
+    async def handler(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            await exchange.head(Content_Length=len(WHOLE), Accept_Ranges="bytes")
+        else:
+            await exchange.reply(500)
+
+    url = server.on("/a.tar", handler)
+    file = ShardOpener().seekable(f"{url}?signature=secret")
+    with pytest.raises(StoreError, match=r"/a\.tar: ") as told:
+        file.read(100)
     assert "secret" not in str(told.value)
 
 

@@ -236,6 +236,11 @@ def test_what_cannot_be_decoded_is_named(name: str, data: bytes) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_a_name_of_a_field_is_told_in_one_line() -> None:
+    with pytest.raises(LoadError, match=r"field a\\nb\.json: "):
+        decoder("rgb").sample({**META, "a\nb.json": b"{"})
+
+
 def test_depth_and_flow_are_what_was_measured() -> None:
     depth = RNG.integers(0, 1 << 16, (6, 8), dtype=np.uint16)
     flow = RNG.normal(0, 9, (6, 8, 2)).astype(np.float32)
@@ -366,6 +371,12 @@ def test_a_claim_of_much_memory_is_not_believed() -> None:
     endless = npy(np.zeros(3, "V8"))[:128].replace(b"V8", b"V0").replace(b"(3,)", b"(9,)")
     with pytest.raises(ValueError, match="no size"):
         decode_npy(endless)
+
+
+def test_frames_that_are_far_apart_cost_nothing() -> None:
+    frames = {f"{number}.jpg": np.zeros(3) for number in (0, 999_999_999)}
+    with pytest.raises(LoadError, match=r"lacks 000001\.jpg, .*; there should be 1000000000"):
+        Assembler({"images": "{frame}.jpg"})({**META, **frames})
 
 
 def test_gzip_is_unpacked_up_to_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,8 +80,8 @@ class Decoder(ABC, Generic[P]):
         until the next one is asked for."""
 
     def batch(self, numbers: Sequence[int]) -> Any | None:
-        """The frames that :meth:`sought` gives as one tensor, where the library itself makes one;
-        else None."""
+        """The frames that :meth:`sought` gives as one tensor, where the library itself makes one,
+        decoding nothing twice; else None."""
         return None
 
     def close(self) -> None:

@@ -64,7 +64,7 @@ class Reader(VideoReader):
         if not plan.numbers:
             return torch.empty(shape, dtype=torch.uint8, device=self.device)
         is_sought = self.mode == "seek"
-        whole = decoder.batch(plan.numbers) if is_sought and plan.is_plain else None
+        whole = decoder.batch(plan.numbers) if plan.is_plain else None
         if whole is not None:
             return whole
         out = torch.empty(shape, dtype=torch.uint8, device=self.device)

@@ -13,6 +13,7 @@ from reelmill.errors import NotFoundError, ReelmillError, Rejected
 from reelmill.loading.fields import ending
 from reelmill.loading.openers import ShardOpener
 from reelmill.loading.readers.media import Media
+from reelmill.loading.samples import shown
 from reelmill.shards import index
 from reelmill.shards.foreign import Part, read_groups
 from reelmill.shards.reader import ShardReader
@@ -59,7 +60,7 @@ def media_of(source: VideoSource) -> Media:
         name = os.fspath(source)
         if "://" in name:
             raise ReelmillError(
-                f"{name} is an address: read it first, and give its bytes or an open file"
+                f"{shown(name)} is an address: read it first, and give its bytes or an open file"
             )
         return Media(Path(name).absolute(), name)
     if hasattr(source, "read") and hasattr(source, "seek"):
@@ -103,17 +104,18 @@ def _in_shard(shard: ShardReader, key: str, field: str | None) -> Media:
 
 def _in_tar(tar: str, key: str, field: str | None) -> Media:
     """By the headers of the members before it."""
+    where = shown(tar)
     with ShardOpener().seekable(tar) as file:
         size = file.seek(0, os.SEEK_END)
         group = next((one for one in read_groups(file, size) if one.key == key), None)
         if group is None:
-            raise NotFoundError(f"{tar} has no sample {key}")
+            raise NotFoundError(f"{where} has no sample {key}")
         if group.problem is not None:
-            raise Rejected("damaged", f"sample {key} of {tar}: {group.problem}")
+            raise Rejected("damaged", f"sample {key} of {where}: {group.problem}")
         parts: Mapping[str, Part] = group.parts
-        field = _video_field(list(parts), field, f"sample {key} of {tar}")
+        field = _video_field(list(parts), field, f"sample {key} of {where}")
         file.seek(parts[field].offset)
-        return Media(file.read(parts[field].size), f"{tar}: {key}.{field}")
+        return Media(file.read(parts[field].size), f"{where}: {key}.{field}")
 
 
 def _video_field(names: list[str], field: str | None, where: str) -> str:
