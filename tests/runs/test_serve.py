@@ -249,7 +249,8 @@ def test_a_killed_service_leaves_nothing_and_goes_on(
     service.start()
     state = service.ended(run)
     assert state["type"] == "CRASHED"
-    assert "what was finished is kept" in state["message"]
+    # By its lease, or, on a busy machine, by the heartbeats that the server missed before.
+    assert "hat was finished is kept" in state["message"]
     # The place of the dead one is free for the first run of the new service, which goes on.
     (first,) = until(
         lambda: [one for one in service.runs("build/films") if one["id"] not in known],

@@ -884,6 +884,9 @@ def test_stopping_early_leaves_nothing(server: BadServer, scratch: Path, how: st
     wait_until(lambda: server.in_flight == 0)
 
 
+# An interrupt that comes while Python collects garbage is lost to whoever is told of that, as
+# hypothesis is, and not raised here.
+@pytest.mark.flaky(reruns=2)
 def test_an_interrupt_while_waiting_leaves_nothing(server: BadServer, scratch: Path) -> None:
     threads = threading.active_count()
     outcomes = fetch_iter(
