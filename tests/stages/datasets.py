@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 from pydantic import BaseModel
 
+from reelmill.dataset import Version, open_version
 from reelmill.flows.drive import renamed
 from reelmill.recipe import Recipe
 from reelmill.shards.index import BASE
@@ -17,7 +18,7 @@ from reelmill.shards.reader import Sample, ShardReader
 from reelmill.shards.verify import verify_shard
 from reelmill.shards.writer import ShardWriter, put_shard
 from reelmill.store import Store
-from reelmill.store.model import Blob, Generation, Manifest, Result, Shard
+from reelmill.store.model import Blob, Generation, Manifest, Ref, Result, Shard
 from reelmill.tasks import Stages, get_stage
 from reelmill.tasks.frame import Order, execute
 from reelmill.tasks.ingest import Source
@@ -49,6 +50,22 @@ class World:
         made = [self._shard(f"{first + n:05d}", schema, some) for n, some in enumerate(shards)]
         generations = (*before.generations, Generation(shards=tuple(made)))
         self.given[name] = Manifest(fields=(), generations=generations, removed=before.removed)
+
+    def commit(self, name: str, parents: Mapping[str, str] | None = None) -> Version:
+        """A given dataset as a version that can be opened by its name."""
+        manifest = self.given[name]
+        ref = Ref(
+            event="commit",
+            version=self.store.put_manifest(manifest),
+            tags=("latest",),
+            time="2026-01-01T00:00:00+00:00",
+            run="test",
+            stage="test",
+            parents=dict(parents or {}),
+            totals=manifest.totals(),
+        )
+        self.store.commit_ref(name, ref)
+        return open_version(self.store, name)
 
     def _shard(self, shard_id: str, schema: pa.Schema, samples: Mapping[str, Cells]) -> Shard:
         writer = ShardWriter(self.store.backend.scratch(), schema)

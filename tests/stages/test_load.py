@@ -43,7 +43,7 @@ from reelmill.loading.stages import named  # noqa: E402
 from reelmill.shards import removed  # noqa: E402
 from reelmill.shards.removed import GONE, Removed  # noqa: E402
 from reelmill.store import Store  # noqa: E402
-from reelmill.store.model import Ref, blob_name  # noqa: E402
+from reelmill.store.model import blob_name  # noqa: E402
 from tests.stages.datasets import World, keys  # noqa: E402
 
 torch.set_num_threads(1)
@@ -57,30 +57,12 @@ def cells(key: str) -> dict[str, bytes]:
     return {"json": text, "left.bin": key.encode() * (1 + int(key) % 7)}
 
 
-def commit(world: World, name: str, parents: dict[str, str] | None = None) -> Version:
-    """A given dataset as a version that can be loaded by its name."""
-    manifest = world.given[name]
-    digest = world.store.put_manifest(manifest)
-    ref = Ref(
-        event="commit",
-        version=digest,
-        tags=("latest",),
-        time="2026-01-01T00:00:00+00:00",
-        run="test",
-        stage="test",
-        parents=parents or {},
-        totals=manifest.totals(),
-    )
-    world.store.commit_ref(name, ref)
-    return reelmill.open_version(world.store, name)
-
-
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory: pytest.TempPathFactory) -> Version:
     world = World(tmp_path_factory.mktemp("load"))
     shards = [{key: cells(key) for key in keys(shard, SAMPLES)} for shard in range(SHARDS)]
     world.grow("clips", {}, *shards)
-    return commit(world, "clips")
+    return world.commit("clips")
 
 
 Loaded = Callable[[], Dataset]
@@ -156,7 +138,7 @@ def test_what_was_removed_or_rejected_is_not_given(tmp_path: Path) -> None:
     gone = {"000000002", "000010000", "000010001"}
     data = removed.encode({key: Removed(GONE) for key in gone})
     world.remove("clips", world.store.put_blob(data, "parquet"))
-    version = commit(world, "clips")
+    version = world.commit("clips")
     left = sorted({key for some in shards for key in some} - gone)
     dataset = reelmill.load(version)
     assert sorted(keys_of(dataset)) == left
@@ -694,7 +676,7 @@ def test_trouble_is_counted_and_warned_of_once_if_it_is_to_be_skipped(clips: Ver
 def test_a_shard_that_is_damaged_is_named(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.grow("clips", {}, *({key: cells(key) for key in keys(n, 9)} for n in range(3)))
-    version = commit(world, "clips")
+    version = world.commit("clips")
     shards = list(version.manifest.shards)
     paths = [Path(url) for url in version.urls()]
     for path in paths[:2]:
@@ -726,7 +708,7 @@ def test_a_table_has_no_samples_to_load(tmp_path: Path) -> None:
     world = World(tmp_path)
     world.grow("urls", {"url": "string"}, {"000000000": {"url": "https://a.example/1.mp4"}})
     with pytest.raises(ReelmillError, match="has no samples: it is a table"):
-        reelmill.load(commit(world, "urls"))
+        reelmill.load(world.commit("urls"))
 
 
 # Random access
@@ -809,13 +791,13 @@ def test_a_batch_is_traced_to_its_sources(tmp_path: Path) -> None:
         for shard in range(2)
     ]
     world.grow("urls", {"url": "string"}, *rows)
-    urls = commit(world, "urls")
+    urls = world.commit("urls")
     every = [key for some in rows for key in some]
     world.grow("videos", {}, {key: cells(key) for key in every})
-    videos = commit(world, "videos", {"source": str(urls)})
+    videos = world.commit("videos", {"source": str(urls)})
     made = {f"{key}_{n:03}": {"txt": b"x", "start": n} for key in every for n in range(2)}
     world.grow("clips", {"start": "int64"}, made)
-    clips = commit(world, "clips", {"source": str(videos)})
+    clips = world.commit("clips", {"source": str(videos)})
     dataset = reelmill.load(clips).shuffle(5)
     seen = []
     for batch in dataset.loader(3, 1):
@@ -853,7 +835,7 @@ def made_first(version: Version) -> str:
 def test_workers_read_from_a_remote_store(s3_url: str, tmp_path: Path) -> None:
     world = World(tmp_path, s3_url)
     world.grow("clips", {}, *({key: cells(key) for key in keys(n, 9)} for n in range(2)))
-    version = commit(world, "clips")
+    version = world.commit("clips")
     dataset = reelmill.load(version)
     every = sorted(keys_of(dataset))
     assert len(every) == 18
@@ -904,7 +886,7 @@ def test_the_examples_of_the_documentation_run(
 ) -> None:
     world = World(tmp_path)
     world.grow("clips", {}, *({key: cells(key) for key in keys(n, 14)} for n in range(3)))
-    commit(world, "clips")
+    world.commit("clips")
     monkeypatch.chdir(tmp_path)
     page = Path(__file__).parents[2] / "docs" / "loading.md"
     text, *_ = page.read_text().partition("## Where shards are")  # from there on, elsewhere

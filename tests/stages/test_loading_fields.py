@@ -30,7 +30,6 @@ from reelmill.media.flow import encode_kitti  # noqa: E402
 from reelmill.media.images import encode_jpeg  # noqa: E402
 from reelmill.shards import removed  # noqa: E402
 from reelmill.shards.removed import GONE, Removed  # noqa: E402
-from reelmill.store.model import Ref  # noqa: E402
 
 from ..s3_server import Faults  # noqa: E402
 from .datasets import World, keys  # noqa: E402
@@ -42,28 +41,11 @@ SHARDS, SAMPLES = 3, 7
 ALL = [key for shard in range(SHARDS) for key in keys(shard, SAMPLES)]
 
 
-def committed(world: World, name: str) -> Version:
-    manifest = world.given[name]
-    digest = world.store.put_manifest(manifest)
-    ref = Ref(
-        event="commit",
-        version=digest,
-        tags=("latest",),
-        time="2026-01-01T00:00:00+00:00",
-        run="test",
-        stage="test",
-        parents={},
-        totals=manifest.totals(),
-    )
-    world.store.commit_ref(name, ref)
-    return open_version(world.store, name)
-
-
 def grown(world: World, name: str, field: str, shards: Iterable[Iterable[str]]) -> Version:
     """A dataset of samples by their keys, each with one field that says whose it is."""
     made = [{key: {field: f"{name} {key}".encode()} for key in one} for one in shards]
     world.grow(name, {}, *made)
-    return committed(world, name)
+    return world.commit(name)
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +156,7 @@ def test_what_was_removed_is_not_found(tmp_path: Path) -> None:
     world.grow("other", {}, {key: {"o.txt": b"x"} for key in (first, *rest)})
     blob = world.store.put_blob(removed.encode({first: Removed(GONE, "")}), "parquet")
     world.remove("other", blob)
-    committed(world, "other")
+    world.commit("other")
     got = reelmill.load("clips", world.store).associate("other", missing="skip")
     assert set(both(got)) == set(rest)
 
@@ -258,7 +240,7 @@ def test_frames_of_a_shard_are_assembled(tmp_path: Path) -> None:
     flow = encode_kitti(np.ones((54, 96, 2), np.float32))
     cells |= {f"{n:06d}.flow.png": flow for n in range(2)}
     world.grow("flow", {}, dict.fromkeys(keys(0, 4), cells))
-    committed(world, "flow")
+    world.commit("flow")
     whole = Assembler({"images": "{frame}.image.jpg"}, pairs={"flow": "{frame}.flow.png"})
     cells = reelmill.load("flow", world.store).decode("rgb8")
     (batch,) = cells.map(whole).loader(4)
